@@ -1,0 +1,147 @@
+"""Every setting, typed, with its unit and what it changes; wrong values stop the start.
+
+Read from ``$PUPITRE_HOME/pupitre.toml`` and from the environment, which wins:
+``PUPITRE_PORTAL_PORT=9000`` is ``portal_port = 9000``.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from pupitre.errors import SetupError
+
+
+def default_home() -> Path:
+    """``$PUPITRE_HOME``, else ``~/.local/share/pupitre``."""
+    return Path(os.environ.get("PUPITRE_HOME") or Path.home() / ".local/share/pupitre").absolute()
+
+
+class Settings(BaseSettings):
+    """All settings. Times are in seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="PUPITRE_", extra="forbid", frozen=True)
+
+    home: Path = Field(default_factory=default_home, description="State folder: databases, keys, overlays.")
+    cluster: str = Field("main", pattern=r"^[a-z0-9-]{1,32}$", description="Name of the cluster, part of every NATS subject.")
+
+    # Images
+    image_store: Path | None = Field(
+        None, description="Folder of images. Default: $XDG_CACHE_HOME/pupitre/images, shared by all homes of a user."
+    )
+    demo_images: bool = Field(True, description="`up` builds `tiny`, then `debian-desktop` in the background.")
+
+    # Web
+    portal_host: str = Field("127.0.0.1", description="Address the web process listens on.")
+    portal_port: int = Field(8080, ge=0, le=65535, description="Port of portal and gateway in `up`.")
+    gateway_port: int = Field(8081, ge=0, le=65535, description="Port of `pupitre gateway` when it runs alone.")
+    public_origin: str | None = Field(
+        None, description="Origin browsers see, as https://lab.example.org. Default: http://<portal_host>:<portal_port>."
+    )
+    behind_proxy: bool = Field(False, description="A reverse proxy ends TLS and sets X-Forwarded-*.")
+    tls_cert: Path | None = Field(None, description="PEM certificate of the web process, with tls_key.")
+    tls_key: Path | None = None
+    session_hours: float = Field(12, gt=0, description="Hours after which a sign-in ends.")
+    sign_in_per_minute: int = Field(10, ge=1, description="Failed sign-ins allowed per minute, per name and per address.")
+
+    # Commands
+    min_command_interval: float = Field(0.5, ge=0, description="Least seconds between two commands of one user.")
+    command_timeout: float = Field(120, gt=0, description="Seconds after which a command without outcome is timed out.")
+    command_timeout_check_interval: float = Field(5, gt=0, description="Longest wait between two checks for time-outs.")
+    connection_grace: float = Field(10, gt=0, description="Seconds a command waits for an unreachable cluster before CONNECTION_ERROR.")
+    status_update_interval: float = Field(10, gt=0, description="Seconds within which a lost status change is repaired.")
+    student_desktops: int = Field(1, ge=0, description="Desktops a student may have at once.")
+    teacher_desktops: int = Field(5, ge=0)
+    admin_desktops: int = Field(20, ge=0)
+
+    # Links
+    nats_url: str = Field("tls://127.0.0.1:4222", description="NATS servers, comma separated.")
+    heartbeat: float = Field(5, gt=0, description="Seconds between two heartbeats of a host.")
+    host_timeout: float = Field(16, gt=0, description="Seconds of silence after which a host's desktops are lost.")
+
+    # Host
+    host_name: str = Field("host-1", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    host_address: str = Field("127.0.0.1", description="Address where the gateway reaches this host's consoles.")
+    console_port: int = Field(0, ge=0, le=65535, description="Port of the console server; 0 takes a free one.")
+    hypervisor: str = Field(
+        "qemu:///embed", description="libvirt URI; qemu:///embed keeps its root under home; simulated://prompt is in memory."
+    )
+    accelerator: Literal["auto", "kvm", "tcg"] = Field("auto", description="auto uses KVM when a guest really runs on it.")
+    guests_on_stop: Literal["keep", "destroy"] = Field("keep", description="What SIGTERM to the host agent does to guests.")
+    guest_network: Literal["none", "user"] = Field("none", description="user lets guests reach the host's loopback at 10.0.2.2.")
+    host_memory_mib: int | None = Field(None, gt=0, description="Memory for guests; default: all but 2 GiB.")
+    start_limit: int = Field(4, ge=1, description="Guests one host starts at the same time.")
+
+    # Processes
+    ops_port: int = Field(0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics of endpoint, cluster, host.")
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, default_home() / "pupitre.toml")
+
+    @model_validator(mode="after")
+    def _safe_address(self) -> Self:
+        if self.portal_host not in {"127.0.0.1", "::1", "localhost"} and not (self.behind_proxy or self.tls_cert):
+            raise ValueError(
+                f"portal_host {self.portal_host} is beyond loopback: set tls_cert and tls_key, or behind_proxy = true"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets and locks; emptied by `up`."""
+        return self.home / "run"
+
+    @property
+    def pki_dir(self) -> Path:
+        """One certificate directory per role: ``ca.crt``, ``<role>.crt``, ``<role>.key``."""
+        return self.home / "pki"
+
+    @property
+    def images_dir(self) -> Path:
+        if self.image_store:
+            return self.image_store
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(cache) / "pupitre/images"
+
+    @property
+    def host_dir(self) -> Path:
+        """This host's own files: embed root, overlays, journal."""
+        return self.home / "hosts" / self.host_name
+
+    @property
+    def origin(self) -> str:
+        """The origin that browsers must send."""
+        if self.public_origin:
+            return self.public_origin.rstrip("/")
+        scheme = "https" if self.tls_cert else "http"
+        return f"{scheme}://{self.portal_host}:{self.portal_port}"
+
+    def database_url(self, name: Literal["accounts", "commands", "status", "cluster"]) -> str:
+        return f"sqlite+aiosqlite:///{self.home / 'db' / name}.sqlite"
+
+
+def load() -> Settings:
+    """The settings of this process. Raises `SetupError` that names the setting and the mend."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SetupError(
+            f"Setting {key}: {first['msg']}.",
+            f"Mend it in {default_home() / 'pupitre.toml'} or in PUPITRE_{key.upper()}.",
+        ) from error

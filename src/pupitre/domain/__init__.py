@@ -1,0 +1,1 @@
+"""Pure values, state tables and decisions. No I/O, no clock, no randomness here."""

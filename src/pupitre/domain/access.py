@@ -1,0 +1,30 @@
+"""Who may do what: one policy for pages, REST and CLI."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pupitre.domain.desktop import Desktop
+
+
+class Role(StrEnum):
+    ADMIN = "admin"
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Someone with an account. ``id`` never changes; ``name`` is what they type."""
+
+    id: str
+    name: str
+    role: Role
+
+
+def may_see_desktop(user: User, desktop: Desktop) -> bool:
+    """Own desktops only: what one may not see must look as if it did not exist."""
+    return desktop.owner == user.id
+
+
+def may_manage_hosts(user: User) -> bool:
+    return user.role is Role.ADMIN

@@ -1,0 +1,83 @@
+"""A ticket: the portal's signed word that one browser may see one desktop's screen, once, for 30 s.
+
+Form: ``base64url(claims JSON).base64url(Ed25519 signature)``, no padding, so that
+it is a token in the sense of RFC 9110 and fits a WebSocket subprotocol.
+The gateway checks it first; the host checks it again and burns it, because the
+host is the one place that all gateways of a cluster share.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from pupitre.errors import RequestError
+
+MAX_LENGTH = 2048
+
+
+class TicketRefused(RequestError):
+    """The ticket is forged, expired, used, or for something else."""
+
+    code = "ticket_refused"
+
+
+class Purpose(StrEnum):
+    CONSOLE = "console"
+    SCREENSHOT = "screenshot"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """``expires`` is in Unix seconds. ``boot`` is the desktop's boot generation.
+
+    ``bearer`` is the SHA-256 (hex) of the cookie or token that asked for it;
+    ``browser`` says that it was a cookie, which then has to come with the ticket.
+    """
+
+    id: str
+    purpose: Purpose
+    user: str
+    desktop: str
+    boot: int
+    host: str
+    address: str
+    port: int
+    expires: float
+    bearer: str
+    browser: bool
+
+
+def sign(ticket: Ticket, key: Ed25519PrivateKey) -> str:
+    claims = msgspec.json.encode(ticket)
+    return f"{_encode(claims)}.{_encode(key.sign(claims))}"
+
+
+def verify(text: str, key: Ed25519PublicKey, *, now: float) -> Ticket:
+    """The ticket in ``text``, if ``key`` signed it and it has not expired. Raises `TicketRefused`."""
+    if len(text) > MAX_LENGTH:
+        raise TicketRefused("The ticket is too long.")
+    claims, dot, signature = text.partition(".")
+    try:
+        if not dot:
+            raise TicketRefused("This is not a ticket.")
+        body = _decode(claims)
+        key.verify(_decode(signature), body)
+        ticket = msgspec.json.decode(body, type=Ticket)
+    except (binascii.Error, ValueError, InvalidSignature, msgspec.MsgspecError) as error:
+        raise TicketRefused("The ticket is not one that this portal signed.") from error
+    if now >= ticket.expires:
+        raise TicketRefused("The ticket has expired. Open the console again.")
+    return ticket
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)

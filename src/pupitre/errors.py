@@ -1,0 +1,153 @@
+"""Every error of Pupitre, as one tree.
+
+::
+
+    PupitreError
+    ├── RequestError            the caller's fault; the same request fails again
+    │   ├── NotFound            no such thing, or not the caller's to see
+    │   ├── Invalid             malformed or out of range
+    │   ├── NotSignedIn         no valid session or token
+    │   ├── Forbidden           signed in, but the role may not
+    │   ├── Conflict            the thing's state does not allow it
+    │   ├── LimitReached        the user has all they may have
+    │   ├── TooEarly            sooner than the interval; ``retry_after`` seconds
+    │   └── HostileImage        an image file that must not reach a parser
+    ├── CommandError            the outcome of a command that could not be carried out
+    │   ├── ConnectionFault     CONNECTION_ERROR: the cluster was not reached
+    │   ├── TimedOut            no outcome within the command's time-out
+    │   ├── BootFailure         VM_BOOT_FAILURE
+    │   ├── DestructionFault    DOMAIN_DESTRUCTION_ERROR
+    │   └── RegistrationFault   VM_SERVER_REGISTRATION_ERROR
+    ├── Unavailable             ours, and passing: try again
+    │   ├── LinkDown            the message broker or the peer does not answer
+    │   └── EndpointError       the endpoint cannot reach what it joins
+    ├── HypervisorError         what libvirt or QEMU said, in one sentence
+    │   ├── NoSuchDomain
+    │   └── ImageFault          a disk or image that cannot be used
+    ├── MessageError            bytes that are no message of ours
+    ├── ForbiddenTransition     a state table has no such step: a programming error
+    └── SetupError              the machine lacks something; ``mend`` says what to do
+
+``str(error)`` is one sentence for the person who reads it. ``code`` is a stable
+word for programs. HTTP status codes are chosen by the portal alone.
+"""
+
+from typing import ClassVar
+
+
+class PupitreError(Exception):
+    """The root. ``code`` never changes once published."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class RequestError(PupitreError):
+    code = "bad_request"
+
+
+class NotFound(RequestError):
+    code = "not_found"
+
+
+class Invalid(RequestError):
+    code = "invalid"
+
+
+class NotSignedIn(RequestError):
+    code = "not_signed_in"
+
+
+class Forbidden(RequestError):
+    code = "forbidden"
+
+
+class Conflict(RequestError):
+    code = "conflict"
+
+
+class LimitReached(RequestError):
+    code = "limit_reached"
+
+
+class TooEarly(RequestError):
+    """``retry_after`` is in seconds."""
+
+    code = "too_early"
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class HostileImage(RequestError):
+    code = "hostile_image"
+
+
+class CommandError(PupitreError):
+    code = "command_failed"
+
+
+class ConnectionFault(CommandError):
+    code = "CONNECTION_ERROR"
+
+
+class TimedOut(CommandError):
+    code = "TIMED_OUT"
+
+
+class BootFailure(CommandError):
+    code = "VM_BOOT_FAILURE"
+
+
+class DestructionFault(CommandError):
+    code = "DOMAIN_DESTRUCTION_ERROR"
+
+
+class RegistrationFault(CommandError):
+    code = "VM_SERVER_REGISTRATION_ERROR"
+
+
+class Unavailable(PupitreError):
+    code = "unavailable"
+
+
+class LinkDown(Unavailable):
+    code = "link_down"
+
+
+class EndpointError(Unavailable):
+    code = "endpoint_error"
+
+
+class HypervisorError(PupitreError):
+    code = "hypervisor_error"
+
+
+class NoSuchDomain(HypervisorError):
+    code = "no_such_domain"
+
+
+class ImageFault(HypervisorError):
+    code = "image_fault"
+
+
+class MessageError(PupitreError):
+    code = "message_error"
+
+
+class ForbiddenTransition(PupitreError):
+    code = "forbidden_transition"
+
+
+class SetupError(PupitreError):
+    """``mend`` is the command or the setting that mends it."""
+
+    code = "setup_error"
+
+    def __init__(self, reason: str, mend: str) -> None:
+        super().__init__(f"{reason} {mend}" if mend else reason)
+        self.mend = mend
