@@ -15,8 +15,12 @@ from pupitre.errors import SetupError
 
 
 def default_home() -> Path:
-    """``$PUPITRE_HOME``, else ``~/.local/share/pupitre``."""
-    return Path(os.environ.get("PUPITRE_HOME") or Path.home() / ".local/share/pupitre").absolute()
+    """``$PUPITRE_HOME``, else ``/var/lib/pupitre`` for root and ``~/.local/share/pupitre`` for anyone else.
+
+    Root's own folder would be closed to QEMU, which runs as a user of its own.
+    """
+    usual = Path("/var/lib/pupitre") if os.geteuid() == 0 else Path.home() / ".local/share/pupitre"
+    return Path(os.environ.get("PUPITRE_HOME") or usual).absolute()
 
 
 class Settings(BaseSettings):
@@ -25,11 +29,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PUPITRE_", extra="forbid", frozen=True)
 
     home: Path = Field(default_factory=default_home, description="State folder: databases, keys, overlays.")
-    cluster: str = Field("main", pattern=r"^[a-z0-9-]{1,32}$", description="Name of the cluster, part of every NATS subject.")
+    cluster: str = Field(
+        "main", pattern=r"^[a-z0-9-]{1,32}$", description="Name of the cluster, part of every NATS subject."
+    )
 
     # Images
     image_store: Path | None = Field(
-        None, description="Folder of images. Default: $XDG_CACHE_HOME/pupitre/images, shared by all homes of a user."
+        None,
+        description="Folder of images, shared by all homes of a user. Default: /var/cache/pupitre/images for root,"
+        " else ~/.cache/pupitre/images.",
     )
     demo_images: bool = Field(True, description="`up` builds `tiny`, then `debian-desktop` in the background.")
 
@@ -38,20 +46,27 @@ class Settings(BaseSettings):
     portal_port: int = Field(8080, ge=0, le=65535, description="Port of portal and gateway in `up`.")
     gateway_port: int = Field(8081, ge=0, le=65535, description="Port of `pupitre gateway` when it runs alone.")
     public_origin: str | None = Field(
-        None, description="Origin browsers see, as https://lab.example.org. Default: http://<portal_host>:<portal_port>."
+        None,
+        description="Origin browsers see, as https://lab.example.org. Default: http://<portal_host>:<portal_port>.",
     )
     behind_proxy: bool = Field(False, description="A reverse proxy ends TLS and sets X-Forwarded-*.")
     tls_cert: Path | None = Field(None, description="PEM certificate of the web process, with tls_key.")
     tls_key: Path | None = None
     session_hours: float = Field(12, gt=0, description="Hours after which a sign-in ends.")
-    sign_in_per_minute: int = Field(10, ge=1, description="Failed sign-ins allowed per minute, per name and per address.")
+    sign_in_per_minute: int = Field(
+        10, ge=1, description="Failed sign-ins allowed per minute, per name and per address."
+    )
 
     # Commands
     min_command_interval: float = Field(0.5, ge=0, description="Least seconds between two commands of one user.")
     command_timeout: float = Field(120, gt=0, description="Seconds after which a command without outcome is timed out.")
     command_timeout_check_interval: float = Field(5, gt=0, description="Longest wait between two checks for time-outs.")
-    connection_grace: float = Field(10, gt=0, description="Seconds a command waits for an unreachable cluster before CONNECTION_ERROR.")
-    status_update_interval: float = Field(10, gt=0, description="Seconds within which a lost status change is repaired.")
+    connection_grace: float = Field(
+        10, gt=0, description="Seconds a command waits for an unreachable cluster before CONNECTION_ERROR."
+    )
+    status_update_interval: float = Field(
+        10, gt=0, description="Seconds within which a lost status change is repaired."
+    )
     student_desktops: int = Field(1, ge=0, description="Desktops a student may have at once.")
     teacher_desktops: int = Field(5, ge=0)
     admin_desktops: int = Field(20, ge=0)
@@ -66,16 +81,25 @@ class Settings(BaseSettings):
     host_address: str = Field("127.0.0.1", description="Address where the gateway reaches this host's consoles.")
     console_port: int = Field(0, ge=0, le=65535, description="Port of the console server; 0 takes a free one.")
     hypervisor: str = Field(
-        "qemu:///embed", description="libvirt URI; qemu:///embed keeps its root under home; simulated://prompt is in memory."
+        "qemu:///embed",
+        description="libvirt URI; qemu:///embed keeps its root under home; simulated://prompt is in memory.",
     )
-    accelerator: Literal["auto", "kvm", "tcg"] = Field("auto", description="auto uses KVM when a guest really runs on it.")
-    guests_on_stop: Literal["keep", "destroy"] = Field("keep", description="What SIGTERM to the host agent does to guests.")
-    guest_network: Literal["none", "user"] = Field("none", description="user lets guests reach the host's loopback at 10.0.2.2.")
+    accelerator: Literal["auto", "kvm", "tcg"] = Field(
+        "auto", description="auto uses KVM when a guest really runs on it."
+    )
+    guests_on_stop: Literal["keep", "destroy"] = Field(
+        "keep", description="What SIGTERM to the host agent does to guests."
+    )
+    guest_network: Literal["none", "user"] = Field(
+        "none", description="user lets guests reach the host's loopback at 10.0.2.2."
+    )
     host_memory_mib: int | None = Field(None, gt=0, description="Memory for guests; default: all but 2 GiB.")
     start_limit: int = Field(4, ge=1, description="Guests one host starts at the same time.")
 
     # Processes
-    ops_port: int = Field(0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics of endpoint, cluster, host.")
+    ops_port: int = Field(
+        0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics of endpoint, cluster, host."
+    )
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -114,8 +138,8 @@ class Settings(BaseSettings):
     def images_dir(self) -> Path:
         if self.image_store:
             return self.image_store
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(cache) / "pupitre/images"
+        usual = Path("/var/cache") if os.geteuid() == 0 else Path.home() / ".cache"
+        return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "pupitre/images"
 
     @property
     def host_dir(self) -> Path:

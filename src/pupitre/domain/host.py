@@ -33,7 +33,10 @@ HOST_LIFE: Machine[HostState, HostEvent] = Machine(
         _S.READY: {_E.REPORT: _S.READY, _E.MISS: _S.RECONNECTING, _E.DRAIN: _S.DRAINING, _E.SHUT_DOWN: _S.SHUT_DOWN},
         _S.DRAINING: {_E.REPORT: _S.DRAINING, _E.MISS: _S.RECONNECTING, _E.SHUT_DOWN: _S.SHUT_DOWN},
         _S.RECONNECTING: {
-            _E.REPORT: _S.READY, _E.MISS: _S.RECONNECTING, _E.GIVE_UP: _S.TIMED_OUT, _E.SHUT_DOWN: _S.SHUT_DOWN,
+            _E.REPORT: _S.READY,
+            _E.MISS: _S.RECONNECTING,
+            _E.GIVE_UP: _S.TIMED_OUT,
+            _E.SHUT_DOWN: _S.SHUT_DOWN,
         },
         _S.TIMED_OUT: {_E.REPORT: _S.READY, _E.MISS: _S.TIMED_OUT, _E.SHUT_DOWN: _S.SHUT_DOWN},
         _S.SHUT_DOWN: {_E.REPORT: _S.READY},

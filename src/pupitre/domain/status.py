@@ -1,0 +1,62 @@
+"""What the cluster tells the website: rows, in numbered changes."""
+
+from dataclasses import dataclass
+
+from pupitre.domain.desktop import Desktop
+from pupitre.domain.host import Host
+from pupitre.domain.image import CopyState, Image
+
+
+@dataclass(frozen=True, slots=True)
+class HostImage:
+    """An image on one host; ``gone`` when that host no longer has it."""
+
+    host: str
+    image: Image
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows as they are now; a row replaces the one with its key."""
+
+    hosts: tuple[Host, ...] = ()
+    copies: tuple[HostImage, ...] = ()
+    desktops: tuple[Desktop, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.hosts or self.copies or self.desktops)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a reader of changes stands: the cluster's epoch and the number of the last change seen.
+
+    A new epoch (the cluster's database was replaced) makes all earlier numbers void.
+    """
+
+    epoch: int = 0
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Whether the endpoint reaches the cluster, and since when (Unix ms)."""
+
+    cluster: str
+    connected: bool
+    since: int
+    reason: str | None = None
+
+
+_BEST_FIRST = (CopyState.READY, CopyState.FETCHING, CopyState.STALE, CopyState.WANTED, CopyState.FAILED)
+
+
+def catalogue(copies: list[HostImage]) -> list[Image]:
+    """The images of all hosts, each once, as its best copy, by name."""
+    best: dict[str, Image] = {}
+    for copy in copies:
+        held = best.get(copy.image.id)
+        if held is None or _BEST_FIRST.index(copy.image.state) < _BEST_FIRST.index(held.state):
+            best[copy.image.id] = copy.image
+    return sorted(best.values(), key=lambda image: image.name)

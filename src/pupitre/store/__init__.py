@@ -1,0 +1,1 @@
+"""The databases: functions that take and return domain values. No ORM, no SQL elsewhere."""

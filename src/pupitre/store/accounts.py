@@ -1,0 +1,91 @@
+"""The database ``accounts``: users and their sign-ins. Only the portal opens it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import delete, insert, select, update
+
+from pupitre.domain.access import Role, User
+from pupitre.errors import Conflict
+from pupitre.store.engine import Database
+from pupitre.store.rows import AnyRow
+from pupitre.store.schema import sessions, users
+
+
+class SessionKind(StrEnum):
+    COOKIE = "cookie"
+    BEARER = "bearer"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A sign-in. ``token_hash`` is SHA-256 in hex; times in Unix ms."""
+
+    token_hash: str
+    user: User
+    kind: SessionKind
+    expires: int
+
+
+class Accounts:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    async def add_user(self, user: User, password_hash: str, *, now: int) -> None:
+        """Raises `Conflict` when the name is taken."""
+        try:
+            async with self.database.write() as connection:
+                await connection.execute(
+                    insert(users).values(
+                        id=user.id, name=user.name, role=user.role, password_hash=password_hash, created=now
+                    )
+                )
+        except Conflict as error:
+            raise Conflict(f"There is already a user named {user.name}.") from error
+
+    async def set_password(self, user_id: str, password_hash: str) -> None:
+        """Change the password and end every session of the user."""
+        async with self.database.write() as connection:
+            await connection.execute(update(users).where(users.c.id == user_id).values(password_hash=password_hash))
+            await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+
+    async def remove_user(self, user_id: str) -> None:
+        async with self.database.write() as connection:
+            await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+            await connection.execute(delete(users).where(users.c.id == user_id))
+
+    async def user_named(self, name: str) -> tuple[User, str] | None:
+        """The user and the password hash."""
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(users).where(users.c.name == name))).one_or_none()
+        return (_user(row), row.password_hash) if row else None
+
+    async def users(self) -> list[User]:
+        async with self.database.read() as connection:
+            return [_user(row) for row in await connection.execute(select(users).order_by(users.c.name))]
+
+    async def open_session(self, token_hash: str, user_id: str, kind: SessionKind, *, now: int, expires: int) -> None:
+        async with self.database.write() as connection:
+            await connection.execute(delete(sessions).where(sessions.c.expires <= now))
+            await connection.execute(
+                insert(sessions).values(token_hash=token_hash, user_id=user_id, kind=kind, created=now, expires=expires)
+            )
+
+    async def session(self, token_hash: str, *, now: int) -> Session | None:
+        """The live session with this token."""
+        query = (
+            select(users, sessions.c.kind, sessions.c.expires)
+            .join(sessions, sessions.c.user_id == users.c.id)
+            .where(sessions.c.token_hash == token_hash, sessions.c.expires > now)
+        )
+        async with self.database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return Session(token_hash, _user(row), SessionKind(row.kind), row.expires) if row else None
+
+    async def close_session(self, token_hash: str) -> None:
+        async with self.database.write() as connection:
+            await connection.execute(delete(sessions).where(sessions.c.token_hash == token_hash))
+
+
+def _user(row: AnyRow) -> User:
+    return User(row.id, row.name, Role(row.role))

@@ -1,0 +1,60 @@
+"""First tables"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "commands",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("desktop", sa.String(length=36), nullable=True),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("created", sa.BigInteger(), nullable=False),
+        sa.Column("deadline", sa.BigInteger(), nullable=False),
+        sa.Column("finished", sa.BigInteger(), nullable=True),
+        sa.Column("fault_code", sa.String(length=64), nullable=True),
+        sa.Column("fault_reason", sa.Text(), nullable=True),
+        sa.Column("late", sa.String(length=16), nullable=True),
+        sa.Column("abandon", sa.Boolean(), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_commands")),
+    )
+    with op.batch_alter_table("commands", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_commands_abandon"), ["abandon"], unique=False)
+        batch_op.create_index(batch_op.f("ix_commands_state_created"), ["state", "created"], unique=False)
+        batch_op.create_index(batch_op.f("ix_commands_user_id_created"), ["user_id", "created"], unique=False)
+        batch_op.create_index(batch_op.f("ix_commands_version"), ["version"], unique=False)
+
+    op.create_table(
+        "counter",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("value", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_counter")),
+    )
+    op.create_table(
+        "gates",
+        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("last", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("pk_gates")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("gates")
+    op.drop_table("counter")
+    with op.batch_alter_table("commands", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_commands_version"))
+        batch_op.drop_index(batch_op.f("ix_commands_user_id_created"))
+        batch_op.drop_index(batch_op.f("ix_commands_state_created"))
+        batch_op.drop_index(batch_op.f("ix_commands_abandon"))
+
+    op.drop_table("commands")

@@ -1,0 +1,95 @@
+"""Hosts, copies and desktops as rows: ``status`` and ``cluster`` hold the same columns."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row
+
+from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.host import Host, HostFacts, HostState
+from pupitre.domain.image import CopyState, Image
+
+AnyRow = Row[Any]
+
+
+def host_to_row(host: Host) -> dict[str, object]:
+    return {
+        "name": host.name,
+        "state": host.state,
+        "address": host.address,
+        "port": host.port,
+        "edition": host.edition,
+        "since": host.since,
+        "reason": host.reason,
+        "facts": msgspec.json.encode(host.facts).decode() if host.facts else None,
+    }
+
+
+def host_from_row(row: AnyRow) -> Host:
+    return Host(
+        name=row.name,
+        state=HostState(row.state),
+        address=row.address,
+        port=row.port,
+        edition=row.edition,
+        since=row.since,
+        reason=row.reason,
+        facts=msgspec.json.decode(row.facts, type=HostFacts) if row.facts else None,
+    )
+
+
+def copy_to_row(host: str, image: Image) -> dict[str, object]:
+    return {
+        "host": host,
+        "image": image.id,
+        "name": image.name,
+        "description": image.description,
+        "state": image.state,
+        "since": image.since,
+        "memory_mib": image.memory_mib,
+        "vcpus": image.vcpus,
+        "progress": image.progress,
+        "reason": image.reason,
+    }
+
+
+def image_from_row(row: AnyRow) -> Image:
+    return Image(
+        id=row.image,
+        name=row.name,
+        description=row.description,
+        state=CopyState(row.state),
+        since=row.since,
+        memory_mib=row.memory_mib,
+        vcpus=row.vcpus,
+        progress=row.progress,
+        reason=row.reason,
+    )
+
+
+def desktop_to_row(desktop: Desktop) -> dict[str, object]:
+    return {
+        "id": desktop.id,
+        "owner": desktop.owner,
+        "image": desktop.image,
+        "host": desktop.host,
+        "state": desktop.state,
+        "since": desktop.since,
+        "created": desktop.created,
+        "reason": desktop.reason,
+        "boot": desktop.boot,
+    }
+
+
+def desktop_from_row(row: AnyRow) -> Desktop:
+    return Desktop(
+        id=row.id,
+        owner=row.owner,
+        image=row.image,
+        host=row.host,
+        state=DesktopState(row.state),
+        since=row.since,
+        created=row.created,
+        reason=row.reason,
+        boot=row.boot,
+    )

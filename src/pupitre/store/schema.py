@@ -1,0 +1,179 @@
+"""Tables of the four databases. Times are Unix milliseconds; ids are UUIDs as text.
+
+Only portable column types and statements, because SQLite, PostgreSQL and MariaDB
+all hold these tables. A ``version`` grows with every change of its database, so
+that a reader asks for "what is newer than the last I saw".
+"""
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+}
+_ID, _NAME = String(36), String(64)
+
+
+def _counter(metadata: MetaData) -> Table:
+    """One row: the version given to the latest change."""
+    return Table(
+        "counter", metadata, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False)
+    )
+
+
+# accounts: who may sign in. Portal reads and writes.
+accounts = MetaData(naming_convention=NAMING)
+users = Table(
+    "users",
+    accounts,
+    Column("id", _ID, primary_key=True),
+    Column("name", _NAME, nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("password_hash", String(255), nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+sessions = Table(
+    "sessions",
+    accounts,
+    # SHA-256 of the random token: the database never holds what opens a door.
+    Column("token_hash", String(64), primary_key=True),
+    Column("user_id", _ID, nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+)
+
+# commands: what was asked for and what came of it. Portal and endpoint read and write.
+commands_db = MetaData(naming_convention=NAMING)
+commands_counter = _counter(commands_db)
+commands = Table(
+    "commands",
+    commands_db,
+    Column("id", _ID, primary_key=True),
+    Column("user_id", _ID, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("desktop", _ID),
+    Column("state", String(16), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("deadline", BigInteger, nullable=False),
+    Column("finished", BigInteger),
+    Column("fault_code", String(64)),
+    Column("fault_reason", Text),
+    Column("late", String(16)),
+    # The cluster has yet to be told that nobody waits for this command any more.
+    Column("abandon", Boolean, nullable=False),
+    Column("version", BigInteger, nullable=False, index=True),
+    Index(None, "user_id", "created"),
+    Index(None, "state", "created"),
+    Index(None, "abandon"),
+)
+gates = Table(
+    "gates",
+    commands_db,
+    Column("user_id", _ID, primary_key=True),
+    Column("last", BigInteger, nullable=False),
+)
+
+# status: what the cluster says. The endpoint writes, the portal only reads.
+status = MetaData(naming_convention=NAMING)
+status_counter = _counter(status)
+links = Table(
+    "links",
+    status,
+    Column("cluster", _NAME, primary_key=True),
+    Column("connected", Boolean, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("reason", Text),
+    Column("epoch", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+)
+_HOST = (
+    Column("name", _NAME, primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("address", String(255), nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("edition", Boolean, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("reason", Text),
+    Column("facts", Text),
+)
+_COPY = (
+    Column("host", _NAME, primary_key=True),
+    Column("image", _NAME, primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("vcpus", Integer, nullable=False),
+    Column("progress", Float),
+    Column("reason", Text),
+)
+_DESKTOP = (
+    Column("id", _ID, primary_key=True),
+    Column("owner", _ID, nullable=False, index=True),
+    Column("image", _NAME, nullable=False),
+    Column("host", _NAME),
+    Column("state", String(16), nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("reason", Text),
+    Column("boot", Integer, nullable=False),
+)
+
+
+def _version() -> "Column[int]":
+    return Column("version", BigInteger, nullable=False, index=True)
+
+
+hosts = Table("hosts", status, *(column.copy() for column in _HOST), _version())
+copies = Table(
+    "copies", status, *(column.copy() for column in _COPY), Column("gone", Boolean, nullable=False), _version()
+)
+desktops = Table("desktops", status, *(column.copy() for column in _DESKTOP), _version())
+
+# cluster: the cluster server's own truth. Nobody else reads it.
+cluster = MetaData(naming_convention=NAMING)
+cluster_counter = _counter(cluster)
+epochs = Table("epochs", cluster, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
+cluster_hosts = Table("hosts", cluster, *(column.copy() for column in _HOST), _version())
+cluster_copies = Table(
+    "copies",
+    cluster,
+    *(column.copy() for column in _COPY),
+    Column("spec", Text),
+    Column("gone", Boolean, nullable=False),
+    _version(),
+)
+cluster_desktops = Table(
+    "desktops",
+    cluster,
+    *(column.copy() for column in _DESKTOP),
+    # What was asked for, beside what is seen in ``state``: 'running' or 'gone'.
+    Column("wanted", String(16), nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("vcpus", Integer, nullable=False),
+    _version(),
+)
+journal = Table(
+    "journal",
+    cluster,
+    Column("id", _ID, primary_key=True),
+    Column("user_id", _ID, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("desktop", _ID, index=True),
+    Column("accepted", BigInteger, nullable=False),
+    Column("deadline", BigInteger, nullable=False),
+    Column("outcome", String(16)),
+    Column("fault_code", String(64)),
+    Column("fault_reason", Text),
+    # The endpoint has confirmed the outcome.
+    Column("reported", Boolean, nullable=False),
+    Index(None, "reported", "accepted"),
+)
+
+DATABASES: dict[str, MetaData] = {"accounts": accounts, "commands": commands_db, "status": status, "cluster": cluster}

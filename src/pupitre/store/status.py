@@ -1,0 +1,178 @@
+"""The database ``status``: what the cluster last said. The endpoint writes it; the portal only reads.
+
+Each written batch takes one version for all its rows. A row that is written
+again unchanged keeps its version, so that a full page wakes nobody without need.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Table, and_, delete, insert, not_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from pupitre.bell import Bell
+from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
+from pupitre.domain.host import Host
+from pupitre.domain.image import Image
+from pupitre.domain.status import HostImage, Link, Position, Rows, catalogue
+from pupitre.store.engine import Database, next_version
+from pupitre.store.rows import (
+    copy_to_row,
+    desktop_from_row,
+    desktop_to_row,
+    host_from_row,
+    host_to_row,
+    image_from_row,
+)
+from pupitre.store.schema import copies, desktops, hosts, links, status_counter
+
+
+@dataclass(frozen=True, slots=True)
+class StatusChanges:
+    """All that changed after a version; ``version`` is the one to ask with next."""
+
+    version: int
+    rows: Rows
+    links: tuple[Link, ...]
+
+
+class Status:
+    """``changed`` wakes the portal."""
+
+    def __init__(self, database: Database, *, changed: Bell) -> None:
+        self.database = database
+        self.changed = changed
+
+    # Reading
+
+    async def desktop(self, desktop_id: str) -> Desktop | None:
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(desktops).where(desktops.c.id == desktop_id))).one_or_none()
+        return desktop_from_row(row) if row else None
+
+    async def desktops_of(self, owner: str, *, limit: int = 200, before: str | None = None) -> list[Desktop]:
+        """The owner's desktops that are not gone, newest first. ``before`` is the last id already seen."""
+        query = select(desktops).where(desktops.c.owner == owner, desktops.c.state != DesktopState.GONE)
+        if before:
+            query = query.where(desktops.c.id < before)
+        async with self.database.read() as connection:
+            rows = await connection.execute(query.order_by(desktops.c.id.desc()).limit(limit))
+        return [desktop_from_row(row) for row in rows]
+
+    async def counted_of(self, owner: str) -> frozenset[str]:
+        """Ids of the owner's desktops that count against the limit."""
+        query = select(desktops.c.id).where(desktops.c.owner == owner, desktops.c.state.in_(COUNTED_STATES))
+        async with self.database.read() as connection:
+            return frozenset(str(desktop) for (desktop,) in await connection.execute(query))
+
+    async def hosts(self) -> list[Host]:
+        async with self.database.read() as connection:
+            return [host_from_row(row) for row in await connection.execute(select(hosts).order_by(hosts.c.name))]
+
+    async def host(self, name: str) -> Host | None:
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(hosts).where(hosts.c.name == name))).one_or_none()
+        return host_from_row(row) if row else None
+
+    async def images(self) -> list[Image]:
+        """Every image of the cluster once, by name, in the state of its best copy."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(copies).where(not_(copies.c.gone)))
+        return catalogue([HostImage(row.host, image_from_row(row)) for row in rows])
+
+    async def image(self, image_id: str) -> Image | None:
+        return next((image for image in await self.images() if image.id == image_id), None)
+
+    async def links(self) -> list[Link]:
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(links).order_by(links.c.cluster))
+        return [Link(row.cluster, row.connected, row.since, row.reason) for row in rows]
+
+    async def version(self) -> int:
+        async with self.database.read() as connection:
+            return int((await connection.execute(select(status_counter.c.value))).scalar_one())
+
+    async def changes(self, after: int) -> StatusChanges:
+        async with self.database.read() as connection:
+            version = int((await connection.execute(select(status_counter.c.value))).scalar_one())
+            host_rows = await connection.execute(select(hosts).where(hosts.c.version > after))
+            copy_rows = await connection.execute(select(copies).where(copies.c.version > after))
+            desktop_rows = await connection.execute(
+                select(desktops).where(desktops.c.version > after).order_by(desktops.c.version)
+            )
+            link_rows = await connection.execute(select(links).where(links.c.version > after))
+        rows = Rows(
+            hosts=tuple(host_from_row(row) for row in host_rows),
+            copies=tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows),
+            desktops=tuple(desktop_from_row(row) for row in desktop_rows),
+        )
+        return StatusChanges(
+            version, rows, tuple(Link(row.cluster, row.connected, row.since, row.reason) for row in link_rows)
+        )
+
+    # Writing
+
+    async def position(self, cluster_name: str) -> Position:
+        query = select(links.c.epoch, links.c.sequence).where(links.c.cluster == cluster_name)
+        async with self.database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return Position(row.epoch, row.sequence) if row else Position()
+
+    async def apply(self, cluster_name: str, rows: Rows, position: Position | None = None) -> None:
+        """Write rows as they are now, and how far they bring us, in one transaction."""
+        async with self.database.write() as connection:
+            version = await next_version(connection, status_counter)
+            for host in rows.hosts:
+                await _upsert(connection, hosts, host_to_row(host), version)
+            for copy in rows.copies:
+                await _upsert(connection, copies, {**copy_to_row(copy.host, copy.image), "gone": copy.gone}, version)
+            for desktop in rows.desktops:
+                await _upsert(connection, desktops, desktop_to_row(desktop), version)
+            if position:
+                await connection.execute(
+                    update(links)
+                    .where(links.c.cluster == cluster_name)
+                    .values(epoch=position.epoch, sequence=position.sequence)
+                )
+        self.changed.ring()
+
+    async def retain(self, kept: Rows) -> None:
+        """After a full set of pages: what the cluster did not name is gone."""
+        async with self.database.write() as connection:
+            version = await next_version(connection, status_counter)
+            await connection.execute(delete(hosts).where(hosts.c.name.not_in([host.name for host in kept.hosts])))
+            named = {(copy.host, copy.image.id) for copy in kept.copies if not copy.gone}
+            for row in (await connection.execute(select(copies).where(not_(copies.c.gone)))).all():
+                if (row.host, row.image) not in named:
+                    key = and_(copies.c.host == row.host, copies.c.image == row.image)
+                    await connection.execute(update(copies).where(key).values(gone=True, version=version))
+            await connection.execute(
+                update(desktops)
+                .where(
+                    desktops.c.id.not_in([desktop.id for desktop in kept.desktops]),
+                    desktops.c.state != DesktopState.GONE,
+                )
+                .values(state=DesktopState.GONE, version=version)
+            )
+        self.changed.ring()
+
+    async def set_link(self, link: Link) -> None:
+        """Record whether the cluster is reached; ``since`` stays while nothing changes."""
+        async with self.database.write() as connection:
+            version = await next_version(connection, status_counter)
+            here = links.c.cluster == link.cluster
+            held = (await connection.execute(select(links).where(here))).one_or_none()
+            values = {"connected": link.connected, "since": link.since, "reason": link.reason, "version": version}
+            if held is None:
+                await connection.execute(insert(links).values(cluster=link.cluster, epoch=0, sequence=0, **values))
+            elif held.connected != link.connected:
+                await connection.execute(update(links).where(here).values(**values))
+        self.changed.ring()
+
+
+async def _upsert(connection: AsyncConnection, table: Table, values: dict[str, object], version: int) -> None:
+    key = and_(*(column == values[column.name] for column in table.primary_key.columns))
+    held = (await connection.execute(select(table).where(key))).one_or_none()
+    if held is None:
+        await connection.execute(insert(table).values(version=version, **values))
+    elif any(held._mapping[name] != value for name, value in values.items()):
+        await connection.execute(update(table).where(key).values(version=version, **values))
