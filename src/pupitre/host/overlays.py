@@ -1,0 +1,90 @@
+"""The desktops' own disks: one qcow2 overlay per desktop, on top of its image.
+
+What stays true: an overlay is either whole or not there (made under another name,
+then renamed); formats are always given, never guessed; the image below is only read.
+A disk is found by its desktop's id alone, so whoever cleans up needs no other record.
+"""
+
+import asyncio
+import os
+import uuid
+from pathlib import Path
+
+from pupitre.errors import ImageFault
+from pupitre.host.diagnosis import LEAST_FREE_MIB, is_qcow2
+from pupitre.host.domain_xml import desktop_id
+
+SUFFIX = ".qcow2"
+LIMIT = 60.0
+"""Seconds for one ``qemu-img``."""
+
+
+class Overlays:
+    """``folder`` is one host's own; QEMU reaches the files through it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open(self) -> None:
+        """Make the folder; sweep what a killed process left half-made."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o711)  # QEMU, which may be another user, must pass but not list
+        for leftover in self.folder.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
+
+    def path(self, desktop: str) -> Path:
+        return self.folder / f"{desktop_id(desktop)}{SUFFIX}"
+
+    async def ensure(self, desktop: str, backing: Path | None, backing_format: str | None, size_gib: int) -> Path:
+        """The overlay, made if it is not there. Raises `ImageFault`.
+
+        It is as large as ``backing``, which knows its own partitions; without one
+        (for an ISO) it is an empty disk of ``size_gib``.
+        """
+        path = self.path(desktop)
+        if path.exists():
+            if await asyncio.to_thread(is_qcow2, path):
+                return path
+            raise ImageFault("The desktop's disk is damaged. Stop the desktop and start a new one.")
+        part = self.folder / f".{desktop}.{uuid.uuid4().hex}.part"
+        try:
+            await self._create(part, backing, backing_format, size_gib)
+            part.chmod(0o600)  # libvirt gives it to QEMU's user for as long as the guest runs
+            os.rename(part, path)
+        except OSError as error:
+            raise ImageFault(f"The desktop's disk cannot be made in {self.folder}: {error.strerror}.") from error
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    async def ensure_gone(self, desktop: str) -> None:
+        self.path(desktop).unlink(missing_ok=True)
+
+    def all(self) -> set[str]:
+        """The desktops that have a disk here."""
+        return {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"[!.]*{SUFFIX}")}
+
+    async def _create(self, path: Path, backing: Path | None, backing_format: str | None, size_gib: int) -> None:
+        free = os.statvfs(self.folder)
+        if free.f_bavail * free.f_frsize < LEAST_FREE_MIB * 2**20:
+            raise ImageFault(
+                f"The disk that holds the desktops is full ({self.folder}). Free some space and start again."
+            )
+        command = ["create", "-q", "-f", "qcow2"]
+        if backing is not None:
+            command += ["-b", str(backing), "-F", backing_format or "raw", str(path)]
+        else:
+            command += [str(path), f"{size_gib}G"]
+        process = await asyncio.create_subprocess_exec(
+            "qemu-img", *command,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            _, said = await asyncio.wait_for(process.communicate(), LIMIT)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise ImageFault(f"Making the desktop's disk took more than {LIMIT:.0f} seconds.") from None
+        if process.returncode != 0:
+            words = said.decode(errors="replace").strip().splitlines()
+            raise ImageFault(f"The desktop's disk cannot be made: {words[-1] if words else 'qemu-img failed'}.")
