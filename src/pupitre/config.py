@@ -49,6 +49,7 @@ class Settings(BaseSettings):
         None,
         description="Origin browsers see, as https://lab.example.org. Default: http://<portal_host>:<portal_port>.",
     )
+    extra_origins: tuple[str, ...] = Field((), description="Further origins from which a page may open a console.")
     behind_proxy: bool = Field(False, description="A reverse proxy ends TLS and sets X-Forwarded-*.")
     tls_cert: Path | None = Field(None, description="PEM certificate of the web process, with tls_key.")
     tls_key: Path | None = None

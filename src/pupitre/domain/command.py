@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
+
+import msgspec
 
 from pupitre.domain.machine import Machine
 
@@ -32,15 +35,15 @@ class CommandEvent(StrEnum):
 
 
 _S, _E = CommandState, CommandEvent
-# An outcome may overtake the answer that the command was journalled, so SENT
-# (and QUEUED, after a restart of the endpoint) take outcomes too.
+# SENT means: tried, and not yet answered. A command that is answered at once goes
+# from QUEUED to ACCEPTED in one write, and an outcome may overtake that answer.
 _ENDINGS = {_E.SUCCEED: _S.SUCCEEDED, _E.FAIL: _S.FAILED, _E.TIME_OUT: _S.TIMED_OUT, _E.CANCEL: _S.CANCELLED}
 
 COMMAND_LIFE: Machine[CommandState, CommandEvent] = Machine(
     name="command",
     initial=_S.QUEUED,
     table={
-        _S.QUEUED: {_E.SEND: _S.SENT, **_ENDINGS},
+        _S.QUEUED: {_E.SEND: _S.SENT, _E.ACCEPT: _S.ACCEPTED, **_ENDINGS},
         _S.SENT: {_E.SEND: _S.SENT, _E.ACCEPT: _S.ACCEPTED, **_ENDINGS},
         _S.ACCEPTED: {_E.ACCEPT: _S.ACCEPTED, **_ENDINGS},
         _S.SUCCEEDED: {},
@@ -52,32 +55,29 @@ COMMAND_LIFE: Machine[CommandState, CommandEvent] = Machine(
 FINAL_STATES = frozenset(state for state in CommandState if COMMAND_LIFE.is_final(state))
 
 
-@dataclass(frozen=True, slots=True)
-class BootDesktop:
+class BootDesktop(msgspec.Struct, frozen=True, tag_field="kind", tag="boot_desktop"):
     """VM_BOOT_REQUEST. The portal chooses the desktop's id, so that a repeat is the same desktop."""
 
+    kind: ClassVar[CommandKind] = CommandKind.BOOT_DESKTOP
     desktop: str
     image: str
-    kind: CommandKind = CommandKind.BOOT_DESKTOP
 
 
-@dataclass(frozen=True, slots=True)
-class DestroyDesktop:
+class DestroyDesktop(msgspec.Struct, frozen=True, tag_field="kind", tag="destroy_desktop"):
     """DESTROY_DOMAIN."""
 
+    kind: ClassVar[CommandKind] = CommandKind.DESTROY_DESKTOP
     desktop: str
-    kind: CommandKind = CommandKind.DESTROY_DESKTOP
 
 
-@dataclass(frozen=True, slots=True)
-class RegisterHost:
+class RegisterHost(msgspec.Struct, frozen=True, tag_field="kind", tag="register_host"):
     """REGISTER_VM_SERVER. ``address`` and ``port`` are where the gateway reaches its consoles."""
 
+    kind: ClassVar[CommandKind] = CommandKind.REGISTER_HOST
     name: str
     address: str
     port: int
     edition: bool = False
-    kind: CommandKind = CommandKind.REGISTER_HOST
 
 
 Order = BootDesktop | DestroyDesktop | RegisterHost

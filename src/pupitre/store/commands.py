@@ -6,6 +6,7 @@ along `COMMAND_LIFE`: every change is one UPDATE that names the states it may le
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from sqlalchemy import Row, and_, false, func, insert, or_, select, true, update
@@ -15,25 +16,18 @@ from pupitre.bell import Bell
 from pupitre.domain.command import (
     COMMAND_LIFE,
     FINAL_STATES,
-    BootDesktop,
     Command,
     CommandEvent,
     CommandKind,
     CommandState,
-    DestroyDesktop,
     Fault,
     Order,
-    RegisterHost,
 )
 from pupitre.errors import LimitReached, TooEarly
 from pupitre.store.engine import Database, next_version
 from pupitre.store.schema import commands, commands_counter, gates
 
-ORDER_TYPES: dict[CommandKind, type[Order]] = {
-    CommandKind.BOOT_DESKTOP: BootDesktop,
-    CommandKind.DESTROY_DESKTOP: DestroyDesktop,
-    CommandKind.REGISTER_HOST: RegisterHost,
-}
+_orders: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +154,8 @@ class Commands:
     async def next_deadline(self) -> int | None:
         query = select(func.min(commands.c.deadline)).where(commands.c.state.not_in(FINAL_STATES))
         async with self.database.read() as connection:
-            return (await connection.execute(query)).scalar()
+            deadline: int | None = (await connection.execute(query)).scalar()
+        return deadline
 
     async def advance(
         self, command_id: str, event: CommandEvent, *, now: int, fault: Fault | None = None, abandon: bool = False
@@ -215,8 +210,9 @@ def encode_order(order: Order) -> str:
     return msgspec.json.encode(order).decode()
 
 
-def decode_order(kind: str, payload: str) -> Order:
-    return msgspec.json.decode(payload, type=ORDER_TYPES[CommandKind(kind)])
+def decode_order(payload: str) -> Order:
+    order: Order = _orders.decode(payload)
+    return order
 
 
 def _to_row(command: Command) -> dict[str, object]:
@@ -236,7 +232,7 @@ def _from_row(row: "Row[tuple[object, ...]]") -> Command:
     return Command(
         id=row.id,
         user=row.user_id,
-        order=decode_order(row.kind, row.payload),
+        order=decode_order(row.payload),
         state=CommandState(row.state),
         created=row.created,
         deadline=row.deadline,

@@ -99,7 +99,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_journal_reported_accepted"), ["reported", "accepted"], unique=False)
 
 
-
 def downgrade() -> None:
     with op.batch_alter_table("journal", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_journal_reported_accepted"))

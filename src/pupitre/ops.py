@@ -1,0 +1,132 @@
+"""What every process has in common: its loop, its end, and how it says how it is.
+
+``/healthz`` answers while the process lives, ``/readyz`` while it can do its work,
+``/metrics`` in Prometheus's text format. Readiness is also told by the sd_notify
+protocol (``NOTIFY_SOCKET``), to systemd as to `pupitre up`.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
+import uvicorn
+import uvloop
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from pupitre import config, log
+from pupitre.config import Settings
+from pupitre.errors import PupitreError
+
+logger = structlog.get_logger(__name__)
+
+
+class Ops:
+    """A process's own report. ``registry`` holds its metrics."""
+
+    def __init__(self, process: str) -> None:
+        self.process = process
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._ready_gauge = Gauge("pupitre_ready", "1 while the process can do its work", registry=self.registry)
+        self._missing: str | None = "it is starting"
+
+    def ready(self) -> None:
+        if self._missing is not None:
+            self._missing = None
+            self._ready_gauge.set(1)
+            notify("READY=1")
+            logger.info("Ready.")
+
+    def not_ready(self, reason: str) -> None:
+        """``reason`` completes "not ready: …"."""
+        if self._missing is None:
+            logger.warning("Not ready.", reason=reason)
+        self._missing = reason
+        self._ready_gauge.set(0)
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/healthz", self._healthz),
+                Route("/readyz", self._readyz),
+                Route("/metrics", self._metrics),
+            ]
+        )
+
+    async def _healthz(self, _request: Request) -> Response:
+        return PlainTextResponse(f"{self.process} is alive\n")
+
+    async def _readyz(self, _request: Request) -> Response:
+        if self._missing is None:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse(f"not ready: {self._missing}\n", status_code=503)
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield  # signals belong to `run_process`
+
+
+@contextlib.asynccontextmanager
+async def _serving(ops: Ops, settings: Settings) -> AsyncIterator[None]:
+    listener = socket.create_server(("127.0.0.1", settings.ops_port))
+    listener.setblocking(False)
+    server = _Server(uvicorn.Config(ops.app(), log_config=None, access_log=False, lifespan="off", ws="none"))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    host, port = listener.getsockname()[:2]
+    notify(f"STATUS=ops http://{host}:{port}")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await serving
+        listener.close()
+
+
+def notify(message: str) -> None:
+    """Tell the supervisor, if there is one (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+        sender.sendto(message.encode(), address)
+
+
+def run_process(process: str, main: Callable[[Settings, Ops], Awaitable[None]]) -> int:
+    """Run ``main`` until it ends or SIGTERM or SIGINT cancels it; the exit code."""
+    settings = config.load()
+    log.setup(settings, process)
+    ops = Ops(process)
+
+    async def body() -> int:
+        task = asyncio.ensure_future(main(settings, ops))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, task.cancel)
+        async with _serving(ops, settings):
+            try:
+                await task
+            except asyncio.CancelledError:
+                logger.info("Stopped.")
+            except PupitreError as error:
+                print(f"pupitre {process}: {error}", file=sys.stderr)
+                return 1
+        return 0
+
+    return uvloop.run(body())

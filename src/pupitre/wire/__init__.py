@@ -1,0 +1,1 @@
+"""What travels between endpoint, cluster and hosts: typed messages over NATS."""

@@ -1,0 +1,208 @@
+"""Every message, for both ends of every link.
+
+JSON, tagged by ``type``. A reader ignores fields it does not know, so fields may be
+added with a default; nothing is renamed or removed. `VERSIONS` only grows, and
+``tests/golden`` holds one message of each type for every version: they decode for ever.
+"""
+
+from typing import Any
+
+import msgspec
+
+from pupitre.domain.command import CommandState, Fault, Order
+from pupitre.domain.desktop import DesktopState
+from pupitre.domain.host import HostFacts
+from pupitre.domain.image import Image, ImageSpec
+from pupitre.domain.status import Rows
+from pupitre.errors import MessageError
+
+VERSIONS = (1,)
+MAX_SIZE = 1_000_000
+"""Bytes; the broker's ``max_payload`` is 1 MiB."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """The base of all messages. ``v`` is the version of `VERSIONS` that the sender speaks."""
+
+    v: int = VERSIONS[-1]
+
+
+# Endpoint and cluster
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """Endpoint: are you there, and where do your changes stand? Answered by `Mark`."""
+
+
+class Mark(Message, frozen=True, tag="mark"):
+    """Cluster: my changes stand here. Also sent at intervals, so that a lost last change is noticed."""
+
+    epoch: int
+    sequence: int
+
+
+class Submit(Message, frozen=True, tag="submit"):
+    """Endpoint: carry this out. Answered by `Done` once the cluster has journalled it. Repeatable."""
+
+    id: str
+    user: str
+    order: Order
+    deadline: int
+
+
+class Abandon(Message, frozen=True, tag="abandon"):
+    """Endpoint: nobody waits for this command any more; undo what it made. Answered by `Done`."""
+
+    id: str
+
+
+class GetPage(Message, frozen=True, tag="get_page"):
+    """Endpoint: the rows of ``section`` after ``after``. Answered by `Page`."""
+
+    section: str
+    after: str | None = None
+
+
+class Page(Message, frozen=True, tag="page"):
+    """``next`` is the ``after`` of the next page, None on the last."""
+
+    epoch: int
+    sequence: int
+    rows: Rows
+    next: str | None = None
+
+
+class Changed(Message, frozen=True, tag="changed"):
+    """Cluster: the rows that changed after ``after``, up to ``sequence``, as they are now."""
+
+    epoch: int
+    after: int
+    sequence: int
+    rows: Rows
+
+
+class Outcome(Message, frozen=True, tag="outcome"):
+    """Cluster: what came of a command, with the rows it touched. Sent until answered by `Done`."""
+
+    id: str
+    state: CommandState
+    fault: Fault | None = None
+    rows: Rows = Rows()
+
+
+# Cluster and host
+
+
+class Describe(Message, frozen=True, tag="describe"):
+    """Cluster: all you know. Answered by a full `Report`, or sent to all hosts, which then report."""
+
+    epoch: int
+
+
+class EnsureDesktop(Message, frozen=True, tag="ensure_desktop"):
+    """Cluster: this desktop shall run. Answered by `Done` once the host has journalled it."""
+
+    epoch: int
+    desktop: str
+    boot: int
+    spec: ImageSpec
+
+
+class EnsureGone(Message, frozen=True, tag="ensure_gone"):
+    """Cluster: nothing of this desktop shall be left. Answered by `Done`."""
+
+    epoch: int
+    desktop: str
+
+
+class Sighting(msgspec.Struct, frozen=True):
+    """A desktop as its host sees it; GONE says that nothing is left of it."""
+
+    desktop: str
+    boot: int
+    state: DesktopState
+    reason: str | None = None
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """An image as this host has it; ``spec`` when desktops can start from it."""
+
+    image: Image
+    spec: ImageSpec | None = None
+
+
+class Report(Message, frozen=True, tag="report"):
+    """Host: how it is here. Sent until answered by `Done`.
+
+    ``run`` names this life of the host process and ``number`` grows within it. A
+    ``full`` report names every desktop and every image; what it does not name is not there.
+    """
+
+    host: str
+    run: str
+    number: int
+    full: bool
+    address: str
+    port: int
+    facts: HostFacts | None = None
+    desktops: tuple[Sighting, ...] = ()
+    copies: tuple[Copy, ...] | None = None
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    """Host: alive; ``number`` is that of the last report, so that a lost one is noticed."""
+
+    host: str
+    run: str
+    number: int
+
+
+# Any
+
+
+class Done(Message, frozen=True, tag="done"):
+    """Taken, and safely kept if it had to be."""
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """Not taken; sending it again will not help."""
+
+    code: str
+    reason: str
+
+
+AnyMessage = (
+    Hello
+    | Mark
+    | Submit
+    | Abandon
+    | GetPage
+    | Page
+    | Changed
+    | Outcome
+    | Describe
+    | EnsureDesktop
+    | EnsureGone
+    | Report
+    | Heartbeat
+    | Done
+    | Refused
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode(data: bytes) -> AnyMessage:
+    """Raises `MessageError` for anything that is not one of ours."""
+    if len(data) > MAX_SIZE:
+        raise MessageError(f"A message of {len(data)} bytes is over the limit of {MAX_SIZE}.")
+    try:
+        message: AnyMessage = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"Not a message: {error}") from error
+    return message
