@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pupitre.domain.command import Command
 from pupitre.domain.desktop import Desktop
 
 
@@ -24,6 +25,15 @@ class User:
 def may_see_desktop(user: User, desktop: Desktop) -> bool:
     """Own desktops only: what one may not see must look as if it did not exist."""
     return desktop.owner == user.id
+
+
+def may_see_command(user: User, command: Command) -> bool:
+    """Own commands only, as with desktops."""
+    return command.user == user.id
+
+
+def may_manage_users(user: User) -> bool:
+    return user.role is Role.ADMIN
 
 
 def may_manage_hosts(user: User) -> bool:

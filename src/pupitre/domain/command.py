@@ -97,6 +97,7 @@ class Command:
 
     ``late`` is the state an outcome claimed after the command had already
     timed out or failed with CONNECTION_ERROR; it is shown, and what it made is undone.
+    ``dismissed``: the user has seen the outcome and does not want it shown any more.
     """
 
     id: str
@@ -108,6 +109,7 @@ class Command:
     finished: int | None = None
     fault: Fault | None = None
     late: CommandState | None = None
+    dismissed: bool = False
 
     @property
     def kind(self) -> CommandKind:

@@ -82,6 +82,18 @@ class Accounts:
             row = (await connection.execute(query)).one_or_none()
         return Session(token_hash, _user(row), SessionKind(row.kind), row.expires) if row else None
 
+    async def sessions_of(self, user_id: str, *, now: int) -> list[Session]:
+        """The user's live sign-ins and tokens, the one that ends first first."""
+        query = (
+            select(users, sessions.c.token_hash, sessions.c.kind, sessions.c.expires)
+            .join(sessions, sessions.c.user_id == users.c.id)
+            .where(users.c.id == user_id, sessions.c.expires > now)
+            .order_by(sessions.c.expires)
+        )
+        async with self.database.read() as connection:
+            rows = await connection.execute(query)
+        return [Session(row.token_hash, _user(row), SessionKind(row.kind), row.expires) for row in rows]
+
     async def close_session(self, token_hash: str) -> None:
         async with self.database.write() as connection:
             await connection.execute(delete(sessions).where(sessions.c.token_hash == token_hash))

@@ -4,7 +4,7 @@ The row is written before the browser has its answer, and its state moves only
 along `COMMAND_LIFE`: every change is one UPDATE that names the states it may leave.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,17 +114,35 @@ class Commands:
             rows = await connection.execute(query.order_by(commands.c.id.desc()).limit(limit))
         return [_from_row(row) for row in rows]
 
-    async def last_of_desktops(self, desktop_ids: Sequence[str]) -> dict[str, Command]:
-        """The newest command of each desktop."""
-        newest = (
-            select(func.max(commands.c.id).label("id"))
-            .where(commands.c.desktop.in_(desktop_ids))
-            .group_by(commands.c.desktop)
-            .subquery()
+    async def recent_boots(self, user_id: str, *, since: int) -> list[Command]:
+        """The user's boot commands without an outcome, or with one since then (Unix ms), oldest first."""
+        query = select(commands).where(
+            commands.c.user_id == user_id,
+            commands.c.kind == CommandKind.BOOT_DESKTOP,
+            or_(commands.c.finished.is_(None), commands.c.finished >= since),
         )
         async with self.database.read() as connection:
-            rows = await connection.execute(select(commands).join(newest, newest.c.id == commands.c.id))
-        return {str(row.desktop): _from_row(row) for row in rows}
+            return [_from_row(row) for row in await connection.execute(query.order_by(commands.c.id))]
+
+    async def of_desktops(self, desktop_ids: Collection[str]) -> dict[str, list[Command]]:
+        """Every command of these desktops, oldest first."""
+        query = select(commands).where(commands.c.desktop.in_(desktop_ids)).order_by(commands.c.id)
+        found: dict[str, list[Command]] = {}
+        async with self.database.read() as connection:
+            for row in await connection.execute(query):
+                found.setdefault(str(row.desktop), []).append(_from_row(row))
+        return found
+
+    async def dismiss(self, desktop_id: str) -> None:
+        """The user has seen what came of this desktop: do not show it any more."""
+        async with self.database.write() as connection:
+            version = await next_version(connection, commands_counter)
+            await connection.execute(
+                update(commands)
+                .where(commands.c.desktop == desktop_id, commands.c.state.in_(FINAL_STATES))
+                .values(dismissed=True, version=version)
+            )
+        self.answered.ring()
 
     async def version(self) -> int:
         async with self.database.read() as connection:
@@ -225,6 +243,7 @@ def _to_row(command: Command) -> dict[str, object]:
         "state": command.state,
         "created": command.created,
         "deadline": command.deadline,
+        "dismissed": command.dismissed,
     }
 
 
@@ -239,4 +258,5 @@ def _from_row(row: "Row[tuple[object, ...]]") -> Command:
         finished=row.finished,
         fault=Fault(row.fault_code, row.fault_reason) if row.fault_code else None,
         late=CommandState(row.late) if row.late else None,
+        dismissed=row.dismissed,
     )

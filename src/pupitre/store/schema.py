@@ -64,10 +64,13 @@ commands = Table(
     Column("late", String(16)),
     # The cluster has yet to be told that nobody waits for this command any more.
     Column("abandon", Boolean, nullable=False),
+    # The user has seen the outcome and put it away.
+    Column("dismissed", Boolean, nullable=False),
     Column("version", BigInteger, nullable=False, index=True),
     Index(None, "user_id", "created"),
     Index(None, "state", "created"),
     Index(None, "abandon"),
+    Index(None, "desktop"),
 )
 gates = Table(
     "gates",

@@ -4,6 +4,7 @@ Each written batch takes one version for all its rows. A row that is written
 again unchanged keeps its version, so that a full page wakes nobody without need.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Table, and_, delete, insert, not_, select, update
@@ -48,6 +49,12 @@ class Status:
         async with self.database.read() as connection:
             row = (await connection.execute(select(desktops).where(desktops.c.id == desktop_id))).one_or_none()
         return desktop_from_row(row) if row else None
+
+    async def desktops(self, ids: Collection[str]) -> list[Desktop]:
+        """Those of these desktops that the cluster ever named, the gone ones too."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(desktops).where(desktops.c.id.in_(ids)))
+        return [desktop_from_row(row) for row in rows]
 
     async def desktops_of(self, owner: str, *, limit: int = 200, before: str | None = None) -> list[Desktop]:
         """The owner's desktops that are not gone, newest first. ``before`` is the last id already seen."""

@@ -25,11 +25,13 @@ def upgrade() -> None:
         sa.Column("fault_reason", sa.Text(), nullable=True),
         sa.Column("late", sa.String(length=16), nullable=True),
         sa.Column("abandon", sa.Boolean(), nullable=False),
+        sa.Column("dismissed", sa.Boolean(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_commands")),
     )
     with op.batch_alter_table("commands", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_commands_abandon"), ["abandon"], unique=False)
+        batch_op.create_index(batch_op.f("ix_commands_desktop"), ["desktop"], unique=False)
         batch_op.create_index(batch_op.f("ix_commands_state_created"), ["state", "created"], unique=False)
         batch_op.create_index(batch_op.f("ix_commands_user_id_created"), ["user_id", "created"], unique=False)
         batch_op.create_index(batch_op.f("ix_commands_version"), ["version"], unique=False)
@@ -55,6 +57,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_commands_version"))
         batch_op.drop_index(batch_op.f("ix_commands_user_id_created"))
         batch_op.drop_index(batch_op.f("ix_commands_state_created"))
+        batch_op.drop_index(batch_op.f("ix_commands_desktop"))
         batch_op.drop_index(batch_op.f("ix_commands_abandon"))
 
     op.drop_table("commands")
