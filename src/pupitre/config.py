@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     behind_proxy: bool = Field(False, description="A reverse proxy ends TLS and sets X-Forwarded-*.")
     tls_cert: Path | None = Field(None, description="PEM certificate of the web process, with tls_key.")
     tls_key: Path | None = None
+    web_packages: Path | None = Field(
+        None, description="Folder of npm packages that browsers are served. Default: node_modules of the source tree."
+    )
     session_hours: float = Field(12, gt=0, description="Hours after which a sign-in ends.")
     sign_in_per_minute: int = Field(
         10, ge=1, description="Failed sign-ins allowed per minute, per name and per address."
@@ -146,6 +149,10 @@ class Settings(BaseSettings):
     def host_dir(self) -> Path:
         """This host's own files: embed root, overlays, journal."""
         return self.home / "hosts" / self.host_name
+
+    @property
+    def packages_dir(self) -> Path:
+        return self.web_packages or Path(__file__).parents[2] / "node_modules"
 
     @property
     def origin(self) -> str:
