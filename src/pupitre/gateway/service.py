@@ -1,0 +1,97 @@
+"""What all connections of one gateway process share: keys, rules, figures; and how it dials a host."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from pupitre import pki
+from pupitre.config import Settings
+from pupitre.domain import console_link
+from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
+from pupitre.errors import LinkDown, MessageError, PupitreError
+from pupitre.gateway.admission import Admission
+from pupitre.splice import End
+
+DIAL_LIMIT = 10.0
+"""Seconds from dialling a host to its answer."""
+
+
+class HostRefused(PupitreError):
+    """The host said no, and why; ``error`` is its code."""
+
+    code = "host_refused"
+
+    def __init__(self, error: str, reason: str) -> None:
+        super().__init__(reason)
+        self.error = error
+
+
+class Gateway:
+    """One gateway. It keeps nothing that another gateway would have to know."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises `SetupError` when the certificate or the portal's public key is missing."""
+        certificates = pki.directory(settings, "gateway")
+        self.admission = Admission(
+            pki.load_ticket_verifier(certificates), frozenset({settings.origin, *settings.extra_origins})
+        )
+        self._context: ssl.SSLContext = pki.client_context(certificates, "gateway")
+        self.registry = CollectorRegistry()
+        self.opened = Counter("pupitre_consoles_opened", "Consoles opened", registry=self.registry)
+        self.refused = Counter("pupitre_consoles_refused", "Requests refused", ["error"], registry=self.registry)
+        self.open = Gauge("pupitre_consoles_open", "Consoles open now", registry=self.registry)
+
+    def admit(self, text: str, purpose: Purpose, desktop: str, headers: Mapping[str, str]) -> Ticket:
+        """The good ticket in ``text``. Raises `TicketRefused`."""
+        return self.admission.admit(text, purpose, desktop, headers, now=time.time())
+
+    async def dial(self, ticket: Ticket, text: str) -> End:
+        """A connection to the ticket's host that has accepted the ticket.
+
+        Raises `TicketRefused` or `HostRefused` with the host's reason, `LinkDown` when
+        it cannot be reached or is not the host it should be.
+        """
+        end: End | None = None
+        try:
+            async with asyncio.timeout(DIAL_LIMIT):
+                _, end = await asyncio.get_running_loop().create_connection(
+                    End,
+                    ticket.address,
+                    ticket.port,
+                    ssl=self._context,
+                    server_hostname=pki.host_dns_name(ticket.host),
+                    ssl_shutdown_timeout=DIAL_LIMIT,
+                )
+                end.send(console_link.encode(console_link.Hello(ticket=text)))
+                reply = console_link.decode_reply(await end.read_line(console_link.MAX_LINE))
+        except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            if end is not None:
+                end.transport.abort()
+            raise LinkDown(f"Host {ticket.host} cannot be reached: {error or 'it did not answer in time'}.") from error
+        except asyncio.CancelledError:
+            if end is not None:
+                end.transport.abort()
+            raise
+        if reply.ok:
+            return end
+        end.finish()
+        if reply.error == TicketRefused.code:
+            raise TicketRefused(reply.reason)
+        raise HostRefused(reply.error, reply.reason)
+
+    async def picture(self, ticket: Ticket, text: str) -> bytes:
+        """The desktop's screen as PNG. Raises as `dial` does."""
+        end = await self.dial(ticket, text)
+        try:
+            async with asyncio.timeout(DIAL_LIMIT):
+                (size,) = console_link.PICTURE_SIZE.unpack(await end.read_exactly(console_link.PICTURE_SIZE.size))
+                if size > console_link.MAX_PICTURE:
+                    raise MessageError(f"a picture of {size} bytes")
+                return await end.read_exactly(size)
+        except (OSError, MessageError) as error:
+            raise LinkDown(f"Host {ticket.host} broke off while it sent a picture: {error}.") from error
+        finally:
+            end.finish()

@@ -1,0 +1,170 @@
+"""A whole console path for tests: a VNC-like guest over TCP, a real console server, a real gateway process."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import websockets
+
+from pupitre import pki
+from pupitre.config import Settings
+from pupitre.domain.ticket import Purpose, Ticket, sign
+from pupitre.errors import NotFound
+from pupitre.host.console import ConsoleServer
+
+GREETING = b"RFB 003.008\n"
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 300
+ORIGIN = "http://desk.test:8080"
+SESSION = "a-session-cookie"
+BEARER = __import__("hashlib").sha256(SESSION.encode()).hexdigest()
+BOOT = 7
+
+
+@dataclass
+class Guests:
+    """The agent's part: desktop ``flood`` sends without end, any other greets and echoes. Counts what is asked of it."""
+
+    opened: list[str] = field(default_factory=list)
+    streams: list[asyncio.StreamWriter] = field(default_factory=list)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def _check(self, desktop: str, boot: int) -> None:
+        if boot != BOOT:
+            raise NotFound("The desktop has been started again. Open its console again.")
+
+    async def open_console(self, desktop: str, boot: int) -> socket.socket:
+        self._check(desktop, boot)
+        self.opened.append(desktop)
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=theirs)
+        self.streams.append(writer)
+        task = asyncio.create_task(self._flood(writer) if desktop == "flood" else self._echo(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return ours
+
+    async def screenshot(self, desktop: str, boot: int) -> bytes:
+        self._check(desktop, boot)
+        return PICTURE
+
+    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(GREETING)
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def _flood(self, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                writer.write(bytes(1 << 16))
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@dataclass
+class Rig:
+    settings: Settings
+    guests: Guests
+    server: ConsoleServer
+    gateway: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    def ticket(self, **changes: object) -> Ticket:
+        ticket = Ticket(
+            id=uuid.uuid4().hex, purpose=Purpose.CONSOLE, user="u1", desktop="d1", boot=BOOT, host="h1",
+            address="127.0.0.1", port=self.server.port, expires=time.time() + 30, bearer=BEARER, browser=True,
+        )  # fmt: skip
+        return replace(ticket, **changes)  # type: ignore[arg-type]
+
+    def sign(self, ticket: Ticket) -> str:
+        return sign(ticket, pki.load_ticket_signer(pki.directory(self.settings, "portal")))
+
+    def connect(
+        self,
+        text: str,
+        desktop: str = "d1",
+        origin: str | None = ORIGIN,
+        headers: Mapping[str, str] | None = None,
+        **options: object,
+    ) -> websockets.connect:
+        """A viewer as the browser of the ticket's owner would be, unless told otherwise."""
+        if headers is None:
+            headers = {"Cookie": f"theme=dark; pupitre_session={SESSION}"}
+        return websockets.connect(
+            f"ws://127.0.0.1:{self.port}/gateway/v1/console/{desktop}",
+            origin=origin, subprotocols=["binary", text], additional_headers=headers,
+            compression=None, proxy=None, **options,
+        )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until ``process`` accepts connections."""
+    async with asyncio.timeout(20):
+        while True:
+            if process.poll() is not None:
+                raise AssertionError(log.read_text())
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.02)
+                continue
+            writer.close()
+            return
+
+
+@asynccontextmanager
+async def console_rig(home: Path) -> AsyncIterator[Rig]:
+    settings = Settings(home=home, gateway_port=free_port(), public_origin=ORIGIN, host_name="h1")
+    for role in ("gateway", "host-h1", "endpoint"):
+        pki.ensure_certificate(settings, role)
+    guests = Guests()
+    server = ConsoleServer("h1", pki.directory(settings, "host-h1"), guests, home / "state")
+    await server.start()
+    log = home / "gateway.log"
+    environment = {
+        **os.environ,
+        "PUPITRE_HOME": str(home),
+        "PUPITRE_GATEWAY_PORT": str(settings.gateway_port),
+        "PUPITRE_PUBLIC_ORIGIN": ORIGIN,
+        "PUPITRE_LOG_LEVEL": "debug",
+    }
+    with log.open("wb") as output:
+        gateway = subprocess.Popen(
+            [sys.executable, "-m", "pupitre.gateway"], env=environment, stdout=output, stderr=output
+        )
+    try:
+        await listening(settings.gateway_port, gateway, log)
+        yield Rig(settings, guests, server, gateway, settings.gateway_port, log)
+    finally:
+        gateway.terminate()
+        await asyncio.to_thread(gateway.wait, 20)
+        await server.stop()
+        await guests.close()
