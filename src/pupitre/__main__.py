@@ -1,0 +1,5 @@
+"""``python -m pupitre``: how `up` starts its children, with no need of a PATH."""
+
+from pupitre.cli import main
+
+main()

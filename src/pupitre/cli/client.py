@@ -1,0 +1,166 @@
+"""The REST API as the command line uses it.
+
+Who one is comes from ``PUPITRE_TOKEN``; on the portal's own machine ``--as NAME`` (or
+nothing at all, for the demonstration administrator) opens a session of a few minutes
+straight in the database ``accounts``, which only who may read that file can do.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+
+from pupitre import config
+from pupitre.config import Settings
+from pupitre.errors import CommandError, RequestError, SetupError, Unavailable
+
+FINAL = {"succeeded", "failed", "timed_out", "cancelled"}
+SESSION_SECONDS = 600.0
+
+
+class ApiError(RequestError):
+    """What the portal refused, in its own words."""
+
+
+class Client:
+    """``get``, ``post`` and ``delete`` give the decoded answer. All raise `ApiError` and `Unavailable`."""
+
+    def __init__(self, settings: Settings, token: str) -> None:
+        self._origin = settings.origin
+        self._http = httpx2.Client(
+            base_url=f"{settings.origin}/api/v1",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx2.Timeout(30.0),
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str) -> Any:
+        return self._request("GET", path)
+
+    def post(self, path: str, body: object) -> Any:
+        return self._request("POST", path, body)
+
+    def delete(self, path: str) -> Any:
+        return self._request("DELETE", path)
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        """Every item of a list, page after page."""
+        found: list[dict[str, Any]] = []
+        cursor = ""
+        while cursor is not None:
+            page = self.get(f"{path}{'?' if cursor else ''}{f'cursor={cursor}' if cursor else ''}")
+            found += page["items"]
+            cursor = page["next"]
+        return found
+
+    @contextmanager
+    def events(self) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
+        """The live events, from now on: pairs of name and data."""
+        try:
+            with self._http.stream("GET", "/events", timeout=httpx2.Timeout(30.0, read=None)) as response:
+                self._check(response)
+                yield _events(response.iter_lines())
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _request(self, method: str, path: str, body: object = None) -> Any:
+        try:
+            response = self._http.request(method, path, json=body) if body is not None else self._http.request(method, path)
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+        self._check(response)
+        return response.json() if response.content else None
+
+    def _check(self, response: httpx2.Response) -> None:
+        if response.status_code < 400:
+            return
+        response.read()
+        try:
+            problem = response.json()
+            said = str(problem.get("detail") or problem["title"])
+        except (ValueError, KeyError, AttributeError):
+            said = f"The portal answered {response.status_code}."
+        raise ApiError(said)
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        return Unavailable(f"The portal at {self._origin} cannot be reached ({error}). Start it: pupitre up")
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Server-sent events (WHATWG HTML, 9.2) whose data is JSON."""
+    name, data = "message", ""
+    for line in lines:
+        key, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                yield name, json.loads(data)
+            name, data = "message", ""
+        elif key == "event":
+            name = value
+        elif key == "data":
+            data += value
+
+
+@contextmanager
+def connect(who: str | None) -> Iterator[Client]:
+    """A client for the portal of this home. Raises `SetupError` when nobody can be found to act as."""
+    settings = config.load()
+    token = os.environ.get("PUPITRE_TOKEN")
+    close = None
+    if who is not None or not token:
+        token, close = _local_session(settings, who)
+    client = Client(settings, token)
+    try:
+        yield client
+    finally:
+        client.close()
+        if close:
+            close()
+
+
+def _local_session(settings: Settings, who: str | None) -> tuple[str, Any]:
+    """A token for ``who``, and what ends it again."""
+    from pupitre.cli.accounts import close_session, open_session
+    from pupitre.up.demo_file import read_accounts
+
+    if who is None:
+        who = next((entry["name"] for entry in read_accounts(settings) if entry["role"] == "admin"), None)
+    if who is None:
+        raise SetupError("Nobody is signed in.", "Set PUPITRE_TOKEN (pupitre user token NAME), or add --as NAME.")
+    token = asyncio.run(open_session(settings, who, SESSION_SECONDS))
+    return token, lambda: asyncio.run(close_session(settings, token))
+
+
+def wait_for_outcome(client: Client, command_id: str, *, quiet: bool) -> dict[str, Any]:
+    """The command once it has ended, told of by live events. Raises `CommandError` when it did not succeed."""
+    begun = time.monotonic()
+    told = ""
+    with client.events() as events:
+        # Asked after the stream is open: whatever happens later is in the stream.
+        command = client.get(f"/commands/{command_id}")
+        while True:
+            told = _tell(command, told, begun, quiet)
+            if command["state"] in FINAL:
+                break
+            next(events)
+            command = client.get(f"/commands/{command_id}")
+    if command["state"] != "succeeded":
+        error = command.get("error") or {}
+        raise CommandError(str(error.get("reason") or f"The command {command_id} is {command['state']}."))
+    return dict(command)
+
+
+def _tell(command: dict[str, Any], told: str, begun: float, quiet: bool) -> str:
+    state = str(command["state"])
+    if state != told and not quiet:
+        print(f"  {time.monotonic() - begun:6.1f} s  {state}", file=sys.stderr, flush=True)
+    return state

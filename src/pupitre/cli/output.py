@@ -1,0 +1,52 @@
+"""What every command shares: ``--json``, tables, and seconds that a person can read."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="NAME", help="Act as this user, on the portal's own machine. Else PUPITRE_TOKEN."),
+]
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_items(items: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, as_json: bool, none: str) -> None:
+    """A table with ``columns`` (key: heading), or the items as they are; ``none`` is said when there are none."""
+    if as_json:
+        print_json({"items": list(items), "next": None})
+        return
+    if not items:
+        print(none)
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns.values(), box=None, pad_edge=False, header_style="bold")
+    for item in items:
+        table.add_row(*(escape(_cell(item.get(key))) for key in columns))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def local_time(milliseconds: int | None) -> str:
+    """Unix milliseconds as local date and time."""
+    if milliseconds is None:
+        return "–"
+    return datetime.fromtimestamp(milliseconds / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")

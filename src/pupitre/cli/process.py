@@ -1,0 +1,50 @@
+"""``pupitre web|portal|gateway|endpoint|cluster``: one process each, as `up` or a unit file starts it."""
+
+import typer
+
+portal, gateway, web, endpoint, cluster = (typer.Typer(add_completion=False) for _ in range(5))
+
+
+@web.command()
+def run_web() -> None:
+    """Run portal and gateway on one port and one origin."""
+    from pupitre import ops
+    from pupitre.web import run_web as main
+
+    raise typer.Exit(ops.run_process("web", main))
+
+
+@portal.command()
+def run_portal() -> None:
+    """Run the portal alone: pages, REST API and live events on portal_port."""
+    from pupitre import ops
+    from pupitre.web import run_portal as main
+
+    raise typer.Exit(ops.run_process("portal", main))
+
+
+@gateway.command()
+def run_gateway() -> None:
+    """Run the console gateway alone, on gateway_port."""
+    from pupitre import ops
+    from pupitre.web import run_gateway as main
+
+    raise typer.Exit(ops.run_process("gateway", main))
+
+
+@endpoint.command()
+def run_endpoint() -> None:
+    """Run the endpoint: commands go to the cluster, status comes back."""
+    from pupitre import ops
+    from pupitre.endpoint.process import run
+
+    raise typer.Exit(ops.run_process("endpoint", run))
+
+
+@cluster.command()
+def run_cluster() -> None:
+    """Run the cluster server: placement, desired state, reconciliation."""
+    from pupitre import ops
+    from pupitre.cluster.process import run
+
+    raise typer.Exit(ops.run_process("cluster", run))

@@ -1,0 +1,71 @@
+"""The table of commands: each name, its one line of help, and the module that is imported when it is used."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+
+class Entry(NamedTuple):
+    """``app`` is ``module:attribute``; an app of a single command is that command."""
+
+    app: str
+    help: str
+
+
+COMMANDS: Mapping[str, Entry] = {
+    "up": Entry("pupitre.cli.up:app", "Run everything on this machine until Ctrl-C."),
+    "status": Entry("pupitre.cli.status:app", "What runs here, and how it is."),
+    "doctor": Entry("pupitre.cli.doctor:app", "Check this machine and say what mends what."),
+    "desktop": Entry("pupitre.cli.desktop:app", "Start, stop and look at desktops."),
+    "command": Entry("pupitre.cli.command:app", "What was asked for, and what became of it."),
+    "image": Entry("pupitre.cli.image:app", "Build, import, list and remove images."),
+    "user": Entry("pupitre.cli.user:app", "Accounts, their passwords and tokens."),
+    "host": Entry("pupitre.cli.host:app", "Run this VM server's agent; register and list hosts."),
+    "db": Entry("pupitre.cli.db:app", "Create and upgrade the databases."),
+    "pki": Entry("pupitre.cli.pki:app", "Certificates of all roles."),
+    "portal": Entry("pupitre.cli.process:portal", "Run the portal alone, behind a proxy or by itself."),
+    "gateway": Entry("pupitre.cli.process:gateway", "Run the console gateway alone."),
+    "web": Entry("pupitre.cli.process:web", "Run portal and gateway on one port."),
+    "endpoint": Entry("pupitre.cli.process:endpoint", "Run the endpoint: it joins the web with the cluster."),
+    "cluster": Entry("pupitre.cli.process:cluster", "Run the cluster server."),
+    "bench": Entry("pupitre.cli.bench:app", "Measure this machine."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists its commands from the table; imports a module only to run it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry.app.partition(":")
+        command = get_command(getattr(importlib.import_module(module), attribute))
+        command.name = cmd_name
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    help="Pupitre: every student's computer in a browser tab.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Pupitre: every student's computer in a browser tab."""

@@ -1,0 +1,137 @@
+"""One child process: started, watched, its lines forwarded, stopped. No decisions here."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pupitre.errors import SetupError
+from pupitre.up.notify import Notifications
+from pupitre.up.stream import Lines, LogStream
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What to run. ``stop_within`` is in seconds; then the child is killed.
+
+    A child is ready when it says ``READY=1`` (sd_notify), or, where ``ready_line`` is
+    set, when a line of its output contains that.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stop_within: float = 10.0
+    ready_line: bytes | None = None
+
+
+class Child:
+    """A running process. ``ended`` gives its exit code, or minus the signal that ended it."""
+
+    def __init__(self, spec: ChildSpec, process: asyncio.subprocess.Process) -> None:
+        self.spec = spec
+        self.pid = process.pid
+        self.status = ""
+        self._process = process
+        self._task: asyncio.Task[int] | None = None
+
+    @classmethod
+    async def start(
+        cls, spec: ChildSpec, *, sockets: Path, stream: LogStream, on_ready: Callable[[], None]
+    ) -> "Child":
+        """``status`` keeps the child's last word about itself (``STATUS=…``). Raises `SetupError`."""
+        path = sockets / f"{spec.name}.notify"
+        child: Child | None = None
+
+        def heard(name: str, value: str) -> None:
+            if name == "READY" and value == "1":
+                on_ready()
+            elif name == "STATUS" and child:
+                child.status = value
+
+        notifications = Notifications(path, heard)
+        notifications.__enter__()
+        try:
+            # The kernel ends the child when this process dies, however it dies; its own session
+            # keeps the terminal's Ctrl-C away from it, so that the order of stopping is ours.
+            process = await asyncio.create_subprocess_exec(
+                "setpriv", "--pdeathsig", "KILL", "--", *spec.argv,
+                env={**os.environ, **spec.environment, "NOTIFY_SOCKET": str(path)},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            notifications.__exit__()
+            raise SetupError("The program setpriv is missing.", "Run: apt-get install util-linux") from error
+        child = cls(spec, process)
+        child._task = asyncio.create_task(child._watch(notifications, stream, on_ready), name=f"watch {spec.name}")
+        return child
+
+    async def _watch(self, notifications: Notifications, stream: LogStream, on_ready: Callable[[], None]) -> int:
+        assert self._process.stdout
+        lines = Lines()
+        reading = asyncio.create_task(self._forward(self._process.stdout, lines, stream, on_ready))
+        try:
+            code = await self._process.wait()
+            # A grandchild may hold the pipe open for ever: what is already there is enough.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reading, 0.5)
+            return code
+        finally:
+            reading.cancel()
+            for line in lines.end():
+                stream.line(self.spec.name, line)
+            notifications.__exit__()
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, lines: Lines, stream: LogStream, on_ready: Callable[[], None]
+    ) -> None:
+        while data := await reader.read(1 << 16):
+            for line in lines.feed(data):
+                stream.line(self.spec.name, line)
+                if self.spec.ready_line and self.spec.ready_line in line:
+                    on_ready()
+
+    @property
+    def ops(self) -> str | None:
+        """Where its /healthz, /readyz and /metrics are, once it has said so."""
+        return self.status.removeprefix("ops ") if self.status.startswith("ops ") else None
+
+    async def ended(self) -> int:
+        assert self._task
+        return await asyncio.shield(self._task)
+
+    async def stop(self, within: float) -> bool:
+        """Ask it to stop, insist after ``within`` seconds; True when asking was enough."""
+        self._signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self.ended(), within)
+        except TimeoutError:
+            self.kill()
+            await self.ended()
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it and what it started in its session. Guests have sessions of their own."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+
+def describe_exit(code: int) -> str:
+    """``exit code 3`` or ``SIGKILL``."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

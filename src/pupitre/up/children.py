@@ -1,0 +1,81 @@
+"""What `up` runs, in order, each with the environment that it adds to the settings."""
+
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pupitre.config import Settings
+from pupitre.errors import SetupError
+from pupitre.up.child import ChildSpec
+from pupitre.up.ports import free_port
+
+PUPITRE = (sys.executable, "-m", "pupitre")
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Settings that all children share: internal ports are chosen here, once for every restart of a child."""
+    taken: set[int] = {settings.portal_port, settings.console_port}
+    chosen = {"PUPITRE_HOME": str(settings.home), "PUPITRE_GUESTS_ON_STOP": "destroy"}
+    if not settings.portal_port:
+        chosen["PUPITRE_PORTAL_PORT"] = str(free_port(taken))
+    if not settings.console_port:
+        chosen["PUPITRE_CONSOLE_PORT"] = str(free_port(taken))
+    if "nats_url" not in settings.model_fields_set:
+        chosen["PUPITRE_NATS_URL"] = f"tls://127.0.0.1:{free_port(taken)}"
+    return chosen
+
+
+def runs_broker(settings: Settings) -> bool:
+    """Whether the broker is ours to run: any but one on this machine's loopback is somebody else's."""
+    return all((urlsplit(url.strip()).hostname or "") in LOOPBACK for url in settings.nats_url.split(","))
+
+
+def specs(settings: Settings, shared: dict[str, str]) -> list[ChildSpec]:
+    """The children in the order in which they start. ``settings`` already holds what ``shared`` says."""
+    children = [
+        ChildSpec("cluster", (*PUPITRE, "cluster"), shared),
+        ChildSpec("endpoint", (*PUPITRE, "endpoint"), shared),
+        # Its guests are ended first, each with a moment to shut down.
+        ChildSpec("host", (*PUPITRE, "host"), shared, stop_within=30),
+        ChildSpec("web", (*PUPITRE, "web"), shared, stop_within=5),
+    ]
+    if runs_broker(settings):
+        children.insert(0, _broker(settings, shared))
+    return children
+
+
+def _broker(settings: Settings, shared: dict[str, str]) -> ChildSpec:
+    from pupitre.wire.broker import write_config
+
+    port = urlsplit(settings.nats_url.split(",")[0].strip()).port or 4222
+    monitor = free_port({port})
+    config = write_config(settings, port=port, monitor_port=monitor, hosts=[settings.host_name])
+    return ChildSpec(
+        "nats", (str(program("nats-server")), "-c", str(config)), shared, stop_within=5, ready_line=b"Server is ready"
+    )
+
+
+def program(name: str) -> Path:
+    """A program that came with our own packages. Raises `SetupError`."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise SetupError(f"The program {name} is missing.", "Run: scripts/setup run")
+    return Path(found)
+
+
+def image_builder(settings: Settings, image: str) -> ChildSpec:
+    """Builds an image behind the backs of those who work: last in line for processor and disk."""
+    gently = ("nice", "-n", "19", "ionice", "-c", "3")
+    return ChildSpec(
+        f"image {image}",
+        (*gently, *PUPITRE, "image", "build", image),
+        {"PUPITRE_HOME": str(settings.home)},
+        stop_within=10,
+    )
+
+
+def registration(shared: dict[str, str]) -> ChildSpec:
+    return ChildSpec("register", (sys.executable, "-m", "pupitre.up.registration"), shared)

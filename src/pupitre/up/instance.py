@@ -1,0 +1,211 @@
+"""`pupitre up` from the first line to the last: one instance for each home.
+
+Prepare, start in order, register this machine's host, tell the address, build the
+second image behind everyone's back; then sleep until a signal. Ctrl-C or SIGTERM stops
+all in order, a second one hurries.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from pupitre import config
+from pupitre.config import Settings
+from pupitre.errors import Conflict, SetupError
+from pupitre.up import children
+from pupitre.up.child import Child, ChildSpec, describe_exit
+from pupitre.up.notify import MAX_PATH
+from pupitre.up.ports import check_portal_port
+from pupitre.up.record import Record
+from pupitre.up.stream import LogStream
+from pupitre.up.supervisor import Supervisor
+
+SECOND_IMAGE = "debian-desktop"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def up(settings: Settings, *, as_json: bool = False) -> None:
+    """Run until a signal. Raises `SetupError` when it cannot start, `Conflict` when it already runs."""
+    make_folders(settings)
+    with _only_one(settings):
+        if settings.portal_port:
+            check_portal_port(settings.portal_host, settings.portal_port)
+        shared = children.environment(settings)
+        os.environ |= shared
+        asyncio.run(Instance(config.load(), shared, as_json=as_json).run())
+
+
+class Instance:
+    """One run of `up`."""
+
+    def __init__(self, settings: Settings, shared: dict[str, str], *, as_json: bool) -> None:
+        self._settings = settings
+        self._shared = shared
+        self._as_json = as_json
+        self._stream = LogStream(plain=settings.log_format == "json")
+        self._begun = time.monotonic()
+        self._stop = asyncio.Event()
+        self._record = Record(settings.run_dir / "processes.json", settings.origin)
+        self._supervisor: Supervisor | None = None
+        self._builder: Child | None = None
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._told_to_stop)
+        self._tell(f"Pupitre starts; its files are in {self._settings.home}")
+        try:
+            await self._until_told(self._start())
+            await self._stop.wait()
+        finally:
+            await self._end()
+
+    async def _start(self) -> None:
+        await self._prepare()
+        specs = children.specs(self._settings, self._shared)
+        supervisor = Supervisor(
+            specs, sockets=self._settings.run_dir, stream=self._stream, on_change=self._write_record
+        )
+        self._supervisor = supervisor
+        await supervisor.start(lambda name, seconds: self._tell(f"  {name:<14} {seconds:5.1f} s"))
+        await self._register_host()
+        self._greet()
+        if self._settings.demo_images:
+            self._builder = await self._start_child(children.image_builder(self._settings, SECOND_IMAGE))
+
+    async def _until_told(self, work: "asyncio._CoroutineLike[None]") -> None:
+        """Do ``work``, unless somebody wants us to stop."""
+        working = asyncio.ensure_future(work)
+        told = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({working, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not working.done():
+            working.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await working
+            return
+        await working
+
+    async def _prepare(self) -> None:
+        process = await asyncio.create_subprocess_exec(
+            "setpriv", "--pdeathsig", "TERM", "--", sys.executable, "-m", "pupitre.up.prepare",
+            start_new_session=True,
+            stdout=sys.stderr,
+        )  # fmt: skip
+        try:
+            code = await process.wait()
+        except asyncio.CancelledError:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            await process.wait()
+            raise
+        if code:
+            raise SetupError("What Pupitre needs could not be prepared.", "`pupitre doctor` checks this machine.")
+
+    async def _register_host(self) -> None:
+        begun = time.monotonic()
+        child = await self._start_child(children.registration(self._shared))
+        try:
+            code = await child.ended()
+        except asyncio.CancelledError:
+            child.kill()
+            raise
+        if code:
+            raise SetupError(
+                f"This machine's host {self._settings.host_name} could not be registered.",
+                "What the cluster said is in the lines above.",
+            )
+        self._tell(f"  {'registered':<14} {time.monotonic() - begun:5.1f} s")
+
+    async def _start_child(self, spec: ChildSpec) -> Child:
+        child = await Child.start(
+            spec, sockets=self._settings.run_dir, stream=self._stream, on_ready=lambda: None
+        )
+        return child
+
+    def _greet(self) -> None:
+        from pupitre.up.demo_file import accounts_file, read_accounts
+
+        seconds = time.monotonic() - self._begun
+        if self._as_json:
+            told = {"url": self._settings.origin, "accounts": str(accounts_file(self._settings)), "seconds": seconds}
+            print(json.dumps(told), flush=True)
+            return
+        lines = [f"\nReady after {seconds:.1f} s: {self._settings.origin}\n"]
+        lines += [f"  {entry['name']:<9} {entry['password']}" for entry in read_accounts(self._settings)]
+        print("\n".join(lines), "\n\nCtrl-C stops everything.\n", flush=True)
+
+    def _told_to_stop(self) -> None:
+        if self._stop.is_set():
+            if self._supervisor:
+                self._supervisor.hurry()
+            return
+        self._stop.set()
+        self._tell("Stopping. Once more to hurry.")
+
+    async def _end(self) -> None:
+        if self._builder:
+            await self._builder.stop(self._builder.spec.stop_within)
+        if self._supervisor:
+            await self._supervisor.stop()
+        self._record.remove()
+        self._tell("Stopped.")
+
+    def _write_record(self) -> None:
+        if self._supervisor:
+            self._record.write(self._supervisor.keepers)
+
+    def _tell(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def make_folders(settings: Settings) -> None:
+    """Raises `SetupError`. Others may pass through home, to what isolation opens to them, and not list it."""
+    longest = settings.run_dir / "register.notify"
+    if len(os.fsencode(longest)) > MAX_PATH:
+        raise SetupError(
+            f"The path {settings.home} is too long for the sockets in it.", "Set PUPITRE_HOME to a shorter one."
+        )
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.home.chmod(0o711)
+        for folder in (settings.run_dir, settings.home / "db"):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o700)
+    except OSError as error:
+        raise SetupError(
+            f"The state folder {settings.home} cannot be made: {error.strerror}.",
+            "Set PUPITRE_HOME to a folder that you may write.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """The lock ends with this process, however it ends."""
+    path = settings.run_dir / "up.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(_where_it_is(file, settings.home)) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()} {settings.origin}\n")
+        file.flush()
+        for stale in settings.run_dir.glob("*.notify"):
+            stale.unlink(missing_ok=True)
+        yield
+
+
+def _where_it_is(file: TextIO, home: Path) -> str:
+    file.seek(0)
+    pid, _, origin = file.read().strip().partition(" ")
+    return f"Pupitre already runs from {home}: process {pid or '?'}, at {origin or '?'}. Stop it with: kill {pid}"

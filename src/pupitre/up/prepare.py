@@ -1,0 +1,79 @@
+"""Makes what a first start lacks: folders, databases, certificates, accounts, the image ``tiny``.
+
+Run by `up` as a process of its own (``python -m pupitre.up.prepare``), because it needs
+modules that the supervisor must not carry for the rest of its life. All of it may be
+repeated: what is there stays as it is.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from pupitre import config, pki
+from pupitre.config import Settings
+from pupitre.errors import NotFound, PupitreError, SetupError
+from pupitre.images.store import ImageStore
+from pupitre.store import migrate
+from pupitre.up.children import PUPITRE
+from pupitre.up.demo import ensure_accounts
+
+ROLES = ("nats", "endpoint", "cluster", "gateway", "portal")
+FIRST_IMAGE = "tiny"
+
+
+def prepare(settings: Settings) -> None:
+    """Raises `PupitreError`."""
+    with _step("databases"):
+        ensure_databases(settings)
+    with _step("certificates"):
+        ensure_certificates(settings)
+    with _step("accounts"):
+        asyncio.run(ensure_accounts(settings))
+    if settings.demo_images and not _has_image(settings, FIRST_IMAGE):
+        _build(FIRST_IMAGE)
+
+
+def ensure_databases(settings: Settings) -> list[str]:
+    """Creates and upgrades all four; the names of those that changed."""
+    return [name for name in migrate.DATABASES if migrate.upgrade(name, settings.database_url(name))]
+
+
+def ensure_certificates(settings: Settings) -> None:
+    pki.ensure_authority(settings)
+    pki.ensure_ticket_key(settings)
+    for role in (*ROLES, pki.host_role(settings.host_name)):
+        pki.ensure_certificate(settings, role)
+
+
+def _has_image(settings: Settings, image: str) -> bool:
+    try:
+        ImageStore(settings.images_dir).manifest(image)
+    except NotFound:
+        return False
+    return True
+
+
+def _build(image: str) -> None:
+    print(f"  building the image {image}; this happens once for this user", flush=True)
+    ended = subprocess.run([*PUPITRE, "image", "build", image], check=False, env=os.environ)
+    if ended.returncode:
+        raise SetupError(f"The image {image} could not be built.", f"Try it alone: pupitre image build {image}")
+
+
+@contextmanager
+def _step(name: str, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    begun = clock()
+    yield
+    print(f"  {name:<14} {clock() - begun:5.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        prepare(config.load())
+    except PupitreError as error:
+        print(f"pupitre up: {error}", file=sys.stderr)
+        sys.exit(2)
