@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     # Links
     nats_url: str = Field("tls://127.0.0.1:4222", description="NATS servers, comma separated.")
     heartbeat: float = Field(5, gt=0, description="Seconds between two heartbeats of a host.")
+    vcpu_overcommit: float = Field(8, ge=1, description="Virtual CPUs given out per CPU of a host.")
     host_timeout: float = Field(16, gt=0, description="Seconds of silence after which a host's desktops are lost.")
 
     # Host
@@ -132,6 +133,11 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Sockets and locks; emptied by `up`."""
         return self.home / "run"
+
+    @property
+    def bells_dir(self) -> Path:
+        """Where processes of this machine wake each other, see `pupitre.bell`."""
+        return self.run_dir / "bells"
 
     @property
     def pki_dir(self) -> Path:

@@ -45,7 +45,7 @@ class CommandChange:
 
 
 class Commands:
-    """``asked`` wakes the endpoint, ``answered`` wakes the portal."""
+    """``asked`` wakes the endpoint, ``answered`` wakes the portals (a request too: the user's other tabs show it)."""
 
     def __init__(self, database: Database, *, asked: Bell, answered: Bell) -> None:
         self.database = database
@@ -71,6 +71,7 @@ class Commands:
                 await self._check_allowance(connection, command, allowance)
             await connection.execute(insert(commands).values(version=version, abandon=False, **_to_row(command)))
         self.asked.ring()
+        self.answered.ring()
         return command
 
     async def _pass_gate(self, connection: AsyncConnection, command: Command, interval_ms: int) -> None:
@@ -213,10 +214,11 @@ class Commands:
         self.answered.ring()
         return bool(moved.rowcount)
 
-    async def to_abandon(self) -> list[str]:
-        query = select(commands.c.id).where(commands.c.abandon == true()).order_by(commands.c.id)
+    async def to_abandon(self) -> list[Command]:
+        """Commands that the cluster has yet to be told nobody waits for."""
+        query = select(commands).where(commands.c.abandon == true()).order_by(commands.c.id)
         async with self.database.read() as connection:
-            return [str(command_id) for (command_id,) in await connection.execute(query)]
+            return [_from_row(row) for row in await connection.execute(query)]
 
     async def abandoned(self, command_id: str) -> None:
         """The cluster has confirmed that it knows nobody waits."""

@@ -5,8 +5,8 @@ What cannot be read is logged, counted and set aside, and never ends the link.
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 from nats.aio.client import Client
@@ -154,11 +154,15 @@ class Link:
                     log.debug("An answer was lost.", subject=message.subject, error=str(error))
 
         async def beside(message: Msg) -> None:
-            task = asyncio.create_task(one(message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.spawn(one(message))
 
         return await self._client.subscribe(subject, cb=one if in_order else beside)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` beside everything else; it ends with the link at the latest."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _changed(self, connected: bool) -> None:
         if self._on_change:

@@ -51,9 +51,15 @@ class Submit(Message, frozen=True, tag="submit"):
 
 
 class Abandon(Message, frozen=True, tag="abandon"):
-    """Endpoint: nobody waits for this command any more; undo what it made. Answered by `Done`."""
+    """Endpoint: nobody waits for this command any more; undo what it made. Answered by `Done`.
+
+    It says all that `Submit` says, so that a command the cluster never saw is refused when it comes late.
+    """
 
     id: str
+    user: str
+    order: Order
+    deadline: int
 
 
 class GetPage(Message, frozen=True, tag="get_page"):
@@ -136,13 +142,13 @@ class Report(Message, frozen=True, tag="report"):
 
     ``run`` names this life of the host process and ``number`` grows within it. A
     ``full`` report names every desktop and every image; what it does not name is not there.
+    ``port`` is where its console server listens now.
     """
 
     host: str
     run: str
     number: int
     full: bool
-    address: str
     port: int
     facts: HostFacts | None = None
     desktops: tuple[Sighting, ...] = ()

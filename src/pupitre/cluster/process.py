@@ -1,0 +1,37 @@
+"""`pupitre cluster`: the cluster server as a process."""
+
+import asyncio
+
+from pupitre import pki
+from pupitre.cluster.server import ClusterServer
+from pupitre.config import Settings
+from pupitre.ops import Ops
+from pupitre.store.engine import Database
+from pupitre.wire.link import Link
+
+ROLE = "cluster"
+
+
+async def run(settings: Settings, ops: Ops) -> None:
+    """Serve until cancelled."""
+    database = Database(settings.database_url("cluster"))
+    loop = asyncio.get_running_loop()
+    server: ClusterServer | None = None
+
+    def broker_changed(connected: bool) -> None:
+        if not connected:
+            ops.not_ready("the message broker is away")
+        elif server:
+            link.spawn(server.resume())
+            ops.ready()
+
+    tls = pki.client_context(pki.directory(settings, ROLE), ROLE)
+    link = Link(settings.nats_url, ROLE, tls, registry=ops.registry, on_change=broker_changed)
+    try:
+        await link.open()
+        server = ClusterServer(settings, database, link, ops.registry)
+        loop.call_soon(ops.ready)
+        await server.run()
+    finally:
+        await link.close()
+        await database.close()

@@ -1,0 +1,87 @@
+"""Where a desktop goes: a snapshot in; a host out, or one reason for each host.
+
+A host fits when *everything* fits: state, edition flag, image copy, memory, vCPUs and
+disk. Among those that fit, the one with the largest share of memory left is taken.
+Desktops on their way count like running ones, so starts in flight are reserved for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pupitre.domain.host import HostState
+
+OVERLAY_RESERVE_MIB = 512
+"""Disk a host must have free for one more overlay to grow into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What the desktop asks of a host."""
+
+    image: str
+    memory_mib: int
+    vcpus: int
+    edition: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A host in the snapshot. ``used_*`` count every desktop placed there that is not gone.
+
+    ``vcpus`` is how many virtual CPUs may be given out, over-commit included.
+    """
+
+    name: str
+    state: HostState
+    edition: bool
+    images: frozenset[str]
+    memory_mib: int
+    vcpus: int
+    disk_free_mib: int
+    used_memory_mib: int = 0
+    used_vcpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NoPlace:
+    """``reasons`` has one entry for each host, as words that follow "<host>: "."""
+
+    reasons: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        if not self.reasons:
+            return "No host is registered. An administrator can add one on the Hosts page."
+        return "No host has room: " + "; ".join(f"{name}: {reason}" for name, reason in self.reasons) + "."
+
+
+def choose(need: Need, candidates: Sequence[Candidate]) -> str | NoPlace:
+    """The name of the host to use, or why there is none."""
+    reasons: list[tuple[str, str]] = []
+    fitting: list[tuple[float, str]] = []
+    for host in candidates:
+        obstacle = _obstacle(need, host)
+        if obstacle:
+            reasons.append((host.name, obstacle))
+        else:
+            left = host.memory_mib - host.used_memory_mib - need.memory_mib
+            fitting.append((-left / host.memory_mib, host.name))
+    return min(fitting)[1] if fitting else NoPlace(tuple(reasons))
+
+
+def _obstacle(need: Need, host: Candidate) -> str | None:
+    if host.state is not HostState.READY:
+        return str(host.state).replace("_", " ")
+    if host.edition != need.edition:
+        return "for editing images only" if host.edition else "not for editing images"
+    if need.image not in host.images:
+        return f"has no copy of {need.image} yet"
+    short = need.memory_mib - (host.memory_mib - host.used_memory_mib)
+    if short > 0:
+        return f"{short} MiB of memory short"
+    short = need.vcpus - (host.vcpus - host.used_vcpus)
+    if short > 0:
+        return f"{short} virtual CPU{'s' if short > 1 else ''} short"
+    short = OVERLAY_RESERVE_MIB - host.disk_free_mib
+    if short > 0:
+        return f"{short} MiB of disk short"
+    return None

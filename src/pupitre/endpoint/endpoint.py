@@ -1,0 +1,318 @@
+"""`WebServerEndpoint`: joins the website's two databases with a cluster server.
+
+A command leaves its row only along `COMMAND_LIFE`. It is sent until the cluster
+answers that it is journalled; one that the cluster cannot be told of within the
+grace period ends with CONNECTION_ERROR, one without outcome at its deadline is
+timed out, and in both cases the cluster is told to undo what it may have made.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from pupitre import pki
+from pupitre.bell import Bell
+from pupitre.domain.command import Command, CommandEvent, CommandState, Fault
+from pupitre.domain.status import Link as LinkState
+from pupitre.endpoint.status import StatusMirror
+from pupitre.errors import (
+    ConnectionFault,
+    EndpointError,
+    LinkDown,
+    MessageError,
+    TimedOut,
+    Unavailable,
+)
+from pupitre.store.commands import Commands
+from pupitre.store.engine import Database
+from pupitre.store.status import Status
+from pupitre.wire.link import Link
+from pupitre.wire.messages import (
+    Abandon,
+    AnyMessage,
+    Changed,
+    Done,
+    Hello,
+    Mark,
+    Outcome,
+    Submit,
+)
+from pupitre.wire.subjects import Subjects
+
+log = structlog.get_logger(__name__)
+
+ROLE = "endpoint"
+AT_ONCE = 64
+"""Commands sent side by side."""
+RESEND = (0.25, 2.0)
+"""Seconds between two tries to send: at first, and at most."""
+
+OUTCOMES = {
+    CommandState.SUCCEEDED: CommandEvent.SUCCEED,
+    CommandState.FAILED: CommandEvent.FAIL,
+    CommandState.CANCELLED: CommandEvent.CANCEL,
+}
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class WebServerEndpoint:
+    """Use: `connect_to_databases`, `connect_to_cluster_server`, `run`; `disconnect_from_cluster_server` ends it."""
+
+    def __init__(self, cluster: str, bells: Path, registry: CollectorRegistry) -> None:
+        self._cluster = cluster
+        self._subjects = Subjects(cluster)
+        self._bells = bells
+        self._registry = registry
+        self._asked = Bell(bells, "asked")
+        self._wake = asyncio.Event()
+        self._asked_since = asyncio.Event()
+        self._silence_limit = 0.0
+        self._heard = 0.0
+        self._reached = False
+        self._commands: Commands
+        self._status: Status
+        self._mirror: StatusMirror
+        self._link: Link
+        self._timeout_check_interval = 5.0
+        self._grace_ms = 10_000
+        self._outcomes = Counter("pupitre_outcomes", "Outcomes of commands", ["outcome"], registry=registry)
+        self._reached_gauge = Gauge("pupitre_cluster_reached", "1 while the cluster answers", registry=registry)
+
+    def connect_to_databases(self, commands_url: str, status_url: str) -> None:
+        """Open ``commands`` and ``status``. Raises `SetupError` when they do not exist."""
+        answered, changed = Bell(self._bells, "answered"), Bell(self._bells, "status")
+        self._commands = Commands(Database(commands_url), asked=self._asked, answered=answered)
+        self._status = Status(Database(status_url), changed=changed)
+
+    async def connect_to_cluster_server(
+        self,
+        certificate_path: Path,
+        servers: str,
+        *,
+        status_update_interval: float,
+        command_timeout_check_interval: float,
+        connection_grace: float,
+        answer_within: float | None = None,
+    ) -> None:
+        """Open the link (TLS, certificates on both sides) and wait until the cluster answers.
+
+        ``servers`` are NATS URLs; all times are in seconds. With ``answer_within`` it gives
+        up then and raises `EndpointError` with the reason; otherwise it waits for ever.
+        After that the link comes back by itself.
+        """
+        self._timeout_check_interval = command_timeout_check_interval
+        self._grace_ms = int(connection_grace * 1000)
+        self._silence_limit = status_update_interval * 2.5
+        tls = pki.client_context(certificate_path, ROLE)
+        self._link = Link(servers, ROLE, tls, registry=self._registry, on_change=self._broker_changed)
+        self._mirror = StatusMirror(self._cluster, self._status, self._link, self._subjects)
+        try:
+            async with asyncio.timeout(answer_within):
+                await self._link.open()
+                await self._mirror.open()
+                await self._link.serve(self._subjects.outcomes, self._on_outcome)
+                await self._link.serve(self._subjects.status, self._on_status, in_order=True)
+                while not await self._greet():
+                    await asyncio.sleep(RESEND[0])
+        except TimeoutError as error:
+            raise EndpointError(
+                f"The cluster {self._cluster} did not answer at {servers} within {answer_within:g} s."
+            ) from error
+
+    async def disconnect_from_cluster_server(self) -> None:
+        """Close link and databases; commands under way keep their rows and are taken up at the next start."""
+        await self._link.close()
+        await self._commands.database.close()
+        await self._status.database.close()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._send_commands())
+            tasks.create_task(self._time_out_commands())
+            tasks.create_task(self._watch_cluster())
+
+    # The cluster: there or not
+
+    def _broker_changed(self, connected: bool) -> None:
+        if connected:
+            self._heard = 0.0  # until it has answered, this says nothing of the cluster
+        else:
+            self._link.spawn(self._lost("The message broker is away."))
+        self._wake.set()
+
+    async def _greet(self) -> bool:
+        try:
+            mark = await self._link.request(self._subjects.commands, Hello(), Mark, timeout=1)
+        except LinkDown as error:
+            await self._lost(f"The cluster server does not answer: {error}")
+            return False
+        await self._reach()
+        await self._mirror.mark(mark)
+        return True
+
+    async def _reach(self) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if not self._reached:
+            self._reached = True
+            self._reached_gauge.set(1)
+            log.info("The cluster is reached.", cluster=self._cluster)
+            await self._status.set_link(LinkState(self._cluster, True, now_ms()))
+            self._wake.set()
+
+    async def _lost(self, reason: str) -> None:
+        if self._reached or self._heard == 0.0:
+            await self._status.set_link(LinkState(self._cluster, False, now_ms(), reason))
+        if self._reached:
+            self._reached = False
+            self._reached_gauge.set(0)
+            log.warning("The cluster is not reached.", cluster=self._cluster, reason=reason)
+
+    async def _watch_cluster(self) -> None:
+        """Liveness is judged by what is heard, never by the connection."""
+        loop = asyncio.get_running_loop()
+        pause = RESEND[0]
+        while True:
+            left = self._heard + self._silence_limit - loop.time()
+            if self._reached and left > 0:
+                await asyncio.sleep(left)
+                pause = RESEND[0]
+                continue
+            if not await self._greet():
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RESEND[1])
+
+    # Commands: from the rows to the cluster
+
+    async def _listen(self) -> None:
+        async with self._asked.listen() as listener:
+            while True:
+                self._wake.set()
+                self._asked_since.set()
+                await listener.heard()
+
+    async def _send_commands(self) -> None:
+        pause = RESEND[0]
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                done = await self._send_all()
+            except Unavailable as error:
+                log.warning("The commands database does not answer.", reason=str(error))
+                done = False
+            if done:
+                pause = RESEND[0]
+            else:
+                asyncio.get_running_loop().call_later(pause, self._wake.set)
+                pause = min(pause * 2, RESEND[1])
+
+    async def _send_all(self) -> bool:
+        """Send what waits; True when nothing waits any more."""
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def one(command: Command) -> bool:
+            async with slots:
+                return await self._send(command)
+
+        waiting = await self._commands.to_send()
+        sent = await asyncio.gather(*(one(command) for command in waiting))
+        abandoned = True
+        if self._reached:
+            abandoned = await self._abandon_all()
+        return all(sent) and abandoned
+
+    async def _send(self, command: Command) -> bool:
+        message = Submit(id=command.id, user=command.user, order=command.order, deadline=command.deadline)
+        try:
+            await self._link.request(self._subjects.commands, message, Done)
+        except LinkDown as error:
+            await self._lost(f"The cluster server does not answer: {error}")
+            await self._not_sent(command, str(error))
+            return False
+        except MessageError as error:
+            fault = Fault(error.code, f"The cluster refused the command: {error}")
+            await self._end(command.id, CommandEvent.FAIL, fault)
+            return True
+        await self._reach()
+        await self._commands.advance(command.id, CommandEvent.ACCEPT, now=now_ms())
+        return True
+
+    async def _not_sent(self, command: Command, reason: str) -> None:
+        if now_ms() - command.created >= self._grace_ms:
+            sentence = f"The cluster is not reached: {reason} Nothing was started; try again later."
+            await self._end(command.id, CommandEvent.FAIL, Fault(ConnectionFault.code, sentence), abandon=True)
+        elif command.state is CommandState.QUEUED:
+            await self._commands.advance(command.id, CommandEvent.SEND, now=now_ms())
+
+    async def _abandon_all(self) -> bool:
+        for command in await self._commands.to_abandon():
+            message = Abandon(id=command.id, user=command.user, order=command.order, deadline=command.deadline)
+            try:
+                await self._link.request(self._subjects.commands, message, Done)
+            except (LinkDown, MessageError) as error:
+                log.warning("The cluster has yet to undo a command.", command=command.id, reason=str(error))
+                return False
+            await self._commands.abandoned(command.id)
+        return True
+
+    async def _time_out_commands(self) -> None:
+        while True:
+            try:
+                deadline = await self._commands.next_deadline()
+                if deadline is not None and deadline <= now_ms():
+                    await self._time_out_due()
+                    continue
+            except Unavailable as error:
+                log.warning("The commands database does not answer.", reason=str(error))
+                deadline = now_ms() + 60_000
+            if deadline is None:
+                await self._asked_since.wait()
+                self._asked_since.clear()
+                continue
+            left = max(deadline - now_ms(), 1) / 1000
+            await asyncio.sleep(min(left, self._timeout_check_interval))
+
+    async def _time_out_due(self) -> None:
+        now = now_ms()
+        for command in await self._commands.unfinished():
+            if command.deadline <= now:
+                seconds = (command.deadline - command.created) / 1000
+                fault = Fault(
+                    TimedOut.code, f"There was no outcome within {seconds:g} seconds. What was begun is undone."
+                )
+                await self._end(command.id, CommandEvent.TIME_OUT, fault, abandon=True)
+        self._wake.set()
+
+    # Outcomes: from the cluster to the rows
+
+    async def _on_outcome(self, message: AnyMessage) -> AnyMessage:
+        if not isinstance(message, Outcome) or message.state not in OUTCOMES:
+            raise MessageError("The endpoint takes nothing but outcomes here.")
+        await self._reach()
+        # Status first: who reads that a start succeeded must find the desktop running.
+        if message.rows:
+            await self._status.apply(self._cluster, message.rows)
+        await self._end(message.id, OUTCOMES[message.state], message.fault)
+        return Done()
+
+    async def _end(self, command: str, event: CommandEvent, fault: Fault | None, *, abandon: bool = False) -> None:
+        if await self._commands.advance(command, event, now=now_ms(), fault=fault, abandon=abandon):
+            self._outcomes.labels(outcome=fault.code if fault else str(event)).inc()
+            log.info("Command ended.", command=command, outcome=str(event), reason=fault.reason if fault else None)
+
+    async def _on_status(self, message: AnyMessage) -> None:
+        if not isinstance(message, Changed | Mark):
+            raise MessageError("The endpoint takes nothing but changes and marks here.")
+        await self._reach()
+        if isinstance(message, Mark):
+            await self._mirror.mark(message)
+        else:
+            await self._mirror.change(message)

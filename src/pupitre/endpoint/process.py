@@ -1,0 +1,24 @@
+"""`pupitre endpoint`: `WebServerEndpoint` as a process."""
+
+from pupitre import pki
+from pupitre.config import Settings
+from pupitre.endpoint.endpoint import ROLE, WebServerEndpoint
+from pupitre.ops import Ops
+
+
+async def run(settings: Settings, ops: Ops) -> None:
+    """Serve until cancelled."""
+    endpoint = WebServerEndpoint(settings.cluster, settings.bells_dir, ops.registry)
+    endpoint.connect_to_databases(settings.database_url("commands"), settings.database_url("status"))
+    try:
+        await endpoint.connect_to_cluster_server(
+            pki.directory(settings, ROLE),
+            settings.nats_url,
+            status_update_interval=settings.status_update_interval,
+            command_timeout_check_interval=settings.command_timeout_check_interval,
+            connection_grace=settings.connection_grace,
+        )
+        ops.ready()
+        await endpoint.run()
+    finally:
+        await endpoint.disconnect_from_cluster_server()
