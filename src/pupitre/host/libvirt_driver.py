@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import libvirt
+import libvirt  # type: ignore[import-untyped]  # it has no stubs
 import structlog
 from lxml import etree
 from PIL import Image
@@ -92,7 +92,7 @@ class LibvirtHypervisor:
         if uri.startswith("qemu:///embed"):
             uri = f"qemu:///embed?root={self._settings.root}"
         try:
-            self._libvirt = await self._call(libvirt.open, uri)
+            connection = self._libvirt = await self._call(libvirt.open, uri)
         except libvirt.libvirtError as error:
             raise SetupError(
                 f"libvirt cannot open {self._settings.uri}: {_said(error)}.", "`pupitre doctor` says what is missing."
@@ -103,7 +103,7 @@ class LibvirtHypervisor:
             with contextlib.suppress(RuntimeError):  # the loop has ended before libvirt's thread
                 loop.call_soon_threadsafe(self._hear, dom.UUIDString(), event, detail)
 
-        await self._call(self._libvirt.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, heard, None)
+        await self._call(connection.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, heard, None)
         if self._machine.emulator:
             await self._probe()
         await self.guests()

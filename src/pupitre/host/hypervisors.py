@@ -1,0 +1,92 @@
+"""Which `Hypervisor` a setting means, and libvirt's own settings for the embedded one."""
+
+import os
+import pwd
+import shutil
+from pathlib import Path
+
+import structlog
+
+from pupitre.config import Settings
+from pupitre.errors import SetupError
+from pupitre.host import kvm
+from pupitre.host.domain_xml import Machine
+from pupitre.host.hypervisor import Hypervisor
+from pupitre.host.isolation import Paths
+from pupitre.host.libvirt_driver import Connection, LibvirtHypervisor
+from pupitre.host.simulated import SimulatedHypervisor
+
+EMULATOR = "qemu-system-x86_64"
+QEMU_USER = "libvirt-qemu"
+"""Debian's name, compiled into its libvirt, which does not start as root without it."""
+
+_log = structlog.get_logger(__name__)
+
+
+def choose(settings: Settings, paths: Paths) -> Hypervisor:
+    """Not yet open. Raises `SetupError` when the machine lacks what the setting needs."""
+    uri = settings.hypervisor
+    if uri.startswith("simulated://"):
+        return SimulatedHypervisor.named(uri.removeprefix("simulated://"), paths.serials, settings.host_memory_mib)
+    embedded = uri.startswith("qemu:///embed")
+    connection = Connection(
+        uri=uri,
+        serials=paths.serials,
+        overlays=paths.overlays,
+        root=paths.embed if embedded else None,
+        memory_mib=settings.host_memory_mib,
+    )
+    if uri.startswith("test:"):
+        return LibvirtHypervisor(connection, Machine("test", emulator=None, network="none"))
+    if embedded:
+        write_qemu_conf(paths)
+    machine = Machine(
+        accelerator="kvm" if _use_kvm(settings) else "qemu",
+        emulator=Path(shutil.which(EMULATOR) or f"/usr/bin/{EMULATOR}"),
+        network=settings.guest_network,
+        shared_images=embedded and os.geteuid() == 0,
+    )
+    return LibvirtHypervisor(connection, machine)
+
+
+def _use_kvm(settings: Settings) -> bool:
+    if settings.accelerator == "tcg":
+        return False
+    verdict = kvm.probe()
+    if settings.accelerator == "kvm" and not verdict.usable:
+        raise SetupError(verdict.sentence, 'Or set accelerator = "auto".')
+    _log.info("accelerator", kvm=verdict.kvm.value, reason=verdict.sentence)
+    return verdict.usable
+
+
+def write_qemu_conf(paths: Paths) -> None:
+    """Settings of libvirt's QEMU driver, read when the embed root is opened. See its qemu.conf.
+
+    The emulator's own log is a plain file below the root (`stdio_handler`), as there is no
+    virtlogd; guests cannot write to it. libvirt's private /dev would hide the covered
+    /dev/kvm from us (`namespaces`), and owners need no record on the files (`remember_owner`):
+    an overlay is root's before and after.
+    """
+    lines = ['stdio_handler = "file"', "seccomp_sandbox = 1", "namespaces = []", "remember_owner = 0"]
+    if os.geteuid() == 0:
+        try:
+            pwd.getpwnam(QEMU_USER)
+        except KeyError:
+            raise SetupError(
+                f"There is no user {QEMU_USER}, as whom guests run.",
+                f"Make it with: adduser --system --group --no-create-home {QEMU_USER}",
+            ) from None
+        user, group = (QEMU_USER, _kvm_group() or QEMU_USER) if paths.isolated else ("root", "root")
+        lines += [f'user = "{user}"', f'group = "{group}"']
+    folder = paths.embed / "etc"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "qemu.conf").write_text("\n".join(lines) + "\n")
+
+
+def _kvm_group() -> str | None:
+    """The group that may use /dev/kvm, as a number in libvirt's form; None if there is none."""
+    try:
+        device = kvm.DEVICE.stat()
+    except OSError:
+        return None
+    return f"+{device.st_gid}" if device.st_gid and device.st_mode & 0o060 == 0o060 else None

@@ -1,0 +1,114 @@
+"""A mount namespace of the host process's own, when it is root.
+
+As root, libvirt runs QEMU as the user ``libvirt-qemu``, who must reach the disks wherever
+PUPITRE_HOME lies, even below a folder of mode 700; and a ``/dev/kvm`` that opens but does
+not run makes libvirt probe for half a minute at every start. Both are cured without
+touching the machine: what QEMU needs is bind-mounted below `SHORT`, images read-only,
+and a useless ``/dev/kvm`` is covered by an empty file that no one can open.
+
+What stays true: nothing is mounted outside the namespace, and the namespace ends with
+its last process. Guests keep the namespace they started in; the next host process makes
+its own with the same paths, so libvirt's records and sockets still lead to the guests.
+"""
+
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from pupitre.config import Settings
+from pupitre.errors import SetupError
+from pupitre.host import kvm
+
+SHORT = Path("/run/pupitre")
+"""An empty folder to everyone else. Short, because a socket's path has 107 bytes."""
+_MARK = "PUPITRE_HOST_NAMESPACE_OF"
+_UNSHARE = ["unshare", "--mount", "--propagation", "private", "--"]
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The folders that this process, libvirt and QEMU all reach under the same name.
+
+    ``isolated`` says that QEMU may run as a user of its own.
+    """
+
+    embed: Path
+    overlays: Path
+    serials: Path
+    images: Path
+    isolated: bool = False
+
+
+def plain(settings: Settings) -> Paths:
+    """The folders where they lie."""
+    host = settings.host_dir
+    return Paths(host / "embed", host / "overlays", host / "serial", settings.images_dir)
+
+
+def enter(settings: Settings) -> Paths:
+    """Call first in `pupitre host`: starts this program anew in its namespace, with the same process id.
+
+    Returns in the new start, or at once where no namespace is needed (an ordinary user,
+    another hypervisor) or none is allowed. Raises `SetupError`.
+    """
+    paths = plain(settings)
+    for folder in (paths.embed, paths.overlays, paths.serials):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o711)  # to be passed through by QEMU's user, not listed
+    paths.images.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() != 0 or not settings.hypervisor.startswith("qemu:///embed"):
+        return paths
+    if os.environ.pop(_MARK, None) == str(os.getpid()):
+        return _furnish(settings, paths)
+    if refusal := _refusal():
+        _log.warning("QEMU runs as root: no mount namespace of our own is allowed here", reason=refusal)
+        return paths
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.environ[_MARK] = str(os.getpid())
+    os.execvp(_UNSHARE[0], [*_UNSHARE, sys.executable, *sys.orig_argv[1:]])
+
+
+def _refusal() -> str | None:
+    """Why no namespace can be made and mounted in, if so; found by trying."""
+    try:
+        SHORT.mkdir(mode=0o755, parents=True, exist_ok=True)
+        done = subprocess.run(
+            [*_UNSHARE, "mount", "-t", "tmpfs", "pupitre", str(SHORT)], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        return str(error)
+    return done.stderr.strip() or "unshare failed" if done.returncode else None
+
+
+def _furnish(settings: Settings, there: Paths) -> Paths:
+    here = Paths(SHORT / "embed", SHORT / "overlays", SHORT / "serial", SHORT / "images", isolated=True)
+    if not there.images.stat().st_mode & stat.S_IXOTH:
+        raise SetupError(f"QEMU's user may not enter {there.images}.", f"Mend it with: chmod o+x {there.images}")
+    _mount("-t", "tmpfs", "-o", "mode=755,size=1m", "pupitre", str(SHORT))
+    for source, target, options in (
+        (there.embed, here.embed, "bind"),
+        (there.overlays, here.overlays, "bind"),
+        (there.serials, here.serials, "bind"),
+        (there.images, here.images, "bind,ro"),
+    ):
+        target.mkdir()
+        _mount("-o", options, str(source), str(target))
+    if kvm.DEVICE.exists() and (settings.accelerator == "tcg" or not kvm.probe().usable):
+        cover = SHORT / "no-kvm"
+        cover.touch(mode=0)
+        _mount("-o", "bind", str(cover), str(kvm.DEVICE))
+    return here
+
+
+def _mount(*arguments: str) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SetupError(f"mount {' '.join(arguments)} failed: {done.stderr.strip()}.", "")
