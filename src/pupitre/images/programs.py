@@ -26,7 +26,7 @@ DEBIAN_PACKAGE = {
     "qemu-img": "qemu-utils",
     "setpriv": "util-linux",
 }
-LINES_IN_REASON = 3
+LINES_IN_REASON = 6
 
 
 def find(program: str) -> str | None:
@@ -95,13 +95,12 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _fault(program: str, code: int, lines: list[str], folder: Path) -> Exception:
-    said = [line.strip() for line in lines if line.strip() and "CRITICAL" not in line]
+    said = [line.strip() for line in lines if line.strip() and not line.startswith("I:")]
     if any("No space left on device" in line for line in lines):
         return disk_full(folder)
     if any("Could not resolve" in line or "Unable to fetch" in line or "Failed to fetch" in line for line in lines):
         return SetupError("Debian's packages could not be fetched.", "Check the network, then run: sudo apt-get update")
-    told = [line for line in said if line.startswith(("E:", "error:"))] or said
-    return ImageFault(f"{program} ended with code {code}: {' '.join(told[-LINES_IN_REASON:])[:500] or 'no message'}")
+    return ImageFault(f"{program} ended with code {code}: {' / '.join(said[-LINES_IN_REASON:])[-600:] or 'no message'}")
 
 
 def disk_full(folder: Path) -> SetupError:

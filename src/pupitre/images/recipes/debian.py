@@ -3,6 +3,7 @@
 Nothing is installed, and no right is needed.
 """
 
+import platform
 import re
 from pathlib import Path
 
@@ -54,3 +55,11 @@ def sources() -> list[str]:
     if not suites:
         raise SetupError("apt has no lists of Debian packages.", UPDATE)
     return [f"deb {uri} {suite} {' '.join(components)}" for (uri, suite), components in suites.items()]
+
+
+def suite() -> str:
+    """The release this machine runs on (as bookworm), which is what its apt knows best."""
+    release = platform.freedesktop_os_release()
+    if release.get("ID") != "debian" or "VERSION_CODENAME" not in release:
+        raise SetupError("This machine's apt has no Debian release.", "Build the image on Debian, then import it.")
+    return release["VERSION_CODENAME"]

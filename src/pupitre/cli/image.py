@@ -1,0 +1,151 @@
+"""``pupitre image``: build, import, list and remove images in this machine's image store."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from pupitre import config
+from pupitre.bell import Bell
+from pupitre.domain.image import DiskFormat, ImageCopy
+from pupitre.errors import PupitreError
+from pupitre.images.importer import DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, import_image
+from pupitre.images.progress import Progress
+from pupitre.images.recipes import RECIPES
+from pupitre.images.recipes import recipe as find_recipe
+from pupitre.images.store import ImageStore
+
+app = typer.Typer(help="Images: the computers that desktops are started from.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(RECIPES)}.")]
+
+
+def open_store() -> ImageStore:
+    """The store that the settings name; other processes hear of every change."""
+    settings = config.load()
+    return ImageStore(settings.images_dir, Bell(settings.run_dir, "images"))
+
+
+@app.command()
+def build(name: NameArgument, as_json: Json = False) -> None:
+    """Build an image from Debian packages. What is already built is not built again."""
+    with _outcome(as_json):
+        store, recipe, begun = open_store(), find_recipe(name), time.monotonic()
+        known = recipe.is_built(store)
+        with _shown(f"Building {name}") as progress:
+            recipe.build(store, progress)
+        _print_image(store, name, as_json, built=not known, seconds=round(time.monotonic() - begun, 3))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A qcow2, raw or ISO file that stands alone.")],
+    name: Annotated[str | None, typer.Option(help="What people see. Default: the file's name.")] = None,
+    disk_format: Annotated[
+        DiskFormat | None, typer.Option("--format", help="Default: what the file's name and first bytes agree on.")
+    ] = None,
+    memory: Annotated[int, typer.Option(min=64, help="Memory of a desktop in MiB.")] = DEFAULT_MEMORY_MIB,
+    vcpus: Annotated[int, typer.Option(min=1, max=64, help="Processors of a desktop.")] = DEFAULT_VCPUS,
+    as_json: Json = False,
+) -> None:
+    """Take a disk image into the store, after checking that it is what it claims and refers to no other file."""
+    with _outcome(as_json):
+        store, begun = open_store(), time.monotonic()
+        with _shown(f"Importing {file.name}") as progress:
+            manifest = import_image(
+                store, file, name=name, disk_format=disk_format, memory_mib=memory, vcpus=vcpus, progress=progress
+            )
+        _print_image(store, manifest.spec.id, as_json, seconds=round(time.monotonic() - begun, 3))
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Every image that is here, being made, or failed to be made."""
+    with _outcome(as_json):
+        copies = open_store().copies()
+        if as_json:
+            print(json.dumps({"items": [_as_dict(copy) for copy in copies], "next": None}, indent=2))
+            return
+        table = Table("Image", "Name", "State", "Memory", "Processors", "What it is")
+        for copy in copies:
+            image = copy.image
+            state = image.state if image.progress is None else f"{image.state} {image.progress:.0%}"
+            told = image.description if image.reason is None else f"{image.description} ({image.reason})"
+            table.add_row(image.id, image.name, state, f"{image.memory_mib} MiB", str(image.vcpus), told)
+        Console().print(table if copies else "No images yet. Build one: pupitre image build tiny")
+
+
+@app.command()
+def remove(image: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
+    """Remove an image. Desktops that run from it go on until they are stopped."""
+    with _outcome(as_json):
+        open_store().remove(image)
+        print(json.dumps({"id": image, "removed": True}) if as_json else f"Removed {image}.")
+
+
+def _print_image(store: ImageStore, image_id: str, as_json: bool, **more: Any) -> None:
+    copy = next(copy for copy in store.copies() if copy.image.id == image_id)
+    if as_json:
+        print(json.dumps(_as_dict(copy) | more, indent=2))
+    else:
+        print(f"{copy.image.name} is ready as {image_id} ({more['seconds']:.1f} s).")
+
+
+def _as_dict(copy: ImageCopy) -> dict[str, Any]:
+    return asdict(copy.image) | {"spec": asdict(copy.spec) if copy.spec else None}
+
+
+@contextmanager
+def _outcome(as_json: bool) -> Iterator[None]:
+    """An error is one sentence on standard error (with --json: an object on standard output) and exit code 1."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    except PupitreError as error:
+        if as_json:
+            print(json.dumps({"error": {"code": error.code, "reason": str(error)}}))
+        else:
+            print(f"pupitre: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _stop(_signal: int, _frame: object) -> NoReturn:
+    """SIGTERM unwinds like Ctrl-C, so that what was begun is taken back."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+@contextmanager
+def _shown(title: str) -> Iterator[Progress]:
+    """A bar on a terminal; elsewhere one line per step, with the seconds it has taken."""
+    console, begun = Console(stderr=True), time.monotonic()
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        with Bar(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=1.0)
+            yield lambda step, fraction: bar.update(task, description=step, completed=fraction)
+        return
+    told = ""
+
+    def line(step: str, fraction: float) -> None:
+        nonlocal told
+        if step != told:
+            told = step
+            print(f"{title}: {fraction:4.0%} {time.monotonic() - begun:6.1f} s  {step}", file=sys.stderr, flush=True)
+
+    yield line
+
+
+if __name__ == "__main__":
+    app()
