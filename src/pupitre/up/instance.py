@@ -169,7 +169,7 @@ class Instance:
 
 
 def make_folders(settings: Settings) -> None:
-    """Raises `SetupError`. Others may pass through home, to what isolation opens to them, and not list it."""
+    """Raises `SetupError`. QEMU of another user reaches its disks through `host.isolation`, not through here."""
     longest = settings.run_dir / "register.notify"
     if len(os.fsencode(longest)) > MAX_PATH:
         raise SetupError(
@@ -177,7 +177,7 @@ def make_folders(settings: Settings) -> None:
         )
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
-        settings.home.chmod(0o711)
+        settings.home.chmod(0o700)
         for folder in (settings.run_dir, settings.home / "db"):
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)

@@ -1,0 +1,47 @@
+# Every target does its own set-up; a second run of it takes a second.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+VENV := .venv/bin
+
+.PHONY: help run test check bench setup lock
+
+help:
+	@echo "make run     everything on this machine, at http://127.0.0.1:8080"
+	@echo "make test    every test; nothing is mocked"
+	@echo "make check   format, lint, strict types, import contracts"
+	@echo "make bench   our part of the way against raw libvirt and websockify"
+	@echo "make lock    new lock files from pyproject.toml and package.json"
+
+run:
+	@scripts/setup run
+	exec $(VENV)/pupitre up
+
+setup:
+	@scripts/setup test
+
+check:
+	@scripts/setup check
+	set -x
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+
+test:
+	@scripts/setup test
+	$(VENV)/pytest $(ARGS)
+
+bench:
+	@scripts/setup bench
+	$(VENV)/pupitre bench start --count 20 --json
+	$(VENV)/pupitre bench console --json
+
+lock:
+	@scripts/setup check
+	compile="$(VENV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header"
+	$$compile --no-emit-index-url pyproject.toml -o requirements/run.lock
+	$$compile --no-emit-index-url pyproject.toml --group dev -o requirements/dev.lock
+	$$compile --no-emit-index-url --group build -o requirements/build.lock
+	PATH="$$PWD/$(VENV):$$PATH" npm install --package-lock-only --ignore-scripts --no-audit --no-fund --omit-lockfile-registry-resolved

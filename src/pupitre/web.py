@@ -1,0 +1,123 @@
+"""The web process: portal and gateway side by side under one origin, or each alone behind a proxy.
+
+Neither knows of the other. ``/gateway/…`` and every WebSocket go to the gateway, all
+else to the portal; a console's bytes never pass through the portal's stack.
+"""
+
+import time
+from contextlib import AsyncExitStack
+from email.utils import formatdate
+from typing import Any
+
+import structlog
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pupitre.asgi import listen, serve
+from pupitre.config import Settings
+from pupitre.ops import Ops
+
+log = structlog.get_logger(__name__)
+
+
+async def run_web(settings: Settings, ops: Ops) -> None:
+    """Portal and gateway on ``portal_port`` until cancelled."""
+    from pupitre.gateway.app import create_app as create_gateway
+    from pupitre.gateway.service import Gateway
+    from pupitre.gateway.websocket import console_protocol
+    from pupitre.portal.app import create_app as create_portal
+    from pupitre.splice import allow_many_connections
+
+    gateway = Gateway(settings)
+    portal_app, gateway_app = create_portal(settings), create_gateway(gateway)
+    allow_many_connections()
+    await _run(
+        settings, ops, (portal_app, gateway_app), SideBySide(portal_app, gateway_app), ws=console_protocol(gateway)
+    )
+
+
+async def run_portal(settings: Settings, ops: Ops) -> None:
+    """The portal alone on ``portal_port`` until cancelled."""
+    from pupitre.portal.app import create_app
+
+    app = create_app(settings)
+    await _run(settings, ops, (app,), app)
+
+
+async def run_gateway(settings: Settings, ops: Ops) -> None:
+    """The gateway alone on ``gateway_port`` until cancelled."""
+    from pupitre.gateway.app import create_app
+    from pupitre.gateway.service import Gateway
+    from pupitre.gateway.websocket import console_protocol
+    from pupitre.splice import allow_many_connections
+
+    gateway = Gateway(settings)
+    app = create_app(gateway, alone=True)
+    allow_many_connections()
+    await _run(settings, ops, (app,), app, ws=console_protocol(gateway), setting="gateway_port")
+
+
+async def _run(
+    settings: Settings,
+    ops: Ops,
+    parts: tuple[Starlette, ...],
+    app: ASGIApp,
+    *,
+    ws: Any = "none",
+    setting: str = "portal_port",
+) -> None:
+    listener = listen(settings.portal_host, getattr(settings, setting), setting)
+    async with AsyncExitStack() as lifespans:
+        lifespans.callback(listener.close)
+        for part in parts:
+            await lifespans.enter_async_context(part.router.lifespan_context(part))
+        await serve(
+            Outermost(app),
+            listener,
+            on_started=ops.ready,
+            on_stop=lambda: _end_event_streams(parts),
+            ws=ws,
+            proxy_headers=settings.behind_proxy,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+        )
+
+
+def _end_event_streams(parts: tuple[Starlette, ...]) -> None:
+    """Live events never end by themselves, and a server waits for open answers."""
+    for part in parts:
+        portal = getattr(part.state, "portal", None)
+        if portal is not None:
+            portal.feed.close()
+
+
+class SideBySide:
+    """Two applications on one origin, by the first part of the path."""
+
+    def __init__(self, portal: ASGIApp, gateway: ASGIApp) -> None:
+        self._portal = portal
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._gateway if scope["path"].startswith("/gateway/") else self._portal
+        await app(scope, receive, send)
+
+
+class Outermost:
+    """Dates every answer (RFC 9110, 6.6.1) and logs it without its query, which may hold a ticket."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def dated(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"date", formatdate(usegmt=True).encode())]
+                log.debug(
+                    "Answered.", method=scope["method"], path=scope["path"], status=message["status"],
+                    ms=round((time.monotonic() - begun) * 1000, 1),
+                )  # fmt: skip
+            await send(message)
+
+        begun = time.monotonic()
+        await self._app(scope, receive, dated)
