@@ -14,10 +14,9 @@ def run(context: typer.Context) -> None:
     """Run the agent of this VM server; with a further word, manage the hosts of the cluster."""
     if context.invoked_subcommand is not None:
         return
-    from pupitre import ops
-    from pupitre.host.process import run as main
+    from pupitre.host.process import main
 
-    raise typer.Exit(ops.run_process("host", main))
+    raise typer.Exit(main())
 
 
 @app.command()

@@ -51,12 +51,16 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class SeenGuest:
-    """A guest as it is. ``reason`` says why it stopped, or what keeps it waiting."""
+    """A guest as it is. ``reason`` says why it stopped, or what keeps it waiting.
+
+    ``orderly`` says that it shut itself down, as its user asked it to.
+    """
 
     desktop: str
     boot: int
     state: GuestState
     reason: str | None = None
+    orderly: bool = False
 
 
 class Hypervisor(Protocol):

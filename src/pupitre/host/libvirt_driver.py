@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import libvirt  # type: ignore[import-untyped]  # it has no stubs
+import libvirt
 import structlog
 from lxml import etree
 from PIL import Image
@@ -79,6 +79,7 @@ class LibvirtHypervisor:
         self._machine = machine
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="libvirt")
         self._libvirt: libvirt.virConnect | None = None
+        self._listening: int | None = None
         self._changes: asyncio.Queue[SeenGuest | None] = asyncio.Queue()
         self._locks: dict[str, asyncio.Lock] = {}
         self._boots: dict[str, int] = {}
@@ -97,13 +98,15 @@ class LibvirtHypervisor:
             raise SetupError(
                 f"libvirt cannot open {self._settings.uri}: {_said(error)}.", "`pupitre doctor` says what is missing."
             ) from error
-        loop = asyncio.get_running_loop()
+        connection, loop = self._connection, asyncio.get_running_loop()
 
         def heard(_connection: Any, dom: libvirt.virDomain, event: int, detail: int, _nothing: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended before libvirt's thread
                 loop.call_soon_threadsafe(self._hear, dom.UUIDString(), event, detail)
 
-        await self._call(connection.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, heard, None)
+        self._listening = await self._call(
+            connection.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, heard, None
+        )
         if self._machine.emulator:
             await self._probe()
         await self.guests()
@@ -124,6 +127,8 @@ class LibvirtHypervisor:
         if self._libvirt is not None:
             connection, self._libvirt = self._libvirt, None
             with contextlib.suppress(libvirt.libvirtError):
+                if self._listening is not None:
+                    await self._call(connection.domainEventDeregisterAny, self._listening)
                 await self._call(connection.close)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._changes.put_nowait(None)
@@ -224,7 +229,9 @@ class LibvirtHypervisor:
         elif event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED and detail == libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR:
             change = SeenGuest(desktop, boot, GuestState.RUNNING, DISK_FULL)
         elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            change = SeenGuest(desktop, boot, GuestState.STOPPED, _STOPPED.get(detail, "The guest stopped."))
+            reason = _STOPPED.get(detail, "The guest stopped.")
+            orderly = detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN
+            change = SeenGuest(desktop, boot, GuestState.STOPPED, reason, orderly)
             del self._boots[desktop]
             if desktop in self._stops:
                 self._stops[desktop].set()

@@ -1,0 +1,380 @@
+"""The host agent: makes of each desktop what the cluster wants, and reports what it sees.
+
+Level-triggered: an order changes a record, and one worker for each desktop closes
+the gap between the record and the machine. What has changed is reported until the
+cluster has taken it; steps that follow each other quickly are reported as one.
+"""
+
+import asyncio
+import socket
+import uuid
+from pathlib import Path
+
+import structlog
+
+from pupitre.bell import Bell
+from pupitre.config import Settings
+from pupitre.domain.desktop import DesktopState
+from pupitre.domain.image import DiskFormat, ImageSpec
+from pupitre.errors import (
+    HypervisorError,
+    LinkDown,
+    MessageError,
+    NotFound,
+    PupitreError,
+)
+from pupitre.host.console import ConsoleServer
+from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
+from pupitre.host.journal import Journal, Record
+from pupitre.host.overlays import Overlays
+from pupitre.images.store import ImageStore
+from pupitre.wire.link import Link
+from pupitre.wire.messages import (
+    AnyMessage,
+    Copy,
+    Describe,
+    Done,
+    EnsureDesktop,
+    EnsureGone,
+    Heartbeat,
+    Refused,
+    Report,
+    Sighting,
+)
+from pupitre.wire.subjects import Subjects
+from pupitre.workers import Workers
+
+log = structlog.get_logger(__name__)
+
+RESEND = (0.25, 2.0)
+"""Seconds between two tries to report: at first, and at most."""
+FAREWELL = 20.0
+"""Seconds that a host which stops with its guests takes to remove and report them."""
+
+_SETTLED = frozenset({DesktopState.RUNNING, DesktopState.FAILED})
+
+
+class HostAgent:
+    """`start`, then `run` until cancelled, then `stop`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        hypervisor: Hypervisor,
+        overlays: Overlays,
+        images: ImageStore,
+        journal: Journal,
+    ) -> None:
+        self._settings = settings
+        self._name = settings.host_name
+        self._subjects = Subjects(settings.cluster)
+        self._hypervisor = hypervisor
+        self._overlays = overlays
+        self._images = images
+        self._journal = journal
+        self._workers = Workers(self._settle, limit=settings.start_limit)
+        self._run = uuid.uuid4().hex
+        self._number = 0
+        self._dirty: set[str] = set()
+        self._copies_dirty = False
+        self._full_due = True
+        self._report_due = asyncio.Event()
+        self._console: ConsoleServer
+        self._link: Link
+
+    async def start(self, link: Link, console: ConsoleServer) -> None:
+        """Find what is there, and begin to take orders. Hypervisor, link and console are open."""
+        self._link = link
+        self._console = console
+        await self._recover()
+        await link.serve(self._subjects.orders(self._name), self._on_order)
+        await link.serve(self._subjects.all_hosts, self._on_order)
+        for desktop in self._journal.records:
+            self._workers.wake(desktop)
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._report())
+            tasks.create_task(self._beat())
+            tasks.create_task(self._watch_guests())
+            tasks.create_task(self._watch_images())
+
+    async def stop(self) -> None:
+        """Leave the guests, or take them with us and say so, as the setting wants it."""
+        if self._settings.guests_on_stop == "destroy":
+            try:
+                async with asyncio.timeout(FAREWELL):
+                    await self._remove_all()
+            except TimeoutError:
+                log.error("Not everything is removed.", desktops=sorted(self._journal.records))
+        await self._workers.close()
+
+    def report_all(self) -> None:
+        """Tell the cluster everything: after the link was away."""
+        self._full_due = True
+        self._report_due.set()
+
+    # What the console server asks
+
+    async def open_console(self, desktop: str, boot: int) -> socket.socket:
+        """A socket connected to the desktop's VNC server. Raises `NotFound` unless it runs under ``boot``."""
+        self._running(desktop, boot)
+        return await self._hypervisor.console(desktop)
+
+    async def screenshot(self, desktop: str, boot: int) -> bytes:
+        """The desktop's screen as PNG. Raises `NotFound` unless it runs under ``boot``."""
+        self._running(desktop, boot)
+        return await self._hypervisor.screenshot(desktop)
+
+    def _running(self, desktop: str, boot: int) -> None:
+        record = self._journal.records.get(desktop)
+        if record is None or record.state is not DesktopState.RUNNING or record.boot != boot:
+            raise NotFound("This desktop does not run here.")
+
+    # Orders
+
+    async def _on_order(self, message: AnyMessage) -> AnyMessage | None:
+        if not isinstance(message, Describe | EnsureDesktop | EnsureGone):
+            raise MessageError(f"A host takes no {type(message).__name__}.")
+        if not self._journal.raise_epoch(message.epoch):
+            return Refused(code="old_epoch", reason=f"Epoch {message.epoch} is over; {self._journal.epoch} has begun.")
+        if isinstance(message, Describe):
+            self.report_all()
+            return await self._full_report()
+        if isinstance(message, EnsureDesktop):
+            self._take(message)
+        else:
+            record = self._journal.records.get(message.desktop) or Record(
+                message.desktop, 0, DesktopState.GONE, DesktopState.STOPPING
+            )
+            self._want_gone(record, record.reason)
+        self._workers.wake(message.desktop)
+        return Done()
+
+    def _take(self, order: EnsureDesktop) -> None:
+        held = self._journal.records.get(order.desktop)
+        if held and held.boot >= order.boot:
+            self._show(held)  # taken before; the cluster may have missed how it is
+            return
+        record = Record(order.desktop, order.boot, DesktopState.RUNNING, DesktopState.REQUESTED, order.spec)
+        self._journal.put(record)
+        log.info("Desktop ordered.", desktop=order.desktop, image=order.spec.id)
+
+    def _want_gone(self, record: Record, reason: str | None) -> None:
+        if record.wanted is not DesktopState.GONE or record.desktop not in self._journal.records:
+            gone = Record(record.desktop, record.boot, DesktopState.GONE, DesktopState.STOPPING, record.spec, reason)
+            self._journal.put(gone)
+
+    # The worker of one desktop
+
+    async def _settle(self, desktop: str) -> float | None:
+        record = self._journal.records.get(desktop)
+        if record is None:
+            return None
+        if record.wanted is DesktopState.GONE:
+            return await self._remove(record)
+        if record.state in _SETTLED or record.spec is None:
+            return None
+        try:
+            await self._start(record, record.spec)
+        except PupitreError as error:
+            log.warning("A desktop did not start.", desktop=desktop, reason=str(error))
+            if self._still(record):
+                self._put(record.seen(DesktopState.FAILED, str(error)))
+        return None
+
+    async def _start(self, record: Record, spec: ImageSpec) -> None:
+        self._note(record.seen(DesktopState.PREPARING))
+        base = self._images.blob(spec.disk)
+        is_cd = spec.disk_format is DiskFormat.ISO
+        backing = None if is_cd else base
+        disk = await self._overlays.ensure(record.desktop, backing, spec.disk_format, spec.disk_gib)
+        if not self._still(record):
+            return
+        self._note(record.seen(DesktopState.BOOTING))
+        await self._hypervisor.ensure_running(
+            Guest(
+                desktop=record.desktop,
+                boot=record.boot,
+                spec=spec,
+                disk=disk,
+                backing=backing,
+                kernel=self._images.blob(spec.kernel) if spec.kernel else None,
+                initrd=self._images.blob(spec.initrd) if spec.initrd else None,
+                cdrom=base if is_cd else None,
+            )
+        )
+        if self._still(record):
+            self._put(record.seen(DesktopState.RUNNING))
+            log.info("Desktop runs.", desktop=record.desktop)
+
+    def _still(self, record: Record) -> bool:
+        """Whether the desktop is still wanted as it was when the step began."""
+        held = self._journal.records.get(record.desktop)
+        return held is not None and (held.wanted, held.boot) == (record.wanted, record.boot)
+
+    async def _remove(self, record: Record) -> float | None:
+        if record.state is DesktopState.GONE:
+            return None
+        try:
+            await self._hypervisor.ensure_gone(record.desktop)
+            await self._overlays.ensure_gone(record.desktop)
+            await self._console.disconnect(record.desktop)
+        except (HypervisorError, OSError) as error:
+            log.warning("A desktop is not removed yet.", desktop=record.desktop, reason=str(error))
+            self._note(record.seen(DesktopState.FAILED, str(error)))
+            return 2.0
+        self._note(record.seen(DesktopState.GONE, record.reason))
+        log.info("Desktop removed.", desktop=record.desktop)
+        return None
+
+    # What happens by itself
+
+    async def _recover(self) -> None:
+        """Compare the journal with what runs: guests go on when their host process dies."""
+        guests = await self._hypervisor.guests()
+        for record in list(self._journal.records.values()):
+            guest = guests.get(record.desktop)
+            runs = guest is not None and guest.state is not GuestState.STOPPED and guest.boot == record.boot
+            if record.wanted is DesktopState.RUNNING and record.state is DesktopState.RUNNING and not runs:
+                self._journal.put(record.seen(DesktopState.FAILED, "The desktop ended while its host agent was away."))
+        for guest in guests.values():
+            if guest.desktop not in self._journal.records:
+                log.warning("A guest without a record is running.", desktop=guest.desktop)
+                self._journal.put(Record(guest.desktop, guest.boot, DesktopState.RUNNING, DesktopState.RUNNING))
+        for desktop in self._overlays.all() - self._journal.records.keys():
+            log.warning("An overlay without a desktop is removed.", desktop=desktop)
+            await self._overlays.ensure_gone(desktop)
+        if self._journal.records:
+            log.info("Desktops found again.", count=len(self._journal.records))
+
+    async def _watch_guests(self) -> None:
+        async for seen in self._hypervisor.changes():
+            await self._guest_changed(seen)
+
+    async def _guest_changed(self, seen: SeenGuest) -> None:
+        record = self._journal.records.get(seen.desktop)
+        if record is None or record.boot != seen.boot or record.wanted is DesktopState.GONE:
+            return
+        if seen.state is GuestState.RUNNING and record.state is DesktopState.RUNNING:
+            if seen.reason != record.reason:
+                self._put(record.seen(DesktopState.RUNNING, seen.reason))
+        elif seen.state is GuestState.STOPPED and record.state is DesktopState.RUNNING:
+            log.info("A guest ended.", desktop=seen.desktop, reason=seen.reason)
+            if seen.orderly:
+                self._want_gone(record, "It was shut down from inside.")
+                self._show(self._journal.records[seen.desktop])
+                self._workers.wake(seen.desktop)
+            else:
+                self._put(record.seen(DesktopState.FAILED, seen.reason))
+            await self._console.disconnect(seen.desktop)
+
+    async def _watch_images(self) -> None:
+        """Someone built, imported or removed an image, or a build moved on."""
+        async with Bell(self._settings.bells_dir, "images").listen() as listener:
+            while True:
+                self._copies_dirty = True
+                self._report_due.set()
+                await listener.heard()
+
+    # Reports
+
+    def _put(self, record: Record) -> None:
+        self._journal.put(record)
+        self._show(record)
+
+    def _note(self, record: Record) -> None:
+        self._journal.note(record)
+        self._show(record)
+
+    def _show(self, record: Record) -> None:
+        self._dirty.add(record.desktop)
+        self._report_due.set()
+
+    async def _report(self) -> None:
+        pause = RESEND[0]
+        while True:
+            await self._report_due.wait()
+            self._report_due.clear()
+            if await self._send_report():
+                pause = RESEND[0]
+            else:
+                asyncio.get_running_loop().call_later(pause, self._report_due.set)
+                pause = min(pause * 2, RESEND[1])
+
+    async def _send_report(self) -> bool:
+        """Send what has changed; False when it must be sent again."""
+        full, copies, dirty = self._full_due, self._copies_dirty, frozenset(self._dirty)
+        if not (full or copies or dirty):
+            return True
+        self._full_due = self._copies_dirty = False
+        self._dirty -= dirty
+        self._number += 1
+        try:
+            report = await self._full_report() if full else await self._partial_report(dirty, with_copies=copies)
+            await self._link.request(self._subjects.reports(self._name), report, Done)
+        except (LinkDown, MessageError, HypervisorError) as error:
+            log.debug("A report was not taken.", reason=str(error))
+            self._full_due |= full
+            self._copies_dirty |= copies
+            self._dirty |= dirty
+            return False
+        for sighting in report.desktops:
+            held = self._journal.records.get(sighting.desktop)
+            if sighting.state is DesktopState.GONE and held and held.state is DesktopState.GONE:
+                self._journal.drop(sighting.desktop)
+        return True
+
+    async def _full_report(self) -> Report:
+        records = self._journal.records.values()
+        return await self._make_report([_sighting(record) for record in records], full=True, with_copies=True)
+
+    async def _partial_report(self, dirty: frozenset[str], *, with_copies: bool) -> Report:
+        records = self._journal.records
+        sightings = [_sighting(records[desktop]) for desktop in dirty if desktop in records]
+        return await self._make_report(sightings, full=False, with_copies=with_copies)
+
+    async def _make_report(self, sightings: list[Sighting], *, full: bool, with_copies: bool) -> Report:
+        copies = None
+        if with_copies:
+            found = await asyncio.to_thread(self._images.copies)
+            copies = tuple(Copy(copy.image, copy.spec) for copy in found)
+        return Report(
+            host=self._name,
+            run=self._run,
+            number=self._number,
+            full=full,
+            port=self._console.port,
+            facts=await self._hypervisor.facts(),
+            desktops=tuple(sightings),
+            copies=copies,
+        )
+
+    async def _beat(self) -> None:
+        while True:
+            beat = Heartbeat(host=self._name, run=self._run, number=self._number)
+            await self._link.publish(self._subjects.heartbeats(self._name), beat)
+            await asyncio.sleep(self._settings.heartbeat)
+
+    async def _remove_all(self) -> None:
+        for desktop in await self._hypervisor.guests():
+            if desktop not in self._journal.records:
+                self._journal.put(Record(desktop, 0, DesktopState.GONE, DesktopState.STOPPING))
+        for record in list(self._journal.records.values()):
+            self._want_gone(record, record.reason or "Pupitre was stopped.")
+            self._workers.wake(record.desktop)
+        while any(record.state is not DesktopState.GONE for record in self._journal.records.values()):
+            self._report_due.clear()
+            await self._report_due.wait()
+        for _ in range(3):
+            if await self._send_report():
+                return
+
+
+def _sighting(record: Record) -> Sighting:
+    return Sighting(record.desktop, record.boot, record.state, record.reason)
+
+
+def journal_path(settings: Settings) -> Path:
+    return settings.host_dir / "journal.sqlite"
