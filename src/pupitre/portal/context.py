@@ -1,0 +1,67 @@
+"""What every request needs, opened once per process: databases, the ticket key, live events, counters."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import cast
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from starlette.requests import HTTPConnection
+
+from pupitre import pki
+from pupitre.bell import Bell
+from pupitre.config import Settings
+from pupitre.portal.events import Feed
+from pupitre.portal.metrics import Metrics
+from pupitre.portal.passwords import Checker
+from pupitre.portal.throttle import Throttle
+from pupitre.store.accounts import Accounts
+from pupitre.store.commands import Commands
+from pupitre.store.engine import Database
+from pupitre.store.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Portal:
+    settings: Settings
+    accounts: Accounts
+    commands: Commands
+    status: Status
+    feed: Feed
+    signer: Ed25519PrivateKey
+    passwords: Checker
+    throttle: Throttle
+    metrics: Metrics
+
+
+@asynccontextmanager
+async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Portal]:
+    """Raises `SetupError` when a database or the ticket key is missing."""
+    signer = pki.load_ticket_signer(pki.directory(settings, "portal"))
+    bells = settings.run_dir / "bells"
+    asked, answered, changed = (Bell(bells, topic) for topic in ("asked", "answered", "status"))
+    accounts = Database(settings.database_url("accounts"))
+    commands = Database(settings.database_url("commands"))
+    status = Database(settings.database_url("status"), read_only=True)
+    try:
+        command_rows = Commands(commands, asked=asked, answered=answered)
+        status_rows = Status(status, changed=changed)
+        async with Feed(command_rows, status_rows, metrics).listening() as feed:
+            yield Portal(
+                settings=settings,
+                accounts=Accounts(accounts),
+                commands=command_rows,
+                status=status_rows,
+                feed=feed,
+                signer=signer,
+                passwords=Checker(),
+                throttle=Throttle(settings.sign_in_per_minute),
+                metrics=metrics,
+            )
+    finally:
+        for database in (accounts, commands, status):
+            await database.close()
+
+
+def portal_of(connection: HTTPConnection) -> Portal:
+    return cast(Portal, connection.app.state.portal)

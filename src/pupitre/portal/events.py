@@ -1,0 +1,195 @@
+"""Live events: one listener per process, woken by bells, that tells every open stream what concerns its user.
+
+Nothing is polled. A ring makes the feed read what changed since the version it
+has; each stream then gets *which* things changed and reads them when it sends, so
+that a late stream sends the newest state and never an old one. A stream that
+does not keep up has its queue emptied and begins anew with all there is.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from pupitre.bell import Listener
+from pupitre.domain.access import User, may_manage_hosts
+from pupitre.errors import Unavailable
+from pupitre.portal.metrics import Metrics
+from pupitre.store.commands import Commands
+from pupitre.store.status import Status
+
+log = structlog.get_logger()
+BACK_OFF = 1.0
+"""Seconds until the databases are asked again after they did not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """How far commands and status have been told; written as the id of an event."""
+
+    commands: int
+    status: int
+
+    def __str__(self) -> str:
+        return f"{self.commands}.{self.status}"
+
+
+@dataclass(slots=True)
+class News:
+    """What changed, by id. ``resync``: too much was missed, look at everything."""
+
+    versions: Versions
+    commands: set[str] = field(default_factory=set)
+    desktops: set[str] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
+    hosts: set[str] = field(default_factory=set)
+    links: bool = False
+    resync: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.commands or self.desktops or self.images or self.hosts or self.links or self.resync)
+
+    def add(self, other: "News") -> None:
+        self.versions = other.versions
+        self.commands |= other.commands
+        self.desktops |= other.desktops
+        self.images |= other.images
+        self.hosts |= other.hosts
+        self.links |= other.links
+        self.resync |= other.resync
+
+
+class Stream:
+    """What one open connection has yet to hear. Its news are folded together: at most one of each thing waits."""
+
+    LIMIT = 256
+
+    def __init__(self, user: User, versions: Versions) -> None:
+        self.user = user
+        self._waiting = News(versions)
+        self._wake = asyncio.Event()
+        self._ended = False
+
+    def put(self, news: News) -> bool:
+        """False when that was too much, and the stream begins anew."""
+        if not news:
+            return True
+        self._waiting.add(news)
+        size = len(self._waiting.commands) + len(self._waiting.desktops)
+        fits = size + len(self._waiting.images) + len(self._waiting.hosts) <= self.LIMIT
+        if not fits:
+            self._waiting = News(news.versions, resync=True)
+        self._wake.set()
+        return fits
+
+    def end(self) -> None:
+        self._ended = True
+        self._wake.set()
+
+    async def next(self) -> News | None:
+        """All that is new since the last call, as soon as there is any; None when the portal stops."""
+        await self._wake.wait()
+        if self._ended:
+            return None
+        self._wake.clear()
+        news, self._waiting = self._waiting, News(self._waiting.versions)
+        return news
+
+
+class Feed:
+    """The one listener of a process."""
+
+    def __init__(self, commands: Commands, status: Status, metrics: Metrics) -> None:
+        self._commands = commands
+        self._status = status
+        self._metrics = metrics
+        self._streams: set[Stream] = set()
+        self._versions = Versions(0, 0)
+        self._closed = False
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["Feed"]:
+        async with self._commands.answered.listen() as answered, self._status.changed.listen() as changed:
+            self._versions = Versions(await self._commands.version(), await self._status.version())
+            rung = asyncio.Event()
+            async with asyncio.TaskGroup() as tasks:
+                workers = [
+                    tasks.create_task(_forward(answered, rung)),
+                    tasks.create_task(_forward(changed, rung)),
+                    tasks.create_task(self._run(rung)),
+                ]
+                try:
+                    yield self
+                finally:
+                    self.close()
+                    for worker in workers:
+                        worker.cancel()
+
+    @asynccontextmanager
+    async def stream(self, user: User) -> AsyncIterator[Stream]:
+        """A stream of what concerns ``user`` from now on."""
+        stream = Stream(user, self._versions)
+        if self._closed:
+            stream.end()
+        self._streams.add(stream)
+        self._metrics.listeners.set(len(self._streams))
+        try:
+            yield stream
+        finally:
+            self._streams.discard(stream)
+            self._metrics.listeners.set(len(self._streams))
+
+    @property
+    def versions(self) -> Versions:
+        return self._versions
+
+    def close(self) -> None:
+        """End every stream, so that a server that waits for open answers can stop."""
+        self._closed = True
+        for stream in self._streams:
+            stream.end()
+
+    async def _run(self, rung: asyncio.Event) -> None:
+        while True:
+            await rung.wait()
+            rung.clear()
+            try:
+                await self._tell()
+            except Unavailable as error:
+                log.warning("live events wait for a database", reason=error.reason)
+                await asyncio.sleep(BACK_OFF)
+                rung.set()
+
+    async def _tell(self) -> None:
+        """Read what is new once, and give each stream its part."""
+        commands = await self._commands.changes(self._versions.commands)
+        status = await self._status.changes(self._versions.status)
+        last = commands[-1].version if commands else self._versions.commands
+        self._versions = Versions(last, status.version)
+        by_user: dict[str, News] = defaultdict(lambda: News(self._versions))
+        for change in commands:
+            news = by_user[change.command.user]
+            news.commands.add(change.command.id)
+            if change.command.desktop:
+                news.desktops.add(change.command.desktop)
+        for desktop in status.rows.desktops:
+            by_user[desktop.owner].desktops.add(desktop.id)
+        images = {copy.image.id for copy in status.rows.copies}
+        hosts = {host.name for host in status.rows.hosts}
+        for stream in self._streams:
+            news = News(self._versions, images=set(images), links=bool(status.links))
+            if may_manage_hosts(stream.user):
+                news.hosts = set(hosts)
+            if stream.user.id in by_user:
+                news.add(by_user[stream.user.id])
+            if not stream.put(news):
+                self._metrics.resyncs.inc()
+
+
+async def _forward(bell: Listener, rung: asyncio.Event) -> None:
+    while True:
+        await bell.heard()
+        rung.set()

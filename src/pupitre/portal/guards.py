@@ -1,0 +1,153 @@
+"""What every request passes before a route sees it: size, origin, headers, counting.
+
+A cookie alone proves nothing about who made the browser send it. So a request that
+may change something and comes with a cookie, or to a page, has to say that one of
+our own pages sent it (``Sec-Fetch-Site``, which scripts cannot forge, or ``Origin``).
+"""
+
+import time
+from urllib.parse import urlsplit
+
+from fastapi import Request
+from starlette.datastructures import MutableHeaders
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pupitre.config import Settings
+from pupitre.portal.metrics import Metrics
+from pupitre.portal.problems import problem
+from pupitre.portal.sessions import COOKIE
+
+MAX_BODY = 64 * 1024
+SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def content_security_policy(origin: str) -> str:
+    """Everything from our own origin; no inline script or style, no eval."""
+    socket = f"ws{origin.removeprefix('http')}"
+    return "; ".join(
+        (
+            "default-src 'self'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' data:",
+            f"connect-src 'self' {socket}",
+            "object-src 'none'",
+            "base-uri 'none'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+        )
+    )
+
+
+class Headers:
+    """Security headers on every answer, and how long each took."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.headers = {
+            "Content-Security-Policy": content_security_policy(settings.origin),
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Referrer-Policy": "same-origin",
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+        }
+        if settings.origin.startswith("https:"):
+            self.headers["Strict-Transport-Security"] = "max-age=31536000"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self.headers.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+                route = getattr(scope.get("route"), "path", "unmatched")
+                labels = (scope["method"] if scope["method"] in SAFE | {"POST", "DELETE"} else "other", route)
+                self.metrics.requests.labels(*labels, message["status"]).observe(time.perf_counter() - began)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class Body:
+    """A body of more than `MAX_BODY` bytes is refused before anyone parses it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in SAFE:
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        announced = request.headers.get("content-length", "0")
+        body = bytearray()
+        too_large = not announced.isdecimal() or int(announced) > MAX_BODY
+        while not too_large:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            too_large = len(body) > MAX_BODY
+            if not message.get("more_body", False):
+                break
+        if too_large:
+            detail = f"The body is larger than {MAX_BODY // 1024} KiB. Send less."
+            answer = problem(request, 413, "too_large", detail, headers={"Connection": "close"})
+            await answer(scope, receive, send)
+            return
+        pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return pending.pop() if pending else await receive()
+
+        await self.app(scope, replay, send)
+
+
+class SameOrigin:
+    """Refuses what another site made a browser send, and sends loopback's other names to ours."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.origin = settings.origin
+        self._ours = urlsplit(settings.origin)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        if request.method not in SAFE and self._needs_proof(request) and not self._has_proof(request):
+            detail = f"This request did not come from a page of {self.origin}. Open that address and try again."
+            await problem(request, 403, "cross_site", detail)(scope, receive, send)
+        elif request.method == "GET" and self._other_loopback_name(request):
+            query = f"?{request.url.query}" if request.url.query else ""
+            await RedirectResponse(f"{self.origin}{request.url.path}{query}", 307)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _needs_proof(self, request: Request) -> bool:
+        if "authorization" in request.headers:
+            return False  # no other site can make a browser send this header
+        return COOKIE in request.cookies or not request.url.path.startswith("/api/")
+
+    def _has_proof(self, request: Request) -> bool:
+        site = request.headers.get("sec-fetch-site")
+        return site == "same-origin" if site else request.headers.get("origin") == self.origin
+
+    def _other_loopback_name(self, request: Request) -> bool:
+        """A page at localhost could not open a console at 127.0.0.1."""
+        if request.headers.get("sec-fetch-mode") != "navigate" or self._ours.hostname not in _LOOPBACK:
+            return False
+        host = urlsplit(f"//{request.headers.get('host', '')}")
+        return host.hostname in _LOOPBACK and host.hostname != self._ours.hostname and host.port == self._ours.port

@@ -1,0 +1,40 @@
+"""``/healthz``, ``/readyz``, ``/metrics``: for whoever runs this."""
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from pupitre.errors import Unavailable
+from pupitre.portal.context import portal_of
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/healthz", response_class=PlainTextResponse)
+async def alive() -> str:
+    """The process answers."""
+    return "ok"
+
+
+@router.get("/readyz")
+async def ready(request: Request) -> JSONResponse:
+    """The three databases answer, so that requests can be served."""
+    portal = portal_of(request)
+    checks: dict[str, str] = {}
+    for name, ask in (
+        ("accounts", portal.accounts.users),
+        ("commands", portal.commands.version),
+        ("status", portal.status.version),
+    ):
+        try:
+            await ask()
+            checks[name] = "ok"
+        except Unavailable as error:
+            checks[name] = error.reason
+    fine = all(answer == "ok" for answer in checks.values())
+    return JSONResponse({"ready": fine, "checks": checks}, 200 if fine else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    return Response(generate_latest(portal_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

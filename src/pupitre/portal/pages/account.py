@@ -1,0 +1,73 @@
+"""One's own account: password and API tokens."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse
+
+from pupitre.errors import Invalid, NotSignedIn, RequestError, TooEarly
+from pupitre.portal.context import portal_of
+from pupitre.portal.desktops import now_ms
+from pupitre.portal.passwords import MIN_LENGTH
+from pupitre.portal.sessions import DAY, SignedIn, address_of, change_password, open_session, set_cookie
+from pupitre.portal.views import render
+from pupitre.store.accounts import SessionKind
+
+router = APIRouter()
+TOKEN_DAYS = (1, 30, 365)
+
+
+async def _page(
+    request: Request, caller: SignedIn, *, token: str | None = None, refusal: str | None = None, status: int = 200
+) -> Response:
+    sessions = await portal_of(request).accounts.sessions_of(caller.user.id, now=now_ms())
+    context = {
+        "sessions": [(session, session.token_hash == caller.bearer) for session in sessions],
+        "token": token,
+        "refusal": refusal,
+        "days": TOKEN_DAYS,
+        "min_length": MIN_LENGTH,
+    }
+    return render(request, "account.html", context, status=status)
+
+
+@router.get("/account")
+async def account(request: Request, caller: SignedIn) -> Response:
+    return await _page(request, caller)
+
+
+@router.post("/account/tokens")
+async def add_token(request: Request, caller: SignedIn, days: Annotated[int, Form()]) -> Response:
+    """The one answer that shows the token."""
+    if days not in TOKEN_DAYS:
+        raise Invalid(f"A token lives for {', '.join(str(choice) for choice in TOKEN_DAYS)} days. Choose one of these.")
+    token = await open_session(portal_of(request), caller.user, SessionKind.BEARER, seconds=days * DAY)
+    return await _page(request, caller, token=token)
+
+
+@router.post("/account/tokens/{token_hash}/end")
+async def end_token(request: Request, caller: SignedIn, token_hash: str) -> Response:
+    accounts = portal_of(request).accounts
+    mine = {session.token_hash for session in await accounts.sessions_of(caller.user.id, now=now_ms())}
+    if token_hash in mine:
+        await accounts.close_session(token_hash)
+    return RedirectResponse("/account", 303)
+
+
+@router.post("/account/password")
+async def set_password(
+    request: Request,
+    caller: SignedIn,
+    current: Annotated[str, Form(max_length=512)],
+    new: Annotated[str, Form(max_length=512)],
+) -> Response:
+    portal = portal_of(request)
+    try:
+        await change_password(portal, caller.user, current, new, address_of(request))
+    except RequestError as error:
+        words = "The present password is wrong." if isinstance(error, NotSignedIn) else error.reason
+        status = 429 if isinstance(error, TooEarly) else 422
+        return await _page(request, caller, refusal=words, status=status)
+    response = RedirectResponse("/account?changed=1", 303)
+    set_cookie(response, await open_session(portal, caller.user, SessionKind.COOKIE), portal.settings)
+    return response

@@ -1,0 +1,70 @@
+"""The first page: my desktops, and what I can start."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse
+
+from pupitre.domain.access import User
+from pupitre.domain.desktop import COUNTED_STATES
+from pupitre.portal.context import Portal, portal_of
+from pupitre.portal.desktops import desktop_of, desktops_of, limit_of, start, stop
+from pupitre.portal.sessions import SignedIn
+from pupitre.portal.views import render
+
+router = APIRouter()
+
+
+async def board(portal: Portal, user: User) -> dict[str, Any]:
+    """What the board shows, for a whole page and for an event."""
+    images = await portal.status.images()
+    desktops = await desktops_of(portal, user)
+    return {
+        "desktops": desktops,
+        "images": images,
+        "names": {image.id: image.name for image in images},
+        "limit": limit_of(portal, user),
+        "have": sum(seen.desktop.state in COUNTED_STATES for seen in desktops),
+    }
+
+
+async def banner(portal: Portal) -> dict[str, Any]:
+    """Clusters out of reach. A cluster that was never heard of is one too."""
+    links = await portal.status.links()
+    return {"down": [link for link in links if not link.connected], "known": bool(links)}
+
+
+@router.get("/")
+async def home(request: Request, caller: SignedIn) -> Response:
+    portal = portal_of(request)
+    return render(request, "home.html", await board(portal, caller.user) | await banner(portal))
+
+
+@router.post("/desktops")
+async def start_desktop(request: Request, caller: SignedIn, image: Annotated[str, Form(max_length=64)]) -> Response:
+    portal = portal_of(request)
+    await start(portal, caller.user, image)
+    return await _changed(request, portal, caller.user)
+
+
+@router.get("/desktops/{desktop}/stop")
+async def confirm_stop(request: Request, caller: SignedIn, desktop: str) -> Response:
+    """The confirmation for browsers without scripts; others show a dialog."""
+    portal = portal_of(request)
+    seen = await desktop_of(portal, caller.user, desktop)
+    names = {image.id: image.name for image in await portal.status.images()}
+    return render(request, "stop.html", {"seen": seen, "names": names})
+
+
+@router.post("/desktops/{desktop}/stop")
+async def stop_desktop(request: Request, caller: SignedIn, desktop: str) -> Response:
+    """Stop a desktop, or put away one that failed."""
+    portal = portal_of(request)
+    await stop(portal, caller.user, desktop)
+    return await _changed(request, portal, caller.user)
+
+
+async def _changed(request: Request, portal: Portal, user: User) -> Response:
+    if "hx-request" in request.headers:
+        return render(request, "_board.html", await board(portal, user))
+    return RedirectResponse("/", 303)

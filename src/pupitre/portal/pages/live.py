@@ -1,0 +1,60 @@
+"""Pieces of pages as server-sent events: a page asks once and is told from then on."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from fastapi import APIRouter, Request
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from pupitre.portal.context import portal_of
+from pupitre.portal.events import News
+from pupitre.portal.pages.desktops import banner, board
+from pupitre.portal.pages.hosts import hosts_board
+from pupitre.portal.roles import HostKeeper
+from pupitre.portal.sessions import Caller, SignedIn, caller_of
+from pupitre.portal.views import fragment
+
+router = APIRouter()
+Pieces = Callable[[News | None], Awaitable[list[ServerSentEvent]]]
+
+
+@router.get("/live/desktops", response_class=EventSourceResponse)
+async def desktops(request: Request, caller: SignedIn) -> AsyncIterator[ServerSentEvent]:
+    portal = portal_of(request)
+
+    async def pieces(news: News | None) -> list[ServerSentEvent]:
+        found = []
+        if news is None or news.links or news.resync:
+            found.append(_piece("banner", fragment(request, "_banner.html", await banner(portal))))
+        if news is None or news.desktops or news.images or news.resync:
+            found.append(_piece("board", fragment(request, "_board.html", await board(portal, caller.user))))
+        return found
+
+    async for event in _live(request, caller, pieces):
+        yield event
+
+
+@router.get("/live/hosts", response_class=EventSourceResponse)
+async def hosts(request: Request, caller: HostKeeper) -> AsyncIterator[ServerSentEvent]:
+    portal = portal_of(request)
+
+    async def pieces(news: News | None) -> list[ServerSentEvent]:
+        if news and not (news.hosts or news.commands or news.resync):
+            return []
+        return [_piece("hosts", fragment(request, "_hosts.html", await hosts_board(portal, caller.user)))]
+
+    async for event in _live(request, caller, pieces):
+        yield event
+
+
+async def _live(request: Request, caller: Caller, pieces: Pieces) -> AsyncIterator[ServerSentEvent]:
+    """All pieces now, then those that changed, until the sign-in or the portal ends."""
+    async with portal_of(request).feed.stream(caller.user) as stream:
+        for event in await pieces(None):
+            yield event
+        while (news := await stream.next()) is not None and await caller_of(request):
+            for event in await pieces(news):
+                yield event
+
+
+def _piece(name: str, html: str) -> ServerSentEvent:
+    return ServerSentEvent(event=name, raw_data=html)

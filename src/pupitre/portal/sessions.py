@@ -1,0 +1,127 @@
+"""Who is asking: cookies for browsers, bearer tokens for programs, and where requests may come from.
+
+A token is 256 random bits; the database holds its SHA-256 only. A request with an
+``Authorization`` header is judged by that header alone and never by its cookie.
+"""
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request, Response
+from starlette.requests import HTTPConnection
+
+from pupitre.config import Settings
+from pupitre.domain.access import User
+from pupitre.errors import Invalid, NotSignedIn
+from pupitre.portal.context import Portal, portal_of
+from pupitre.store.accounts import SessionKind
+
+COOKIE = "pupitre_session"
+"""The gateway reads this cookie too: its name must not move."""
+MAX_NAME = 64
+DAY = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent the request. ``bearer`` is the SHA-256 (hex) of the cookie or token; ``browser``: it was a cookie."""
+
+    user: User
+    bearer: str
+    browser: bool
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def credentials(connection: HTTPConnection) -> tuple[str, bool] | None:
+    """The token of a request and whether a browser sent it as a cookie."""
+    authorization = connection.headers.get("authorization")
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        return (token.strip(), False) if scheme.lower() == "bearer" and token.strip() else None
+    cookie = connection.cookies.get(COOKIE)
+    return (cookie, True) if cookie else None
+
+
+async def caller_of(request: Request) -> Caller | None:
+    """The caller, or None when nobody is signed in."""
+    found = credentials(request)
+    if found is None:
+        return None
+    token, browser = found
+    kind = SessionKind.COOKIE if browser else SessionKind.BEARER
+    session = await portal_of(request).accounts.session(digest(token), now=int(time.time() * 1000))
+    if session is None or session.kind is not kind:
+        return None
+    return Caller(session.user, session.token_hash, browser)
+
+
+async def signed_in(request: Request) -> Caller:
+    """Raises `NotSignedIn`."""
+    caller = await caller_of(request)
+    if caller is None:
+        raise NotSignedIn("Nobody is signed in, or the sign-in has ended. Sign in again.")
+    request.state.caller = caller  # the frame of a page shows the name
+    return caller
+
+
+SignedIn = Annotated[Caller, Depends(signed_in)]
+
+
+async def authenticate(portal: Portal, name: str, password: str, address: str) -> User:
+    """The user with that password. Raises `NotSignedIn`, and `TooEarly` after too many failures."""
+    name = name.strip()[:MAX_NAME]
+    await portal.throttle.check(name, address)
+    found = await portal.accounts.user_named(name)
+    user, password_hash = found or (None, None)
+    if not await portal.passwords.verify(password, password_hash) or user is None:
+        await portal.throttle.failed(name, address)
+        portal.metrics.failed_sign_ins.inc()
+        raise NotSignedIn("The name or the password is wrong. Check both and try again.")
+    return user
+
+
+async def open_session(portal: Portal, user: User, kind: SessionKind, *, seconds: float | None = None) -> str:
+    """A new token; this is the only moment at which it can be read."""
+    token = secrets.token_urlsafe(32)
+    now = time.time()
+    expires = now + (seconds if seconds is not None else portal.settings.session_hours * 3600)
+    await portal.accounts.open_session(digest(token), user.id, kind, now=int(now * 1000), expires=int(expires * 1000))
+    return token
+
+
+async def change_password(portal: Portal, user: User, current: str, new: str, address: str) -> None:
+    """Set a new password; every sign-in and token of the user ends. Raises `NotSignedIn`, `Invalid`, `TooEarly`."""
+    await authenticate(portal, user.name, current, address)
+    if new == current:
+        raise Invalid("The new password is the old one. Choose another.")
+    await portal.accounts.set_password(user.id, await portal.passwords.hash(new))
+
+
+def set_cookie(response: Response, token: str, settings: Settings) -> None:
+    """No Domain, Path=/ and, under https, Secure: what the prefix ``__Host-`` would ask for."""
+    response.set_cookie(
+        COOKIE,
+        token,
+        max_age=int(settings.session_hours * 3600),
+        path="/",
+        secure=settings.origin.startswith("https:"),
+        httponly=True,
+        samesite="lax",
+    )
+
+
+def clear_cookie(response: Response, settings: Settings) -> None:
+    response.delete_cookie(
+        COOKIE, path="/", secure=settings.origin.startswith("https:"), httponly=True, samesite="lax"
+    )
+
+
+def address_of(request: Request) -> str:
+    """The peer's address; behind a proxy uvicorn has already put the browser's there."""
+    return request.client.host if request.client else "unknown"
