@@ -164,9 +164,8 @@ def _serial(devices: etree._Element, path: Path) -> None:
 
 def _screen(devices: etree._Element, guest: Guest) -> None:
     if guest.spec.video not in VIDEO_MODELS:
-        raise HypervisorError(
-            f"The image {guest.spec.id!r} wants video {guest.spec.video!r}; choose one of {', '.join(sorted(VIDEO_MODELS))}."
-        )
+        choice = " or ".join(sorted(VIDEO_MODELS))
+        raise HypervisorError(f"The image {guest.spec.id!r} wants video {guest.spec.video!r}; choose {choice}.")
     # An absolute pointer: the guest's cursor is where the browser's is. Every system
     # knows the USB one; a guest with the virtio screen has the virtio pointer too,
     # which costs nothing while it rests.

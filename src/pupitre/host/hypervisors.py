@@ -1,26 +1,19 @@
 """Which `Hypervisor` a setting means, and libvirt's own settings for the embedded one."""
 
 import os
-import pwd
 import shutil
 from pathlib import Path
-
-import structlog
 
 from pupitre.config import Settings
 from pupitre.errors import SetupError
 from pupitre.host import kvm
 from pupitre.host.domain_xml import Machine
 from pupitre.host.hypervisor import Hypervisor
-from pupitre.host.isolation import Paths
+from pupitre.host.isolation import QEMU_USER, Paths
 from pupitre.host.libvirt_driver import Connection, LibvirtHypervisor
 from pupitre.host.simulated import SimulatedHypervisor
 
 EMULATOR = "qemu-system-x86_64"
-QEMU_USER = "libvirt-qemu"
-"""Debian's name, compiled into its libvirt, which does not start as root without it."""
-
-_log = structlog.get_logger(__name__)
 
 
 def choose(settings: Settings, paths: Paths) -> Hypervisor:
@@ -55,7 +48,6 @@ def _use_kvm(settings: Settings) -> bool:
     verdict = kvm.probe()
     if settings.accelerator == "kvm" and not verdict.usable:
         raise SetupError(verdict.sentence, 'Or set accelerator = "auto".')
-    _log.info("accelerator", kvm=verdict.kvm.value, reason=verdict.sentence)
     return verdict.usable
 
 
@@ -69,13 +61,6 @@ def write_qemu_conf(paths: Paths) -> None:
     """
     lines = ['stdio_handler = "file"', "seccomp_sandbox = 1", "namespaces = []", "remember_owner = 0"]
     if os.geteuid() == 0:
-        try:
-            pwd.getpwnam(QEMU_USER)
-        except KeyError:
-            raise SetupError(
-                f"There is no user {QEMU_USER}, as whom guests run.",
-                f"Make it with: adduser --system --group --no-create-home {QEMU_USER}",
-            ) from None
         user, group = (QEMU_USER, _kvm_group() or QEMU_USER) if paths.isolated else ("root", "root")
         lines += [f'user = "{user}"', f'group = "{group}"']
     folder = paths.embed / "etc"

@@ -12,11 +12,13 @@ its own with the same paths, so libvirt's records and sockets still lead to the 
 """
 
 import os
+import pwd
 import stat
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 
@@ -26,6 +28,8 @@ from pupitre.host import kvm
 
 SHORT = Path("/run/pupitre")
 """An empty folder to everyone else. Short, because a socket's path has 107 bytes."""
+QEMU_USER = "libvirt-qemu"
+"""Debian's name, compiled into its libvirt, which does not start as root without it."""
 _MARK = "PUPITRE_HOST_NAMESPACE_OF"
 _UNSHARE = ["unshare", "--mount", "--propagation", "private", "--"]
 
@@ -67,13 +71,31 @@ def enter(settings: Settings) -> Paths:
         return paths
     if os.environ.pop(_MARK, None) == str(os.getpid()):
         return _furnish(settings, paths)
+    _require_qemu_user()
     if refusal := _refusal():
         _log.warning("QEMU runs as root: no mount namespace of our own is allowed here", reason=refusal)
         return paths
+    return _start_anew(paths)
+
+
+def _start_anew(paths: Paths) -> NoReturn:
+    # What libvirt refuses, it tells its caller; what it notes besides belongs in a file.
+    (paths.embed / "log").mkdir(exist_ok=True)
+    os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", f"3:file:{paths.embed}/log/libvirt.log")
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ[_MARK] = str(os.getpid())
     os.execvp(_UNSHARE[0], [*_UNSHARE, sys.executable, *sys.orig_argv[1:]])
+
+
+def _require_qemu_user() -> None:
+    try:
+        pwd.getpwnam(QEMU_USER)
+    except KeyError:
+        raise SetupError(
+            f"There is no user {QEMU_USER}, as whom guests run.",
+            f"Make it with: adduser --system --group --no-create-home {QEMU_USER}",
+        ) from None
 
 
 def _refusal() -> str | None:
@@ -101,11 +123,27 @@ def _furnish(settings: Settings, there: Paths) -> Paths:
     ):
         target.mkdir()
         _mount("-o", options, str(source), str(target))
-    if kvm.DEVICE.exists() and (settings.accelerator == "tcg" or not kvm.probe().usable):
-        cover = SHORT / "no-kvm"
-        cover.touch(mode=0)
-        _mount("-o", "bind", str(cover), str(kvm.DEVICE))
+    _furnish_kvm(settings)
     return here
+
+
+def _furnish_kvm(settings: Settings) -> None:
+    """A /dev/kvm that QEMU's user may open, if guests run on it; otherwise one that no one can."""
+    if not kvm.DEVICE.exists():
+        return
+    verdict = kvm.probe()
+    ours = SHORT / "kvm"
+    if settings.accelerator == "tcg" or not verdict.usable:
+        _log.info("guests run under emulation", reason=verdict.sentence)
+        ours.touch(mode=0)
+    elif stat.S_IMODE(kvm.DEVICE.stat().st_mode) & 0o060 != 0o060:
+        device = kvm.DEVICE.stat()
+        os.mknod(ours, stat.S_IFCHR, device.st_rdev)
+        os.chown(ours, 0, pwd.getpwnam(QEMU_USER).pw_gid)
+        ours.chmod(0o660)
+    else:
+        return
+    _mount("-o", "bind", str(ours), str(kvm.DEVICE))
 
 
 def _mount(*arguments: str) -> None:

@@ -65,7 +65,7 @@ def probe(device: Path = DEVICE, cpuinfo: Path = Path("/proc/cpuinfo")) -> Verdi
         return Verdict(
             Kvm.NO_DEVICE,
             f"There is no {device}: guests run under emulation, which is slow. "
-            "On a machine of your own, switch virtualisation on in its firmware and run: modprobe kvm_intel or kvm_amd.",
+            "Switch virtualisation on in the machine's firmware, then run: modprobe kvm_intel (or kvm_amd).",
         )
     if not _cpu_flags(cpuinfo) & {"vmx", "svm"}:
         return Verdict(

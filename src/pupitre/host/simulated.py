@@ -7,7 +7,6 @@ What it holds is lost with the process.
 """
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -132,7 +131,7 @@ class SimulatedHypervisor:
         self._running(desktop)
         path = self._serials / desktop
         if desktop not in self._lines:
-            self._lines[desktop] = await asyncio.start_unix_server(_echo, path)
+            self._lines[desktop] = await asyncio.start_unix_server(self._echo, path)
         return path
 
     # -- what only a test calls
@@ -186,10 +185,15 @@ class SimulatedHypervisor:
             line.close()
             (self._serials / desktop).unlink(missing_ok=True)
 
-
-async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(4096):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    async def _echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if task := asyncio.current_task():
+            self._viewers.add(task)
+            task.add_done_callback(self._viewers.discard)
+        try:
+            while data := await reader.read(4096):
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass  # whoever listened has left
+        finally:
+            writer.close()
