@@ -141,10 +141,11 @@ class ConsoleServer:
             oldest.cancel()
 
     async def _serve(self, connection: socket.socket) -> None:
+        end = _ViewerEnd(self)  # what uvloop's connect_accepted_socket returns is not the protocol
         try:
             async with asyncio.timeout(HANDSHAKE_LIMIT):
-                _, end = await asyncio.get_running_loop().connect_accepted_socket(
-                    lambda: _ViewerEnd(self), connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
                 )
         except OSError as error:  # ssl.SSLError and TimeoutError are two
             connection.close()

@@ -1,0 +1,1 @@
+"""Benchmarks: what Pupitre costs, beside what it is built on."""
