@@ -50,5 +50,8 @@ def setup(settings: Settings, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # Said by asyncio at each end of a TLS stream, whoever ended it.
+    logging.getLogger("asyncio").addFilter(lambda record: "eof_received" not in record.getMessage())
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
-    logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+    for chatty in ("uvicorn.access", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

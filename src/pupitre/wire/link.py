@@ -43,6 +43,7 @@ class Link:
         self._tls = tls
         self._on_change = on_change
         self._client = Client()
+        self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._set_aside = Counter(
             "pupitre_messages_set_aside", "Messages that nobody could read", ["subject"], registry=registry
@@ -56,7 +57,8 @@ class Link:
         """Connect, waiting for the broker as long as it takes."""
 
         async def lost() -> None:
-            log.warning("The message broker is away.")
+            if not self._closing:
+                log.warning("The message broker is away.")
             self._changed(False)
 
         async def back() -> None:
@@ -91,6 +93,7 @@ class Link:
             return
 
     async def close(self) -> None:
+        self._closing = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -165,5 +168,5 @@ class Link:
         task.add_done_callback(self._tasks.discard)
 
     def _changed(self, connected: bool) -> None:
-        if self._on_change:
+        if self._on_change and not self._closing:
             self._on_change(connected)
