@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from hypervisor_backends import SPEC
+from pupitre import log
 from pupitre.config import Settings, load
 from pupitre.errors import PupitreError
 from pupitre.host import isolation
@@ -60,4 +61,5 @@ async def serve(settings: Settings, paths: isolation.Paths) -> None:
 
 if __name__ == "__main__":
     loaded = load()
+    log.setup(loaded, "host")
     asyncio.run(serve(loaded, isolation.enter(loaded)))
