@@ -1,6 +1,7 @@
 """The database ``accounts``, opened by those commands that run on the portal's own machine."""
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -8,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from pupitre.config import Settings
 from pupitre.domain.access import User
-from pupitre.errors import NotFound
+from pupitre.errors import Invalid, NotFound
 from pupitre.store.accounts import Accounts, SessionKind
 from pupitre.store.engine import Database
 
@@ -21,6 +22,13 @@ async def open_accounts(settings: Settings) -> AsyncIterator[Accounts]:
         yield Accounts(database)
     finally:
         await database.close()
+
+
+def checked_name(name: str) -> str:
+    """Raises `Invalid`."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise Invalid("A user's name is 1 to 64 small letters, digits, dots, hyphens and underscores. Choose another.")
+    return name
 
 
 async def find_user(accounts: Accounts, name: str) -> User:

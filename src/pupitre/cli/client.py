@@ -32,7 +32,7 @@ class Client:
     """``get``, ``post`` and ``delete`` give the decoded answer. All raise `ApiError` and `Unavailable`."""
 
     def __init__(self, settings: Settings, token: str) -> None:
-        self._origin = settings.origin
+        self.origin = settings.origin
         self._http = httpx2.Client(
             base_url=f"{settings.origin}/api/v1",
             headers={"Authorization": f"Bearer {token}"},
@@ -53,12 +53,11 @@ class Client:
 
     def items(self, path: str) -> list[dict[str, Any]]:
         """Every item of a list, page after page."""
-        found: list[dict[str, Any]] = []
-        cursor = ""
-        while cursor is not None:
-            page = self.get(f"{path}{'?' if cursor else ''}{f'cursor={cursor}' if cursor else ''}")
+        page = self.get(path)
+        found: list[dict[str, Any]] = page["items"]
+        while page["next"]:
+            page = self.get(f"{path}?after={page['next']}")
             found += page["items"]
-            cursor = page["next"]
         return found
 
     @contextmanager
@@ -73,7 +72,8 @@ class Client:
 
     def _request(self, method: str, path: str, body: object = None) -> Any:
         try:
-            response = self._http.request(method, path, json=body) if body is not None else self._http.request(method, path)
+            content = {} if body is None else {"json": body}
+            response = self._http.request(method, path, **content)
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
         self._check(response)
@@ -91,7 +91,7 @@ class Client:
         raise ApiError(said)
 
     def _unreachable(self, error: Exception) -> Unavailable:
-        return Unavailable(f"The portal at {self._origin} cannot be reached ({error}). Start it: pupitre up")
+        return Unavailable(f"The portal at {self.origin} cannot be reached ({error}). Start it: pupitre up")
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -141,26 +141,34 @@ def _local_session(settings: Settings, who: str | None) -> tuple[str, Any]:
 
 
 def wait_for_outcome(client: Client, command_id: str, *, quiet: bool) -> dict[str, Any]:
-    """The command once it has ended, told of by live events. Raises `CommandError` when it did not succeed."""
-    begun = time.monotonic()
-    told = ""
+    """The command once it has ended; live events tell each step. Raises `CommandError` when it did not succeed."""
+    steps = _Steps(quiet)
     with client.events() as events:
         # Asked after the stream is open: whatever happens later is in the stream.
         command = client.get(f"/commands/{command_id}")
-        while True:
-            told = _tell(command, told, begun, quiet)
-            if command["state"] in FINAL:
-                break
-            next(events)
-            command = client.get(f"/commands/{command_id}")
+        steps.tell(command["state"])
+        while command["state"] not in FINAL:
+            name, data = next(events)
+            if name == "resync" or (name == "command" and data["id"] == command_id):
+                command = client.get(f"/commands/{command_id}")
+            elif name == "desktop" and data["id"] == command["desktop"]:
+                steps.tell(f"desktop {data['state']}")
     if command["state"] != "succeeded":
         error = command.get("error") or {}
         raise CommandError(str(error.get("reason") or f"The command {command_id} is {command['state']}."))
+    steps.tell(command["state"])
     return dict(command)
 
 
-def _tell(command: dict[str, Any], told: str, begun: float, quiet: bool) -> str:
-    state = str(command["state"])
-    if state != told and not quiet:
-        print(f"  {time.monotonic() - begun:6.1f} s  {state}", file=sys.stderr, flush=True)
-    return state
+class _Steps:
+    """Each new step once, with the seconds since the first."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._begun = time.monotonic()
+        self._last = ""
+
+    def tell(self, step: str) -> None:
+        if step != self._last and not self._quiet:
+            print(f"  {time.monotonic() - self._begun:6.1f} s  {step}", file=sys.stderr, flush=True)
+        self._last = step

@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
-from pupitre.cli.output import As, Json, local_time, print_items, print_json
+from pupitre.cli.output import As, Json, short_time, print_items, print_json
 
-app = typer.Typer(add_completion=False, help="Run this VM server's agent (without a further word); register and list hosts.")
+app = typer.Typer(
+    add_completion=False, help="Run this VM server's agent (without a further word); register and list hosts."
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -50,5 +52,5 @@ def list_(who: As = None, as_json: Json = False) -> None:
     columns = {"name": "Host", "state": "State", "address": "Address", "port": "Port", "edition": "Edition",
                "since": "Since", "reason": "Reason"}  # fmt: skip
     if not as_json:
-        hosts = [host | {"since": local_time(host.get("since"))} for host in hosts]
+        hosts = [host | {"since": short_time(host["since"])} for host in hosts]
     print_items(hosts, columns, as_json=as_json, none="No hosts yet. Register one: pupitre host register --help")

@@ -45,8 +45,6 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def local_time(milliseconds: int | None) -> str:
-    """Unix milliseconds as local date and time."""
-    if milliseconds is None:
-        return "–"
-    return datetime.fromtimestamp(milliseconds / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def short_time(moment: str) -> str:
+    """A moment of the REST API (ISO 8601) as local date and time."""
+    return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")

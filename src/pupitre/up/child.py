@@ -39,9 +39,7 @@ class Child:
         self._task: asyncio.Task[int] | None = None
 
     @classmethod
-    async def start(
-        cls, spec: ChildSpec, *, sockets: Path, stream: LogStream, on_ready: Callable[[], None]
-    ) -> "Child":
+    async def start(cls, spec: ChildSpec, *, sockets: Path, stream: LogStream, on_ready: Callable[[], None]) -> "Child":
         """``status`` keeps the child's last word about itself (``STATUS=…``). Raises `SetupError`."""
         path = sockets / f"{spec.name}.notify"
         child: Child | None = None

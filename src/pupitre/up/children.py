@@ -32,18 +32,20 @@ def runs_broker(settings: Settings) -> bool:
     return all((urlsplit(url.strip()).hostname or "") in LOOPBACK for url in settings.nats_url.split(","))
 
 
-def specs(settings: Settings, shared: dict[str, str]) -> list[ChildSpec]:
+def stages(settings: Settings, shared: dict[str, str]) -> list[list[ChildSpec]]:
     """The children in the order in which they start. ``settings`` already holds what ``shared`` says."""
-    children = [
-        ChildSpec("cluster", (*PUPITRE, "cluster"), shared),
-        ChildSpec("endpoint", (*PUPITRE, "endpoint"), shared),
-        # Its guests are ended first, each with a moment to shut down.
-        ChildSpec("host", (*PUPITRE, "host"), shared, stop_within=30),
-        ChildSpec("web", (*PUPITRE, "web"), shared, stop_within=5),
+    found = [
+        [ChildSpec("cluster", (*PUPITRE, "cluster"), shared)],
+        [
+            ChildSpec("endpoint", (*PUPITRE, "endpoint"), shared),
+            # Its guests are ended first, each with a moment to shut down.
+            ChildSpec("host", (*PUPITRE, "host"), shared, stop_within=30),
+            ChildSpec("web", (*PUPITRE, "web"), shared, stop_within=5),
+        ],
     ]
     if runs_broker(settings):
-        children.insert(0, _broker(settings, shared))
-    return children
+        found.insert(0, [_broker(settings, shared)])
+    return found
 
 
 def _broker(settings: Settings, shared: dict[str, str]) -> ChildSpec:

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -21,7 +21,7 @@ from pupitre import config
 from pupitre.config import Settings
 from pupitre.errors import Conflict, SetupError
 from pupitre.up import children
-from pupitre.up.child import Child, ChildSpec, describe_exit
+from pupitre.up.child import Child, ChildSpec
 from pupitre.up.notify import MAX_PATH
 from pupitre.up.ports import check_portal_port
 from pupitre.up.record import Record
@@ -70,9 +70,11 @@ class Instance:
 
     async def _start(self) -> None:
         await self._prepare()
-        specs = children.specs(self._settings, self._shared)
         supervisor = Supervisor(
-            specs, sockets=self._settings.run_dir, stream=self._stream, on_change=self._write_record
+            children.stages(self._settings, self._shared),
+            sockets=self._settings.run_dir,
+            stream=self._stream,
+            on_change=self._write_record,
         )
         self._supervisor = supervisor
         await supervisor.start(lambda name, seconds: self._tell(f"  {name:<14} {seconds:5.1f} s"))
@@ -81,7 +83,7 @@ class Instance:
         if self._settings.demo_images:
             self._builder = await self._start_child(children.image_builder(self._settings, SECOND_IMAGE))
 
-    async def _until_told(self, work: "asyncio._CoroutineLike[None]") -> None:
+    async def _until_told(self, work: Coroutine[None, None, None]) -> None:
         """Do ``work``, unless somebody wants us to stop."""
         working = asyncio.ensure_future(work)
         told = asyncio.create_task(self._stop.wait())
@@ -126,10 +128,7 @@ class Instance:
         self._tell(f"  {'registered':<14} {time.monotonic() - begun:5.1f} s")
 
     async def _start_child(self, spec: ChildSpec) -> Child:
-        child = await Child.start(
-            spec, sockets=self._settings.run_dir, stream=self._stream, on_ready=lambda: None
-        )
-        return child
+        return await Child.start(spec, sockets=self._settings.run_dir, stream=self._stream, on_ready=lambda: None)
 
     def _greet(self) -> None:
         from pupitre.up.demo_file import accounts_file, read_accounts

@@ -135,21 +135,41 @@ class Keeper:
 
 
 class Supervisor:
-    """All keepers, in the order in which they start."""
+    """All keepers, by stage: those of one stage start together, once the stage before is ready."""
 
-    def __init__(self, specs: Sequence[ChildSpec], *, sockets: Path, stream: LogStream, on_change: Callable[[], None]):
-        self.keepers = [
-            Keeper(spec, sockets=sockets, stream=stream, on_change=on_change) for spec in specs
+    def __init__(
+        self,
+        stages: Sequence[Sequence[ChildSpec]],
+        *,
+        sockets: Path,
+        stream: LogStream,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._stages = [
+            [Keeper(spec, sockets=sockets, stream=stream, on_change=on_change) for spec in stage] for stage in stages
         ]
 
+    @property
+    def keepers(self) -> list[Keeper]:
+        return [keeper for stage in self._stages for keeper in stage]
+
     async def start(self, on_ready: Callable[[str, float], None]) -> None:
-        """Each in turn; ``on_ready`` hears the name and the seconds it took. Raises `SetupError`."""
-        for keeper in self.keepers:
-            begun = time.monotonic()
-            await keeper.start()
-            on_ready(keeper.spec.name, time.monotonic() - begun)
+        """``on_ready`` hears each child's name and the seconds it took. Raises `SetupError`."""
+        for stage in self._stages:
+            try:
+                async with asyncio.TaskGroup() as starting:
+                    for keeper in stage:
+                        starting.create_task(self._start(keeper, on_ready))
+            except* SetupError as several:
+                raise several.exceptions[0] from None
+
+    async def _start(self, keeper: Keeper, on_ready: Callable[[str, float], None]) -> None:
+        begun = time.monotonic()
+        await keeper.start()
+        on_ready(keeper.spec.name, time.monotonic() - begun)
 
     async def stop(self) -> None:
+        """One after the other, the last one first."""
         for keeper in reversed(self.keepers):
             await keeper.stop()
 

@@ -1,0 +1,77 @@
+"""``pupitre status``: what runs here and how it is. Exit code 1 when something is not as it should be."""
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pupitre import config
+from pupitre.cli.output import Json, print_items, print_json
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Processes of `pupitre up` on this machine, each with what it says of itself."""
+    record = read_record(config.load().run_dir / "processes.json")
+    with ThreadPoolExecutor() as pool:
+        rows = list(pool.map(_row, record.get("processes", [])))
+    running = bool(rows)
+    well = running and all(row["ready"] for row in rows)
+    if as_json:
+        print_json({"running": running, "ready": well, "url": record.get("url"), "processes": rows})
+    elif running:
+        print(f"{record['url']}\n")
+        columns = {"name": "Process", "pid": "Pid", "state": "State", "for": "For", "restarts": "Restarts",
+                   "memory": "Memory", "says": "Says"}  # fmt: skip
+        print_items(rows, columns, as_json=False, none="")
+    else:
+        print("Pupitre does not run here. Start it: pupitre up")
+    raise typer.Exit(0 if well else 1)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What `up` wrote; empty when it does not run, even if it was killed and could not clean up."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return record if Path(f"/proc/{record['pid']}").exists() else {}
+
+
+def _row(process: dict[str, Any]) -> dict[str, Any]:
+    ready, says = _ask(process)
+    seconds = max(0, time.time() - process["since"])
+    return {
+        **process,
+        "ready": ready,
+        "says": says,
+        "for": f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min",
+        "memory": _memory(process["pid"]),
+    }
+
+
+def _ask(process: dict[str, Any]) -> tuple[bool, str]:
+    """Whether it can do its work, and its own words for it."""
+    if not process["ops"]:
+        return process["state"] == "ready", ""
+    import httpx2
+
+    try:
+        answer = httpx2.get(f"{process['ops']}/readyz", timeout=2)
+    except httpx2.TransportError as error:
+        return False, f"does not answer ({error})"
+    return answer.status_code == 200, answer.text.strip()
+
+
+def _memory(pid: int | None) -> str:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return "–"
+    return f"{pages * os.sysconf('SC_PAGE_SIZE') >> 20} MB"

@@ -1,0 +1,131 @@
+"""``pupitre user``: accounts, straight in the database ``accounts`` of the portal's machine."""
+
+import asyncio
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from pupitre import config
+from pupitre.cli.output import Json, print_items, print_json
+from pupitre.domain.access import Role, User
+from pupitre.errors import Invalid
+
+app = typer.Typer(add_completion=False, help="Accounts, their passwords and tokens.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+FromInput = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input instead of making one.")
+]
+Ask = Annotated[bool, typer.Option("--ask", help="Ask for the password at the terminal instead of making one.")]
+
+
+@app.command()
+def add(
+    name: Name,
+    role: Annotated[Role, typer.Option(help="What they may do.")] = Role.STUDENT,
+    password_stdin: FromInput = False,
+    ask: Ask = False,
+    as_json: Json = False,
+) -> None:
+    """Add a user; without a further option a readable password is made and printed once."""
+    asyncio.run(_add(name, role, *_password(password_stdin, ask), as_json))
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """All users."""
+    users = asyncio.run(_users())
+    items = [{"id": user.id, "name": user.name, "role": user.role.value} for user in users]
+    columns = {"name": "Name", "role": "Role", "id": "Id"}
+    print_items(items, columns, as_json=as_json, none="No users. Add one: pupitre user add NAME")
+
+
+@app.command()
+def token(
+    name: Name,
+    days: Annotated[float, typer.Option(min=0.001, help="How long it is good for.")] = 30,
+    as_json: Json = False,
+) -> None:
+    """A bearer token for the REST API. It is printed once and cannot be read again."""
+    from pupitre.cli.accounts import open_session
+
+    made = asyncio.run(open_session(config.load(), name, days * 24 * 3600))
+    if as_json:
+        print_json({"token": made, "name": name, "days": days})
+    else:
+        print(made)
+
+
+@app.command()
+def password(name: Name, password_stdin: FromInput = False, ask: Ask = False, as_json: Json = False) -> None:
+    """Set a new password; every sign-in and token of the user ends."""
+    asyncio.run(_set_password(name, *_password(password_stdin, ask), as_json))
+
+
+@app.command()
+def remove(name: Name, as_json: Json = False) -> None:
+    """Remove a user; every sign-in and token ends. Desktops that still run are stopped with `pupitre desktop stop`."""
+    asyncio.run(_remove(name))
+    if as_json:
+        print_json({"name": name, "removed": True})
+    else:
+        print(f"Removed {name}.")
+
+
+def _password(from_input: bool, ask: bool) -> tuple[str, bool]:
+    """The password, and whether it was made here and so must be shown."""
+    if from_input:
+        given = sys.stdin.readline().rstrip("\n")
+        if not given:
+            raise Invalid("There was no password on standard input.")
+        return given, False
+    if ask:
+        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True)), False
+    from pupitre.up.demo import readable_password
+
+    return readable_password(), True
+
+
+async def _add(name: str, role: Role, given: str, shown: bool, as_json: bool) -> None:
+    import uuid_utils
+
+    from pupitre.cli.accounts import checked_name, open_accounts
+    from pupitre.portal.passwords import hash_password
+
+    user = User(str(uuid_utils.uuid7()), checked_name(name), role)
+    async with open_accounts(config.load()) as accounts:
+        await accounts.add_user(user, hash_password(given), now=time.time_ns() // 1_000_000)
+    _print_user(user, given if shown else None, as_json, "Added")
+
+
+async def _set_password(name: str, given: str, shown: bool, as_json: bool) -> None:
+    from pupitre.cli.accounts import find_user, open_accounts
+    from pupitre.portal.passwords import hash_password
+
+    async with open_accounts(config.load()) as accounts:
+        user = await find_user(accounts, name)
+        await accounts.set_password(user.id, hash_password(given))
+    _print_user(user, given if shown else None, as_json, "A new password for")
+
+
+async def _remove(name: str) -> None:
+    from pupitre.cli.accounts import find_user, open_accounts
+
+    async with open_accounts(config.load()) as accounts:
+        await accounts.remove_user((await find_user(accounts, name)).id)
+
+
+async def _users() -> list[User]:
+    from pupitre.cli.accounts import open_accounts
+
+    async with open_accounts(config.load()) as accounts:
+        return await accounts.users()
+
+
+def _print_user(user: User, shown: str | None, as_json: bool, done: str) -> None:
+    if as_json:
+        print_json({"id": user.id, "name": user.name, "role": user.role.value} | ({"password": shown} if shown else {}))
+    else:
+        print(f"{done} {user.name} ({user.role.value})." + (f" Password: {shown}" if shown else ""))
