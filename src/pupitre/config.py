@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from pupitre.errors import SetupError
 
+DatabaseName = Literal["accounts", "commands", "status", "cluster"]
+
 
 def default_home() -> Path:
     """``$PUPITRE_HOME``, else ``/var/lib/pupitre`` for root and ``~/.local/share/pupitre`` for anyone else.
@@ -168,7 +170,7 @@ class Settings(BaseSettings):
         scheme = "https" if self.tls_cert else "http"
         return f"{scheme}://{self.portal_host}:{self.portal_port}"
 
-    def database_url(self, name: Literal["accounts", "commands", "status", "cluster"]) -> str:
+    def database_url(self, name: DatabaseName) -> str:
         return f"sqlite+aiosqlite:///{self.home / 'db' / name}.sqlite"
 
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
-import uvicorn
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from starlette.applications import Starlette
@@ -23,6 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pupitre import config, log
+from pupitre.asgi import listen, serve
 from pupitre.config import Settings
 from pupitre.errors import PupitreError
 
@@ -74,26 +74,20 @@ class Ops:
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        yield  # signals belong to `run_process`
-
-
 @contextlib.asynccontextmanager
 async def _serving(ops: Ops, settings: Settings) -> AsyncIterator[None]:
-    listener = socket.create_server(("127.0.0.1", settings.ops_port))
-    listener.setblocking(False)
-    server = _Server(uvicorn.Config(ops.app(), log_config=None, access_log=False, lifespan="off", ws="none"))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    listener = listen("127.0.0.1", settings.ops_port, "ops_port")
     host, port = listener.getsockname()[:2]
+    started = asyncio.Event()
+    serving = asyncio.create_task(serve(ops.app(), listener, on_started=started.set))
+    await started.wait()
     notify(f"STATUS=ops http://{host}:{port}")
     try:
         yield
     finally:
-        server.should_exit = True
-        server.force_exit = True
-        await serving
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
         listener.close()
 
 

@@ -26,11 +26,11 @@ async def run_web(settings: Settings, ops: Ops) -> None:
     from pupitre.gateway.service import Gateway
     from pupitre.gateway.websocket import console_protocol
     from pupitre.portal.app import create_app as create_portal
-    from pupitre.splice import allow_many_connections
+    from pupitre.splice import prepare_process
 
     gateway = Gateway(settings)
     portal_app, gateway_app = create_portal(settings), create_gateway(gateway)
-    allow_many_connections()
+    prepare_process()
     await _run(
         settings, ops, (portal_app, gateway_app), SideBySide(portal_app, gateway_app), ws=console_protocol(gateway)
     )
@@ -49,11 +49,11 @@ async def run_gateway(settings: Settings, ops: Ops) -> None:
     from pupitre.gateway.app import create_app
     from pupitre.gateway.service import Gateway
     from pupitre.gateway.websocket import console_protocol
-    from pupitre.splice import allow_many_connections
+    from pupitre.splice import prepare_process
 
     gateway = Gateway(settings)
     app = create_app(gateway, alone=True)
-    allow_many_connections()
+    prepare_process()
     await _run(settings, ops, (app,), app, ws=console_protocol(gateway), setting="gateway_port")
 
 

@@ -72,8 +72,7 @@ class Client:
 
     def _request(self, method: str, path: str, body: object = None) -> Any:
         try:
-            content = {} if body is None else {"json": body}
-            response = self._http.request(method, path, **content)
+            response = self._http.request(method, path, json=body)
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
         self._check(response)

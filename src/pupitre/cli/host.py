@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pupitre.cli.output import As, Json, short_time, print_items, print_json
+from pupitre.cli.output import As, Json, print_items, print_json, short_time
 
 app = typer.Typer(
     add_completion=False, help="Run this VM server's agent (without a further word); register and list hosts."

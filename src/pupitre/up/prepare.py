@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pupitre import config, pki
-from pupitre.config import Settings
+from pupitre.config import DatabaseName, Settings
 from pupitre.errors import NotFound, PupitreError, SetupError
 from pupitre.images.store import ImageStore
 from pupitre.store import migrate
 from pupitre.up.children import PUPITRE
 from pupitre.up.demo import ensure_accounts
 
+DATABASES: tuple[DatabaseName, ...] = ("commands", "status", "accounts", "cluster")
 ROLES = ("nats", "endpoint", "cluster", "gateway", "portal")
 FIRST_IMAGE = "tiny"
 
@@ -39,7 +40,7 @@ def prepare(settings: Settings) -> None:
 
 def ensure_databases(settings: Settings) -> list[str]:
     """Creates and upgrades all four; the names of those that changed."""
-    return [name for name in migrate.DATABASES if migrate.upgrade(name, settings.database_url(name))]
+    return [name for name in DATABASES if migrate.upgrade(name, settings.database_url(name))]
 
 
 def ensure_certificates(settings: Settings) -> None:
