@@ -193,14 +193,11 @@ async def open_site(home: Path, **options: object) -> AsyncIterator[Site]:
         {"home": home, "portal_port": free_port(), "min_command_interval": 0, "sign_in_per_minute": 100, **options}
     )
     for name in ("accounts", "commands", "status"):
-        upgrade(name, settings.database_url(name))  # type: ignore[arg-type]
+        upgrade(name, settings.database_url(name))
     for role in ("gateway", "portal", "host-host-1"):
         pki.ensure_certificate(settings, role)
     bells = settings.run_dir / "bells"
-    databases = {
-        name: Database(settings.database_url(name))  # type: ignore[arg-type]
-        for name in ("accounts", "commands", "status")
-    }
+    databases = {name: Database(settings.database_url(name)) for name in ("accounts", "commands", "status")}
     accounts = Accounts(databases["accounts"])
     users = {}
     for name, role in PEOPLE.items():
@@ -238,17 +235,18 @@ async def open_site(home: Path, **options: object) -> AsyncIterator[Site]:
 async def firmware_guest(site: Site, desktop: str) -> AsyncIterator[Path]:
     """QEMU with its firmware alone, as the guest of ``desktop``; its screen shows text."""
     path = site.settings.home / f"{secrets.token_hex(4)}.vnc"
-    guest = subprocess.Popen(
-        ["qemu-system-x86_64", "-accel", "tcg", "-m", "32", "-nodefaults", "-vga", "std", "-display", "none",
-         "-vnc", f"unix:{path}", "-qmp", "stdio"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+    guest = await asyncio.create_subprocess_exec(
+        *("qemu-system-x86_64", "-accel", "tcg", "-m", "32", "-nodefaults", "-vga", "std", "-display", "none"),
+        *("-vnc", f"unix:{path}", "-qmp", "stdio"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
         assert guest.stdout
-        await asyncio.to_thread(guest.stdout.readline)  # QMP greets when the VNC server listens
+        await guest.stdout.readline()  # QMP greets when the VNC server listens
         site.screens.sockets[desktop] = path
         yield path
     finally:
         site.screens.sockets.pop(desktop, None)
         guest.kill()
-        guest.communicate()
+        await guest.communicate()

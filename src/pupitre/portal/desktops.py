@@ -38,11 +38,15 @@ _UNKNOWN = "There is no such desktop. Your desktops are on the first page, or un
 
 @dataclass(frozen=True, slots=True)
 class SeenDesktop:
-    """A desktop with its newest command. ``fault``: why the last thing asked of it could not be done."""
+    """A desktop with its newest command.
+
+    ``fault``: why the last thing asked of it could not be done; ``boot_fault``: why it could not be started.
+    """
 
     desktop: Desktop
     command: Command | None = None
     fault: Fault | None = None
+    boot_fault: Fault | None = None
     shown: bool = True
 
     @property
@@ -75,7 +79,7 @@ def seen(row: Desktop | None, commands: list[Command], *, now: int) -> SeenDeskt
     hidden = desktop.state is DesktopState.GONE
     if desktop.state is DesktopState.FAILED:
         hidden = now - desktop.since > SHOWN_AFTER_FAILURE_MS or (boot is not None and boot.dismissed)
-    return SeenDesktop(desktop, last, fault, not hidden)
+    return SeenDesktop(desktop, last, fault, boot.fault if boot else None, not hidden)
 
 
 def _before_row(boot: Command, now: int) -> Desktop:
@@ -154,9 +158,7 @@ async def stop(portal: Portal, user: User, desktop_id: str) -> Command | None:
         if await portal.status.desktop(desktop_id) is None or not found.shown:
             return None
     elif (
-        found.command
-        and found.command.kind is CommandKind.DESTROY_DESKTOP
-        and found.command.state not in FINAL_STATES
+        found.command and found.command.kind is CommandKind.DESTROY_DESKTOP and found.command.state not in FINAL_STATES
     ):
         return found.command  # asked twice is asked once
     return await _request(portal, user, DestroyDesktop(desktop=desktop_id), None)

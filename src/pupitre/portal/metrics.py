@@ -13,9 +13,7 @@ class Metrics:
             registry=self.registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
         )
-        self.listeners = Gauge(
-            "pupitre_portal_event_listeners", "Open streams of live events.", registry=self.registry
-        )
+        self.listeners = Gauge("pupitre_portal_event_listeners", "Open streams of live events.", registry=self.registry)
         self.resyncs = Counter(
             "pupitre_portal_event_resyncs", "Streams that were too slow and began anew.", registry=self.registry
         )

@@ -107,6 +107,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     """What routing and parsing refuse."""
     assert isinstance(error, HTTPException)
     code, detail = _WORDS.get(error.status_code, ("error", str(error.detail)))
+    if error.status_code == 404 and not is_api(request):
+        detail = "There is no such page. Your desktops are one click away."
     return problem(request, error.status_code, code, detail, headers=error.headers)
 
 

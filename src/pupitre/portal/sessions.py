@@ -117,9 +117,7 @@ def set_cookie(response: Response, token: str, settings: Settings) -> None:
 
 
 def clear_cookie(response: Response, settings: Settings) -> None:
-    response.delete_cookie(
-        COOKIE, path="/", secure=settings.origin.startswith("https:"), httponly=True, samesite="lax"
-    )
+    response.delete_cookie(COOKIE, path="/", secure=settings.origin.startswith("https:"), httponly=True, samesite="lax")
 
 
 def address_of(request: Request) -> str:

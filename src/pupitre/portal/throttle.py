@@ -30,4 +30,3 @@ class Throttle:
     async def failed(self, name: str, address: str) -> None:
         await self._window.hit(self._limit, "name", name)
         await self._window.hit(self._limit, "address", address)
-

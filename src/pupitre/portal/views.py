@@ -28,7 +28,7 @@ STATE_WORDS = {
     DesktopState.RUNNING: "Running",
     DesktopState.STOPPING: "Stopping",
     DesktopState.GONE: "Gone",
-    DesktopState.FAILED: "Could not be started",
+    DesktopState.FAILED: "Failed",
     DesktopState.LOST: "Out of reach",
 }
 HOST_WORDS = {

@@ -7,6 +7,7 @@ from fastapi.responses import RedirectResponse
 
 from pupitre.domain.access import User
 from pupitre.domain.desktop import COUNTED_STATES
+from pupitre.domain.image import CopyState
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of, limit_of, start, stop
 from pupitre.portal.sessions import SignedIn
@@ -17,7 +18,7 @@ router = APIRouter()
 
 async def board(portal: Portal, user: User) -> dict[str, Any]:
     """What the board shows, for a whole page and for an event."""
-    images = await portal.status.images()
+    images = sorted(await portal.status.images(), key=lambda image: (image.state is not CopyState.READY, image.name))
     desktops = await desktops_of(portal, user)
     return {
         "desktops": desktops,

@@ -37,6 +37,7 @@ const connection = new Connection(desktop, screen, RFB, {
   show,
   opened(rfb) {
     applyScaling(rfb);
+    rfb.background = "#0b1211";
     rfb.focusOnClick = true;
     rfb.addEventListener("clipboard", (event) => {
       find("clipboard-text").value = event.detail.text;
