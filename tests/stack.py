@@ -1,0 +1,127 @@
+"""A private Pupitre: `pupitre up` with a home, ports and accounts of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+START_LIMIT = 180.0
+"""Seconds for a start, with `tiny` still to be built."""
+STOP_LIMIT = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Stack:
+    """Started by `start`; `stop` checks that nothing is left of it."""
+
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("PUPITRE_")},
+            "PUPITRE_HOME": str(home),
+            "PUPITRE_PORTAL_PORT": str(self.port),
+            "PUPITRE_DEMO_IMAGES": "false",
+            "PUPITRE_MIN_COMMAND_INTERVAL": "0.05",
+            **{f"PUPITRE_{key.upper()}": value for key, value in settings.items()},
+        }
+        self._log = home.with_name(home.name + ".log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def start(self) -> "Stack":
+        """Return when everything is ready."""
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pupitre", "up"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.wait_until("everything is ready", self.is_ready, START_LIMIT)
+        return self
+
+    def is_ready(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"`pupitre up` ended with {self.process.returncode}:\n{self.log()[-4000:]}")
+        return f"Ready after" in self.log() and self._answers()
+
+    def _answers(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def wait_until(self, what: str, condition: Any, seconds: float = 60) -> None:
+        """Look until ``condition()`` is true; for what no event tells a test."""
+        end = time.monotonic() + seconds
+        pause = threading.Event()
+        while not condition():
+            assert time.monotonic() < end, f"not within {seconds} s: {what}\n{self.log()[-4000:]}"
+            pause.wait(0.05)
+
+    def password(self, name: str) -> str:
+        accounts = json.loads((self.home / "accounts.json").read_text())
+        return next(str(account["password"]) for account in accounts if account["name"] == name)
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """The supervisor's record of its children, by name."""
+        record = json.loads((self.home / "run/processes.json").read_text())
+        return {entry["name"]: entry for entry in record["processes"]}
+
+    def pid(self, name: str) -> int:
+        return int(self.processes()[name]["pid"])
+
+    def pupitre(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the command line against this instance."""
+        return subprocess.run(
+            [sys.executable, "-m", "pupitre", *arguments],
+            env=self.environment, capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL, timeout=120,
+        )  # fmt: skip
+
+    def kill(self) -> None:
+        """SIGKILL to the supervisor, as a crash of everything but the guests."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and then: no process, mount, socket or overlay of this home is left."""
+        assert self.process is not None
+        family = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(STOP_LIMIT)
+        assert code == 0, f"`pupitre up` ended with {code}:\n{self.log()[-4000:]}"
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive, alive
+        assert self.leftovers() == []
+
+    def leftovers(self) -> list[str]:
+        """Whatever of this instance is still there."""
+        found = [f"overlay {path}" for path in self.home.glob("hosts/*/overlays/*.qcow2")]
+        found += [f"socket {path}" for path in self.home.rglob("*") if path.is_socket()]
+        found += [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.home) in line]
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            if process.pid != os.getpid() and (process.info["environ"] or {}).get("PUPITRE_HOME") == str(self.home):
+                found.append(f"process {process.pid} {process.info['cmdline']}")
+        return found
