@@ -17,6 +17,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -27,6 +28,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pupitre.config import Settings
 from pupitre.errors import SetupError
+
+Context = TypeVar("Context", bound=ssl.SSLContext)
 
 AUTHORITY_LIFE = datetime.timedelta(days=3650)
 CERTIFICATE_LIFE = datetime.timedelta(days=365)
@@ -43,6 +46,11 @@ _CLIENT = (ExtendedKeyUsageOID.CLIENT_AUTH,)
 def host_role(name: str) -> str:
     """The role of the host called ``name``."""
     return f"host-{name}"
+
+
+def roles(settings: Settings) -> list[str]:
+    """Every role that has a process on a machine that runs all of them."""
+    return ["nats", "endpoint", "cluster", "gateway", "portal", host_role(settings.host_name)]
 
 
 def host_dns_name(name: str) -> str:
@@ -101,14 +109,27 @@ def ensure_certificate(settings: Settings, role: str, target: Path | None = None
 
 def server_context(certificates: Path, role: str) -> ssl.SSLContext:
     """TLS for a server of ``role``: only peers with a certificate of our authority get in."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    return _load(context, certificates, role)
+    return arm(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificates, role)
 
 
 def client_context(certificates: Path, role: str) -> ssl.SSLContext:
     """TLS for a client of ``role``; the server's name is checked."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return _load(context, certificates, role)
+    return arm(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificates, role)
+
+
+def arm(context: Context, certificates: Path, role: str) -> Context:
+    """Give ``context`` the certificate of ``role`` and our rules. Raises `SetupError`."""
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_verify_locations(certificates / "ca.crt")
+        context.load_cert_chain(certificates / f"{role}.crt", certificates / f"{role}.key")
+    except OSError as error:  # ssl.SSLError is one too
+        raise SetupError(
+            f"The certificate directory {certificates} of {role} cannot be used: {error}.",
+            f"Run `pupitre pki issue {role}` and try again.",
+        ) from error
+    return context
 
 
 def peer_role(connection: ssl.SSLObject | ssl.SSLSocket) -> str:
@@ -262,20 +283,6 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _load(context: ssl.SSLContext, certificates: Path, role: str) -> ssl.SSLContext:
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_verify_locations(certificates / "ca.crt")
-        context.load_cert_chain(certificates / f"{role}.crt", certificates / f"{role}.key")
-    except OSError as error:  # ssl.SSLError is one too
-        raise SetupError(
-            f"The certificate directory {certificates} of {role} cannot be used: {error}.",
-            f"Run `pupitre pki issue {role}` and try again.",
-        ) from error
-    return context
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:

@@ -8,6 +8,7 @@ turn of the event loop carries at most one such buffer per connection.
 """
 
 import asyncio
+import ctypes
 import resource
 import socket
 from typing import cast
@@ -18,6 +19,8 @@ HIGH_WATER = 256 << 10
 """Bytes waiting to be written at which the peer stops reading."""
 EARLY = 64 << 10
 """Bytes kept from before the ends are joined; more stay with the kernel."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
 LINGER = 5.0
 """Seconds in which an end that is finished may still write what it holds."""
 
@@ -138,10 +141,19 @@ def join(one: End, other: End) -> None:
             peer.finish(end._error)
 
 
-def allow_many_connections() -> None:
-    """Let this process open as many descriptors as it may: every splice takes two."""
+def prepare_process() -> None:
+    """Fit this process for many and for fast splices; call it once, before the event loop.
+
+    Every splice takes two descriptors: the soft limit is raised to the hard one. And
+    glibc is told to keep freed buffers of up to 4 MB (mallopt(3)): mapping and
+    clearing them anew for each read was two thirds of the cost of a stream.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc only
+        mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(M_TRIM_THRESHOLD, 16 << 20)
 
 
 def _notice_dead_peer(transport: asyncio.Transport) -> None:

@@ -26,7 +26,7 @@ from pupitre.bench import console_load as load
 from pupitre.bench.console_load import Peer
 from pupitre.config import Settings
 from pupitre.domain.ticket import Purpose, Ticket, sign
-from pupitre.splice import allow_many_connections
+from pupitre.splice import prepare_process
 
 GIB = 1 << 30
 SIZE = GIB
@@ -39,7 +39,7 @@ Figures = dict[str, float]
 
 def run(json: bool) -> None:
     """Measure both and print; with ``json`` the last line is one JSON object. Takes one to three minutes."""
-    allow_many_connections()
+    prepare_process()
     with tempfile.TemporaryDirectory(prefix="pupitre-bench-") as folder, _target() as target:
         with _ours(Path(folder), target) as (peer, process):
             ours = _measure("ours", peer, process)

@@ -14,7 +14,7 @@ import uvloop
 
 from pupitre import config, log, pki
 from pupitre.host.console import ConsoleServer
-from pupitre.splice import End, allow_many_connections
+from pupitre.splice import End, prepare_process
 
 ORDER = struct.Struct("!cQ")
 CHUNK = os.urandom(128 << 10)
@@ -88,7 +88,7 @@ async def serve_host(target: int) -> None:
 
 
 if __name__ == "__main__":
-    allow_many_connections()
+    prepare_process()
     if sys.argv[1] == "target":
         uvloop.run(serve_target())
     else:

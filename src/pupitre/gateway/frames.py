@@ -34,8 +34,8 @@ class FrameReader:
     _mask: bytes = b""  # turned so that its first byte is for the next byte
     _in_message: bool = False
 
-    def feed(self, data: bytes) -> bytes:
-        """The payload in ``data``, unmasked. Raises `ProtocolFault`."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payload in ``data``, unmasked, in pieces. Raises `ProtocolFault`."""
         if self._rest:
             data, self._rest = self._rest + data, b""
         view = memoryview(data)
@@ -55,7 +55,7 @@ class FrameReader:
                     self._rest = data[position:]
                     break
                 position += size
-        return payload[0] if len(payload) == 1 else b"".join(payload)
+        return payload
 
     def _open_frame(self, data: bytes, start: int) -> int:
         """Read the header at ``start``, and the whole of a control frame; 0 when a part is missing."""

@@ -6,13 +6,13 @@ from pupitre.config import Settings
 from pupitre.gateway.app import create_app
 from pupitre.gateway.service import Gateway
 from pupitre.gateway.websocket import console_protocol
-from pupitre.splice import allow_many_connections
+from pupitre.splice import prepare_process
 
 
 def run(settings: Settings) -> None:
     """Serve on loopback or ``portal_host``, port ``gateway_port``, until SIGTERM. Raises `SetupError`."""
     gateway = Gateway(settings)
-    allow_many_connections()
+    prepare_process()
     uvicorn.run(
         create_app(gateway, alone=True),
         host=settings.portal_host,

@@ -19,6 +19,31 @@ DIAL_LIMIT = 10.0
 """Seconds from dialling a host to its answer."""
 
 
+class ResumingContext(ssl.SSLContext):
+    """Resumes the last TLS session with each host: the second console saves both sides' signatures.
+
+    The event loops have no argument for a session, but both call `wrap_bio`.
+    """
+
+    sessions: dict[str, ssl.SSLSession]
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        known = self.sessions.get(str(server_hostname))
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session or known)
+
+    def remember(self, server_hostname: str, connection: ssl.SSLObject) -> None:
+        """Keep the session of ``connection``, which has passed every check, for the next one."""
+        if connection.session is not None and connection.session.has_ticket:
+            self.sessions[server_hostname] = connection.session
+
+
 class HostRefused(PupitreError):
     """The host said no, and why; ``error`` is its code."""
 
@@ -38,7 +63,8 @@ class Gateway:
         self.admission = Admission(
             pki.load_ticket_verifier(certificates), frozenset({settings.origin, *settings.extra_origins})
         )
-        self._context: ssl.SSLContext = pki.client_context(certificates, "gateway")
+        self._context = pki.arm(ResumingContext(ssl.PROTOCOL_TLS_CLIENT), certificates, "gateway")
+        self._context.sessions = {}
         self.registry = CollectorRegistry()
         self.opened = Counter("pupitre_consoles_opened", "Consoles opened", registry=self.registry)
         self.refused = Counter("pupitre_consoles_refused", "Requests refused", ["error"], registry=self.registry)
@@ -55,6 +81,7 @@ class Gateway:
         it cannot be reached or is not the host it should be.
         """
         end: End | None = None
+        name = pki.host_dns_name(ticket.host)
         try:
             async with asyncio.timeout(DIAL_LIMIT):
                 _, end = await asyncio.get_running_loop().create_connection(
@@ -62,7 +89,7 @@ class Gateway:
                     ticket.address,
                     ticket.port,
                     ssl=self._context,
-                    server_hostname=pki.host_dns_name(ticket.host),
+                    server_hostname=name,
                     ssl_shutdown_timeout=DIAL_LIMIT,
                 )
                 end.send(console_link.encode(console_link.Hello(ticket=text)))
@@ -75,6 +102,7 @@ class Gateway:
             if end is not None:
                 end.transport.abort()
             raise
+        self._context.remember(name, end.transport.get_extra_info("ssl_object"))
         if reply.ok:
             return end
         end.finish()

@@ -67,7 +67,7 @@ class ConsoleWebSocket(End):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        self._server.connections.discard(self)  # type: ignore[arg-type]
+        self._server.connections.discard(self)
         if self._opening is not None:
             self._opening.cancel()
         if self._pinger is not None:
@@ -159,7 +159,7 @@ class ConsoleWebSocket(End):
             self.peer.finish()
             return
         if payload and not self._close_sent:
-            self.peer.send(payload)
+            self.peer.transport.writelines(payload)
         if self._reader.controls:
             controls, self._reader.controls = self._reader.controls, []
             for opcode, body in controls:
