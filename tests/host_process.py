@@ -7,7 +7,6 @@ import json
 import sys
 from typing import Any
 
-from hypervisor_backends import SPEC
 from pupitre import log
 from pupitre.config import Settings, load
 from pupitre.errors import PupitreError
@@ -15,6 +14,7 @@ from pupitre.host import isolation
 from pupitre.host.hypervisor import Guest, Hypervisor
 from pupitre.host.hypervisors import choose
 from pupitre.host.overlays import Overlays
+from tests.hypervisor_backends import SPEC
 
 
 async def obey(order: list[str], host: Hypervisor, disks: Overlays) -> Any:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from hypervisor_backends import guest, hypervisor, overlays, paths
 from pupitre.errors import HypervisorError, ImageFault
 from pupitre.host.domain_xml import Machine
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.libvirt_driver import Connection, LibvirtHypervisor
+from tests.hypervisor_backends import guest, hypervisor, overlays, paths
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.anyio, pytest.mark.guest, pytest.mark.timeout(120)]
 URI = "qemu:///embed"
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 pytestmark = [
+    pytest.mark.guest,
     pytest.mark.timeout(180),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root's QEMU runs as another user"),
 ]
@@ -25,7 +26,8 @@ class HostProcess:
 
     def __init__(self, home: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "host_process.py")],
+            [sys.executable, "-m", "tests.host_process"],
+            cwd=Path(__file__).parents[1],
             env=os.environ
             | {"PUPITRE_HOME": str(home), "PUPITRE_IMAGE_STORE": str(home / "images"), "PUPITRE_HOST_NAME": "h"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from hypervisor_backends import BACKENDS, Backend, guest, hypervisor, overlays
 from pupitre.errors import HypervisorError, NoSuchDomain
 from pupitre.host.hypervisor import GuestState, Hypervisor, SeenGuest
+from tests.hypervisor_backends import BACKENDS, Backend, guest, hypervisor, overlays
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 

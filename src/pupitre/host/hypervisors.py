@@ -57,9 +57,17 @@ def write_qemu_conf(paths: Paths) -> None:
     The emulator's own log is a plain file below the root (`stdio_handler`), as there is no
     virtlogd; guests cannot write to it. libvirt's private /dev would hide the covered
     /dev/kvm from us (`namespaces`), and owners need no record on the files (`remember_owner`):
-    an overlay is root's before and after.
+    an overlay is root's before and after. `capability_filters` keeps libvirt from asking QEMU for
+    each of 400 CPU properties, one by one, at every start: 0.1 s instead of 0.4 s. The answers only
+    serve to move a running guest to another host.
     """
-    lines = ['stdio_handler = "file"', "seccomp_sandbox = 1", "namespaces = []", "remember_owner = 0"]
+    lines = [
+        'stdio_handler = "file"',
+        "seccomp_sandbox = 1",
+        "namespaces = []",
+        "remember_owner = 0",
+        'capability_filters = ["cpu-unavailable-features"]',
+    ]
     if os.geteuid() == 0:
         user, group = (QEMU_USER, _kvm_group() or QEMU_USER) if paths.isolated else ("root", "root")
         lines += [f'user = "{user}"', f'group = "{group}"']

@@ -75,13 +75,10 @@ def enter(settings: Settings) -> Paths:
     if refusal := _refusal():
         _log.warning("QEMU runs as root: no mount namespace of our own is allowed here", reason=refusal)
         return paths
-    return _start_anew(paths)
+    return _start_anew()
 
 
-def _start_anew(paths: Paths) -> NoReturn:
-    # What libvirt refuses, it tells its caller; what it notes besides belongs in a file.
-    (paths.embed / "log").mkdir(exist_ok=True)
-    os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", f"3:file:{paths.embed}/log/libvirt.log")
+def _start_anew() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ[_MARK] = str(os.getpid())

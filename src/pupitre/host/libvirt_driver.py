@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 import io
+import os
 import shutil
 import socket
 import threading
@@ -23,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import libvirt
 import structlog
 from lxml import etree
 from PIL import Image
@@ -33,6 +33,10 @@ from pupitre.errors import HypervisorError, NoSuchDomain, SetupError
 from pupitre.host import domain_xml
 from pupitre.host.diagnosis import explain
 from pupitre.host.hypervisor import Guest, GuestState, SeenGuest
+
+# libvirt reads this when it is imported; it would note every start on standard error.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:stderr")
+import libvirt
 
 T = TypeVar("T")
 
