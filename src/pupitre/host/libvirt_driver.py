@@ -34,8 +34,9 @@ from pupitre.host import domain_xml
 from pupitre.host.diagnosis import explain
 from pupitre.host.hypervisor import Guest, GuestState, SeenGuest
 
-# libvirt reads this when it is imported; it would note every start on standard error.
-os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:stderr")
+# Read when libvirt is imported. What it refuses, it raises; otherwise it would also print it,
+# and a warning at every start. Set the variable to see them.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
 import libvirt
 
 T = TypeVar("T")
