@@ -1,6 +1,9 @@
 """A whole console path for tests: a VNC-like guest over TCP, a real console server, a real gateway process."""
 
 import asyncio
+import base64
+import contextlib
+import hashlib
 import os
 import socket
 import subprocess
@@ -24,7 +27,7 @@ GREETING = b"RFB 003.008\n"
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 300
 ORIGIN = "http://desk.test:8080"
 SESSION = "a-session-cookie"
-BEARER = __import__("hashlib").sha256(SESSION.encode()).hexdigest()
+BEARER = hashlib.sha256(SESSION.encode()).hexdigest()
 BOOT = 7
 
 
@@ -80,6 +83,11 @@ class Guests:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stream in self.streams:
+            stream.transport.abort()
+        for stream in self.streams:
+            with contextlib.suppress(OSError):
+                await stream.wait_closed()
 
 
 @dataclass
@@ -101,6 +109,22 @@ class Rig:
     def sign(self, ticket: Ticket) -> str:
         return sign(ticket, pki.load_ticket_signer(pki.directory(self.settings, "portal")))
 
+    def upgrade(self, text: str, desktop: str) -> bytes:
+        """The request of a viewer that speaks for itself."""
+        key = base64.b64encode(os.urandom(16)).decode()
+        return (
+            f"GET /gateway/v1/console/{desktop} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nOrigin: {ORIGIN}\r\n"
+            f"Cookie: pupitre_session={SESSION}\r\nSec-WebSocket-Protocol: binary, {text}\r\n\r\n"
+        ).encode()
+
+    async def restart_server(self) -> None:
+        """The host's agent ends and comes back on the same port."""
+        port = self.server.port
+        await self.server.stop()
+        self.server = new_server(self.settings, self.guests, port)
+        await self.server.start()
+
     def connect(
         self,
         text: str,
@@ -117,6 +141,10 @@ class Rig:
             origin=origin, subprotocols=["binary", text], additional_headers=headers,
             compression=None, proxy=None, **options,
         )  # fmt: skip
+
+
+def new_server(settings: Settings, guests: Guests, port: int = 0) -> ConsoleServer:
+    return ConsoleServer("h1", pki.directory(settings, "host-h1"), guests, settings.home / "state", port=port)
 
 
 def free_port() -> int:
@@ -146,7 +174,7 @@ async def console_rig(home: Path) -> AsyncIterator[Rig]:
     for role in ("gateway", "host-h1", "endpoint"):
         pki.ensure_certificate(settings, role)
     guests = Guests()
-    server = ConsoleServer("h1", pki.directory(settings, "host-h1"), guests, home / "state")
+    server = new_server(settings, guests)
     await server.start()
     log = home / "gateway.log"
     environment = {
@@ -162,7 +190,9 @@ async def console_rig(home: Path) -> AsyncIterator[Rig]:
         )
     try:
         await listening(settings.gateway_port, gateway, log)
-        yield Rig(settings, guests, server, gateway, settings.gateway_port, log)
+        rig = Rig(settings, guests, server, gateway, settings.gateway_port, log)
+        yield rig
+        server = rig.server
     finally:
         gateway.terminate()
         await asyncio.to_thread(gateway.wait, 20)

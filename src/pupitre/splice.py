@@ -15,8 +15,8 @@ from typing import cast
 
 from pupitre.errors import MessageError
 
-HIGH_WATER = 256 << 10
-"""Bytes waiting to be written at which the peer stops reading."""
+HIGH_WATER = 64 << 10
+"""Bytes waiting to be written at which the peer stops reading, and bytes read ahead by TLS at which it stops too."""
 EARLY = 64 << 10
 """Bytes kept from before the ends are joined; more stay with the kernel."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -33,6 +33,7 @@ class End(asyncio.Protocol):
     def __init__(self) -> None:
         self.peer: End | None = None
         self.lost = False
+        self.gone = asyncio.Event()
         self._error: Exception | None = None
         self._early = bytearray()
         self._waiter: asyncio.Future[None] | None = None
@@ -41,6 +42,9 @@ class End(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        read_ahead = getattr(self.transport, "set_read_buffer_limits", None)
+        if read_ahead is not None:  # only TLS reads ahead
+            read_ahead(high=HIGH_WATER)
         _notice_dead_peer(self.transport)
 
     def data_received(self, data: bytes) -> None:
@@ -54,6 +58,7 @@ class End(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
+        self.gone.set()
         self._error = error
         if self._linger is not None:
             self._linger.cancel()

@@ -95,16 +95,16 @@ class ConsoleServer:
         """Close the port and every console; the guests go on."""
         if self._accepting is None or self._listener is None:
             return
-        tasks = [self._accepting, *self._tasks]
+        tasks, self._accepting = [self._accepting, *self._tasks], None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listener.close()
         self._burned.close()
-        for console in list(self._consoles):
-            console.finish()
-            if console.peer is not None:
-                console.peer.finish()
+        ends = [end for console in self._consoles for end in (console, console.peer) if end is not None]
+        for end in ends:
+            end.finish()
+        await asyncio.gather(*(end.gone.wait() for end in ends))  # within LINGER, see `End.finish`
 
     async def disconnect(self, desktop: str) -> None:
         """Close every console of ``desktop``."""
