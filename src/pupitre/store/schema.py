@@ -5,6 +5,8 @@ all hold these tables. A ``version`` grows with every change of its database, so
 that a reader asks for "what is newer than the last I saw".
 """
 
+from typing import Any
+
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
 
 NAMING = {
@@ -93,60 +95,67 @@ links = Table(
     Column("sequence", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
 )
-_HOST = (
-    Column("name", _NAME, primary_key=True),
-    Column("state", String(16), nullable=False),
-    Column("address", String(255), nullable=False),
-    Column("port", Integer, nullable=False),
-    Column("edition", Boolean, nullable=False),
-    Column("since", BigInteger, nullable=False),
-    Column("reason", Text),
-    Column("facts", Text),
-)
-_COPY = (
-    Column("host", _NAME, primary_key=True),
-    Column("image", _NAME, primary_key=True),
-    Column("name", String(255), nullable=False),
-    Column("description", Text, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("since", BigInteger, nullable=False),
-    Column("memory_mib", Integer, nullable=False),
-    Column("vcpus", Integer, nullable=False),
-    Column("progress", Float),
-    Column("reason", Text),
-)
-_DESKTOP = (
-    Column("id", _ID, primary_key=True),
-    Column("owner", _ID, nullable=False, index=True),
-    Column("image", _NAME, nullable=False),
-    Column("host", _NAME),
-    Column("state", String(16), nullable=False),
-    Column("since", BigInteger, nullable=False),
-    Column("created", BigInteger, nullable=False),
-    Column("reason", Text),
-    Column("boot", Integer, nullable=False),
-)
+
+
+def _host() -> "tuple[Column[Any], ...]":
+    return (
+        Column("name", _NAME, primary_key=True),
+        Column("state", String(16), nullable=False),
+        Column("address", String(255), nullable=False),
+        Column("port", Integer, nullable=False),
+        Column("edition", Boolean, nullable=False),
+        Column("since", BigInteger, nullable=False),
+        Column("reason", Text),
+        Column("facts", Text),
+    )
+
+
+def _copy() -> "tuple[Column[Any], ...]":
+    return (
+        Column("host", _NAME, primary_key=True),
+        Column("image", _NAME, primary_key=True),
+        Column("name", String(255), nullable=False),
+        Column("description", Text, nullable=False),
+        Column("state", String(16), nullable=False),
+        Column("since", BigInteger, nullable=False),
+        Column("memory_mib", Integer, nullable=False),
+        Column("vcpus", Integer, nullable=False),
+        Column("progress", Float),
+        Column("reason", Text),
+    )
+
+
+def _desktop() -> "tuple[Column[Any], ...]":
+    return (
+        Column("id", _ID, primary_key=True),
+        Column("owner", _ID, nullable=False, index=True),
+        Column("image", _NAME, nullable=False),
+        Column("host", _NAME),
+        Column("state", String(16), nullable=False),
+        Column("since", BigInteger, nullable=False),
+        Column("created", BigInteger, nullable=False),
+        Column("reason", Text),
+        Column("boot", Integer, nullable=False),
+    )
 
 
 def _version() -> "Column[int]":
     return Column("version", BigInteger, nullable=False, index=True)
 
 
-hosts = Table("hosts", status, *(column.copy() for column in _HOST), _version())
-copies = Table(
-    "copies", status, *(column.copy() for column in _COPY), Column("gone", Boolean, nullable=False), _version()
-)
-desktops = Table("desktops", status, *(column.copy() for column in _DESKTOP), _version())
+hosts = Table("hosts", status, *_host(), _version())
+copies = Table("copies", status, *_copy(), Column("gone", Boolean, nullable=False), _version())
+desktops = Table("desktops", status, *_desktop(), _version())
 
 # cluster: the cluster server's own truth. Nobody else reads it.
 cluster = MetaData(naming_convention=NAMING)
 cluster_counter = _counter(cluster)
 epochs = Table("epochs", cluster, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
-cluster_hosts = Table("hosts", cluster, *(column.copy() for column in _HOST), _version())
+cluster_hosts = Table("hosts", cluster, *_host(), _version())
 cluster_copies = Table(
     "copies",
     cluster,
-    *(column.copy() for column in _COPY),
+    *_copy(),
     Column("spec", Text),
     Column("gone", Boolean, nullable=False),
     _version(),
@@ -154,7 +163,7 @@ cluster_copies = Table(
 cluster_desktops = Table(
     "desktops",
     cluster,
-    *(column.copy() for column in _DESKTOP),
+    *_desktop(),
     # What was asked for, beside what is seen in ``state``: 'running' or 'gone'.
     Column("wanted", String(16), nullable=False),
     Column("memory_mib", Integer, nullable=False),
