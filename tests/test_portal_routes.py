@@ -1,0 +1,177 @@
+"""Every route, asked by everyone: one table. A route without a row fails."""
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import httpx2
+import pytest
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.routing import Mount, Route
+
+from pupitre.portal import ops, pages
+from pupitre.portal.app import REST, create_app
+from tests.portal_site import PASSWORD, Site, open_site
+
+pytestmark = pytest.mark.anyio
+
+WHO = ("nobody", "student", "other", "teacher", "admin")
+"""``student`` owns the desktop and the command of the table; ``other`` is a student too."""
+NONE = "00000000-0000-7000-8000-000000000000"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What each of `WHO` is answered. ``page``: asked with a cookie, as browsers do."""
+
+    method: str
+    path: str
+    answers: tuple[int, int, int, int, int]
+    json: dict[str, object] | None = None
+    form: dict[str, str] | None = None
+    page: bool = False
+    stream: bool = False
+    url: str | None = None
+
+
+OWN = (401, 200, 404, 404, 404)
+ALL = (401, 200, 200, 200, 200)
+ADMIN = (401, 403, 403, 403, 200)
+PUBLIC = (200, 200, 200, 200, 200)
+TABLE = (
+    Row("GET", "/api/v1/images", ALL),
+    Row("GET", "/api/v1/images/{image}", ALL, url="/api/v1/images/tiny"),
+    Row("GET", "/api/v1/commands", ALL),
+    Row("GET", "/api/v1/commands/{command}", OWN),
+    Row("GET", "/api/v1/desktops", ALL),
+    Row("GET", "/api/v1/desktops/{desktop}", OWN),
+    Row("POST", "/api/v1/desktops/{desktop}/console", OWN),
+    Row("GET", "/api/v1/desktops/{desktop}/screenshot", (401, 307, 404, 404, 404)),
+    Row("GET", "/api/v1/events", ALL, stream=True),
+    Row("GET", "/api/v1/hosts", ADMIN),
+    Row("POST", "/api/v1/hosts", (401, 403, 403, 403, 202), json={"name": "h2", "address": "10.0.0.2", "port": 9}),
+    Row("GET", "/api/v1/users", ADMIN),
+    Row(
+        "POST",
+        "/api/v1/users",
+        (401, 403, 403, 403, 201),
+        json={"name": "new", "role": "student", "password": "long enough pw"},
+    ),
+    Row("POST", "/api/v1/sessions", (201, 201, 201, 201, 201), json={"name": "other", "password": PASSWORD}),
+    Row("POST", "/api/v1/desktops", (401, 409, 202, 202, 202), json={"image": "tiny"}),
+    Row("DELETE", "/api/v1/desktops/{desktop}", (401, 202, 404, 404, 404)),
+    Row("GET", "/api/openapi.json", PUBLIC),
+    Row("GET", "/healthz", PUBLIC),
+    Row("GET", "/readyz", PUBLIC),
+    Row("GET", "/metrics", PUBLIC),
+    Row("GET", "/signin", (200, 303, 303, 303, 303), page=True),
+    Row("POST", "/signin", (303, 303, 303, 303, 303), form={"name": "other", "password": PASSWORD}, page=True),
+    Row("GET", "/", (303, 200, 200, 200, 200), page=True),
+    Row("GET", "/live/desktops", (303, 200, 200, 200, 200), page=True, stream=True),
+    Row("GET", "/live/hosts", (303, 403, 403, 403, 200), page=True, stream=True),
+    Row("GET", "/desktops/{desktop}", (303, 200, 404, 404, 404), page=True),
+    Row("GET", "/desktops/{desktop}/stop", (303, 200, 404, 404, 404), page=True),
+    Row("POST", "/desktops", (401, 409, 409, 303, 303), form={"image": "tiny"}, page=True),
+    Row("POST", "/desktops/{desktop}/stop", (401, 303, 404, 404, 404), page=True),
+    Row("GET", "/admin/hosts", (303, 403, 403, 403, 200), page=True),
+    Row(
+        "POST",
+        "/admin/hosts",
+        (401, 403, 403, 403, 303),
+        form={"name": "h3", "address": "10.0.0.3", "port": "9"},
+        page=True,
+    ),
+    Row("GET", "/account", (303, 200, 200, 200, 200), page=True),
+    Row("POST", "/account/tokens", (401, 200, 200, 200, 200), form={"days": "1"}, page=True),
+    Row("POST", "/account/tokens/{token_hash}/end", (401, 303, 303, 303, 303), page=True, url="/account/tokens/x/end"),
+    Row(
+        "POST",
+        "/account/password",
+        (401, 422, 422, 422, 422),
+        form={"current": "not it", "new": "long enough pw"},
+        page=True,
+    ),
+    Row("POST", "/signout", (303, 303, 303, 303, 303), page=True),
+    Row("DELETE", "/api/v1/sessions/current", (401, 204, 204, 204, 204)),
+)
+
+
+@pytest.fixture
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    async with open_site(tmp_path_factory.mktemp("routes")) as site:
+        yield site
+
+
+async def ask(client: httpx2.AsyncClient, row: Row, path: str) -> int:
+    async with client.stream(row.method, path, json=row.json, data=row.form) as answer:
+        if not row.stream:
+            await answer.aread()
+        if answer.status_code >= 400 and path.startswith("/api/"):
+            assert answer.headers["content-type"] == "application/problem+json"
+        assert "content-security-policy" in answer.headers
+        return answer.status_code
+
+
+async def test_every_route_answers_everyone_as_the_table_says(site: Site) -> None:
+    desktop = await site.running("student")
+    async with site.as_user("student") as student:
+        command = (await student.get("/api/v1/commands")).json()["items"][0]["id"]
+    found: dict[tuple[str, str], tuple[int, ...]] = {}
+    for row in TABLE:
+        path = row.url or row.path.format(desktop=desktop.id, command=command)
+        answers = []
+        for who in WHO:
+            if who == "nobody":
+                async with site.client() as client:
+                    client.headers["Origin"] = site.url
+                    answers.append(await ask(client, row, path))
+            else:
+                opened = site.in_browser(who) if row.page else site.as_user(who)
+                async with opened as client:
+                    answers.append(await ask(client, row, path))
+        found[row.method, row.path] = tuple(answers)
+    assert found == {(row.method, row.path): row.answers for row in TABLE}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/v1/desktops/{}"),
+        ("DELETE", "/api/v1/desktops/{}"),
+        ("POST", "/api/v1/desktops/{}/console"),
+        ("GET", "/api/v1/desktops/{}/screenshot"),
+        ("GET", "/api/v1/commands/{}"),
+    ],
+)
+async def test_anothers_thing_looks_as_if_it_did_not_exist(site: Site, method: str, path: str) -> None:
+    desktop = await site.running("student")
+    async with site.as_user("student") as student:
+        commands = (await student.get("/api/v1/commands")).json()["items"]
+    theirs = commands[0]["id"] if "commands" in path else desktop.id
+    async with site.as_user("other") as other:
+        real = await other.request(method, path.format(theirs))
+        invented = await other.request(method, path.format(NONE))
+    assert real.status_code == invented.status_code == 404
+    assert real.json() | {"instance": ""} == invented.json() | {"instance": ""}
+
+
+def own_routes(router: APIRouter, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        yield from ((method, prefix + route.path) for method in route.methods)
+
+
+async def test_every_route_has_a_row(site: Site) -> None:
+    app = create_app(site.settings)
+    routers = [*(module.router for module in REST), ops.router, *pages.ROUTERS]
+    found: set[tuple[str, str]] = set()
+    for module in REST:
+        found |= set(own_routes(module.router, "/api/v1"))
+    for router in (ops.router, *pages.ROUTERS):
+        found |= set(own_routes(router))
+    others = [route for route in app.routes if isinstance(route, Route | Mount)]
+    assert len(app.routes) == len(others) + len(routers), "a router that this test does not know"
+    found |= {("GET", route.path) for route in others if not route.path.startswith("/static")}
+    assert found == {(row.method, row.path) for row in TABLE}
+    documented = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
+    assert documented == {row for row in found if row[1].startswith("/api/v1/")}
