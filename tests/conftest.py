@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from pupitre import config
+from pupitre.images.recipes import recipe
+from pupitre.images.store import ImageStore
 from tests.stack import Stack
 
 CHROMIUM = [
@@ -38,3 +41,11 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def images() -> ImageStore:
+    """This user's image store, with `tiny` in it; built once for all tests and workers."""
+    store = ImageStore(config.load().images_dir)
+    recipe("tiny").build(store)
+    return store

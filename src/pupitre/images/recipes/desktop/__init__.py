@@ -168,9 +168,15 @@ class _Follow:
     """Turns mmdebstrap's and apt's lines into a step and a fraction."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+        self._tell = progress
+        self._furthest = 0.0
         self._packages = 0
         self._unpacked = self._ready = 0
+
+    def _progress(self, step: str, fraction: float) -> None:
+        """Never backwards: mmdebstrap installs in several rounds."""
+        self._furthest = max(self._furthest, fraction)
+        self._tell(step, self._furthest)
 
     def __call__(self, line: str) -> None:
         if found := re.search(r"(\d+) newly installed", line):
