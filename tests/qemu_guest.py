@@ -16,8 +16,8 @@ from pupitre.domain.image import ImageSpec
 from pupitre.images.store import ImageStore
 
 VIDEO = {"vga": ["-device", "VGA"], "virtio": ["-device", "virtio-vga"]}
-SHIFTED = {"$": "4", "(": "9", ")": "0", "*": "8", ">": "dot"}
-PLAIN = {" ": "spc", "-": "minus", "/": "slash", "\n": "ret"}
+SHIFTED = {"|": "backslash", "&": "7", "$": "4", "(": "9", ")": "0", "*": "8", ">": "dot"}
+PLAIN = {";": "semicolon", ".": "dot", " ": "spc", "-": "minus", "/": "slash", "\n": "ret"}
 
 
 class Guest:
@@ -29,7 +29,9 @@ class Guest:
         base = ["-b", str(store.blob(self.spec.disk)), "-F", str(self.spec.disk_format)]
         if not self.overlay.exists():
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, self.overlay], check=True)
-        assert self.spec.kernel and self.spec.initrd and self.spec.cmdline
+        assert self.spec.kernel
+        assert self.spec.initrd
+        assert self.spec.cmdline
         # Pairs of connected sockets: no path to be too long, nothing to connect to before it is there.
         self._serial, serial = socket.socketpair()
         self._qmp, qmp = socket.socketpair()
@@ -77,7 +79,7 @@ class Guest:
         """On the serial line."""
         self._serial.sendall(text.encode())
 
-    def type(self, text: str) -> None:
+    def press(self, text: str) -> None:
         """On the keyboard; QEMU queues few keys, so each is held briefly and answered before the next."""
         for letter in text:
             shift = letter in SHIFTED or letter.isupper()

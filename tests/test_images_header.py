@@ -107,7 +107,12 @@ def test_external_data_file_is_refused(tmp_path: Path, secret: Path) -> None:
 def test_encryption_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "disk.qcow2"
     if kind == "luks":
-        options = ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"]
+        options = [
+            "--object",
+            "secret,id=s,data=abc",
+            "-o",
+            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+        ]
         qemu_img("create", "-f", "qcow2", *options, path, "16M")
     else:
         path = patched(qcow2(tmp_path), 32, struct.pack(">I", 1))
@@ -173,7 +178,7 @@ def test_fixed_vhd_is_seen_by_its_footer(tmp_path: Path) -> None:
 
 def test_vmdk_descriptor_that_names_a_secret_is_refused(tmp_path: Path, secret: Path) -> None:
     path = tmp_path / "disk.raw"
-    text = f'# comment\n\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 1 FLAT "{secret}" 0\n'
+    text = f'# comment\n\nversion=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 1 FLAT "{secret}" 0\n'
     path.write_bytes(text.encode().ljust(1024, b"\n"))
     assert "VMDK" in verdict(path, DiskFormat.RAW)
 
@@ -242,7 +247,8 @@ def test_any_bytes_are_judged_and_never_crash(content: bytes, disk_format: DiskF
         header = read_header(io.BytesIO(content), disk_format)
     except HostileImage:
         return
-    assert header.disk_format is disk_format and 0 < header.virtual_bytes <= 2 * TIB
+    assert header.disk_format is disk_format
+    assert 0 < header.virtual_bytes <= 2 * TIB
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

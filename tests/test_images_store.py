@@ -13,7 +13,7 @@ import pytest
 
 from pupitre.bell import Bell
 from pupitre.domain.image import CopyState, DiskFormat, ImageSpec
-from pupitre.errors import Conflict, Invalid, NotFound
+from pupitre.errors import Conflict, Invalid, NotFound, SetupError
 from pupitre.images.store import ImageStore, Manifest
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +44,8 @@ def builder(root: Path) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         [sys.executable, "-c", BUILDER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout and process.stdout.readline() == "ready\n"
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
     return process
 
 
@@ -59,28 +60,34 @@ def test_published_files_are_named_by_content_and_readable_by_all(tmp_path: Path
         spec = publish(store).spec
     finally:
         os.umask(old)
-    assert store.spec("one") == spec and spec.kernel
+    assert store.spec("one") == spec
+    assert spec.kernel
     assert spec.disk == hashlib.sha256(b"disk").hexdigest()
     blob = store.blob(spec.disk)
-    assert blob.read_bytes() == b"disk" and stat.S_IMODE(blob.stat().st_mode) == 0o444
+    assert blob.read_bytes() == b"disk"
+    assert stat.S_IMODE(blob.stat().st_mode) == 0o444
     for folder in [tmp_path / "cache", *(path for path in blob.parents if path.is_relative_to(store.root))]:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o755
     (copy,) = store.copies()
-    assert copy.spec == spec and copy.image.state is CopyState.READY and copy.image.progress is None
+    assert copy.spec == spec
+    assert copy.image.state is CopyState.READY
+    assert copy.image.progress is None
     assert list((store.root / "work").iterdir()) == []
 
 
 def test_a_build_is_seen_while_it_lives_and_failed_when_it_was_killed(tmp_path: Path) -> None:
     store, process = ImageStore(tmp_path), builder(tmp_path)
     (copy,) = store.copies()
-    assert copy.spec is None and copy.image.state is CopyState.FETCHING
+    assert copy.spec is None
+    assert copy.image.state is CopyState.FETCHING
     assert (copy.image.progress, copy.image.reason) == (0.5, "Half-way")
     with pytest.raises(Conflict, match="being built"):
         store.remove("one")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (copy,) = store.copies()
-    assert copy.image.state is CopyState.FAILED and "Build the image again" in str(copy.image.reason)
+    assert copy.image.state is CopyState.FAILED
+    assert "Build the image again" in str(copy.image.reason)
     publish(store)
     assert store.copies()[0].image.state is CopyState.READY
     assert list((tmp_path / "work").iterdir()) == []
@@ -91,9 +98,12 @@ def test_the_second_builder_waits_for_the_first(tmp_path: Path) -> None:
     second = subprocess.Popen(
         [sys.executable, "-c", BUILDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert first.stdin and first.poll() is None and ImageStore(tmp_path).copies()[0].image.progress == 0.5
+    assert first.stdin
+    assert first.poll() is None
+    assert ImageStore(tmp_path).copies()[0].image.progress == 0.5
     first.communicate("")
-    assert second.stdout and second.stdout.readline() == "ready\n"
+    assert second.stdout
+    assert second.stdout.readline() == "ready\n"
     second.communicate("")
     assert first.returncode == second.returncode == 0
 
@@ -105,16 +115,20 @@ def test_a_failed_build_says_why_and_leaves_the_old_image(tmp_path: Path) -> Non
         (build.folder / "disk").write_bytes(b"half")
         raise ValueError("the mirror sent nonsense")
     (copy,) = store.copies()
-    assert copy.spec == spec and copy.image.state is CopyState.READY
+    assert copy.spec == spec
+    assert copy.image.state is CopyState.READY
     assert "the mirror sent nonsense" in str(copy.image.reason)
     assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_a_full_disk_fails_cleanly(tmp_path: Path) -> None:
     store = ImageStore(tmp_path)
-    with pytest.raises(Exception, match="is full"), store.build("one", "One", "First"):
-        with open("/dev/full", "wb") as full:
-            full.write(b"x")
+    with (
+        pytest.raises(SetupError, match="is full"),
+        store.build("one", "One", "First"),
+        open("/dev/full", "wb") as full,
+    ):
+        full.write(b"x")
     assert "is full" in str(store.copies()[0].image.reason)
 
 
@@ -128,7 +142,8 @@ def test_blobs_that_no_manifest_names_are_collected_and_shared_ones_stay(tmp_pat
     store.remove("one")
     assert blobs(store) == {b"third", b"kernel"}
     store.remove("two")
-    assert blobs(store) == set() and store.copies() == []
+    assert blobs(store) == set()
+    assert store.copies() == []
 
 
 @pytest.mark.parametrize("bad", ["../etc", "", "A", "-x", "a/b", "a" * 49])

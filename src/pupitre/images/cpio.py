@@ -1,4 +1,6 @@
-"""Writes an initramfs: a cpio archive in the "newc" form (Linux, Documentation/driver-api/early-userspace/buffer-format).
+"""Writes an initramfs: a cpio archive in the "newc" form.
+
+Source: Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
 
 Reproducible: no clock, no inode numbers of the building machine, owner root.
 """

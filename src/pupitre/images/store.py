@@ -247,7 +247,7 @@ class ImageStore:
         elif isinstance(error, KeyboardInterrupt | SystemExit):
             reason = "The build was stopped. Build the image again."
         else:
-            reason = f"The build failed: {error or type(error).__name__}."
+            reason = f"The build failed: {str(error) or type(error).__name__}."
         # On a full disk even this may fail; then the state left behind names a process that is gone.
         with contextlib.suppress(OSError):
             self._write_state(replace(state, failed=reason))

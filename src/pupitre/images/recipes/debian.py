@@ -47,7 +47,7 @@ def sources() -> list[str]:
     text = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"])
     suites: dict[tuple[str, str], list[str]] = {}
     for line in text.splitlines():
-        uri, suite, component, origin = (line.split(maxsplit=3) + ["", "", "", ""])[:4]
+        uri, suite, component, origin = ([*line.split(maxsplit=3), "", "", "", ""])[:4]
         if origin == "Debian":
             components = suites.setdefault((uri, suite), [])
             if component not in components:

@@ -24,7 +24,7 @@ from pupitre.images.recipes.recipe import Made, Recipe
 HERE = Path(__file__).parent
 FILES = HERE / "files"
 DISK_GIB = 8
-BASE = "systemd-sysv udev dbus libpam-systemd systemd-resolved kmod passwd sudo procps iproute2 iputils-ping less nano bash"
+BASE = "systemd-sysv udev dbus systemd-resolved kmod passwd sudo procps iproute2 iputils-ping less nano"
 GRAPHICS = "xserver-xorg-core xserver-xorg-input-libinput xinit x11-xserver-utils icewm fonts-dejavu-core"
 DESKTOP = "lxterminal mousepad pcmanfm adwaita-icon-theme python3 idle"
 PACKAGES = f"{BASE} {GRAPHICS} {DESKTOP}".split()
