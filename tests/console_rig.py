@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -33,10 +34,11 @@ BOOT = 7
 
 @dataclass
 class Guests:
-    """The agent's part: desktop ``flood`` sends without end, any other greets and echoes. Counts what is asked of it."""
+    """The agent's part: desktop ``flood`` sends without end, any other greets and echoes. It notes what is asked."""
 
     opened: list[str] = field(default_factory=list)
     streams: list[asyncio.StreamWriter] = field(default_factory=list)
+    _news: asyncio.Condition = field(default_factory=asyncio.Condition)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def _check(self, desktop: str, boot: int) -> None:
@@ -52,7 +54,20 @@ class Guests:
         task = asyncio.create_task(self._flood(writer) if desktop == "flood" else self._echo(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        async with self._news:
+            self._news.notify_all()
         return ours
+
+    async def until_opened(self, count: int) -> None:
+        """Wait until ``count`` consoles have been opened."""
+        async with asyncio.timeout(10), self._news:
+            await self._news.wait_for(lambda: len(self.opened) >= count)
+
+    async def until_left(self) -> None:
+        """Wait until every console's socket has been closed from the other side."""
+        async with asyncio.timeout(10):
+            while self._tasks:
+                await asyncio.wait(self._tasks)
 
     async def screenshot(self, desktop: str, boot: int) -> bytes:
         self._check(desktop, boot)
@@ -131,15 +146,17 @@ class Rig:
         desktop: str = "d1",
         origin: str | None = ORIGIN,
         headers: Mapping[str, str] | None = None,
-        **options: object,
+        url: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> websockets.connect:
         """A viewer as the browser of the ticket's owner would be, unless told otherwise."""
         if headers is None:
             headers = {"Cookie": f"theme=dark; pupitre_session={SESSION}"}
         return websockets.connect(
-            f"ws://127.0.0.1:{self.port}/gateway/v1/console/{desktop}",
-            origin=origin, subprotocols=["binary", text], additional_headers=headers,
-            compression=None, proxy=None, **options,
+            f"{url or f'ws://127.0.0.1:{self.port}'}/gateway/v1/console/{desktop}",
+            origin=None if origin is None else websockets.Origin(origin),
+            subprotocols=[websockets.Subprotocol("binary"), websockets.Subprotocol(text)],
+            additional_headers=headers, compression=None, proxy=None, ssl=tls,
         )  # fmt: skip
 
 
@@ -169,8 +186,8 @@ async def listening(port: int, process: subprocess.Popen[bytes], log: Path) -> N
 
 
 @asynccontextmanager
-async def console_rig(home: Path) -> AsyncIterator[Rig]:
-    settings = Settings(home=home, gateway_port=free_port(), public_origin=ORIGIN, host_name="h1")
+async def console_rig(home: Path, origin: str = ORIGIN) -> AsyncIterator[Rig]:
+    settings = Settings(home=home, gateway_port=free_port(), public_origin=origin, host_name="h1")
     for role in ("gateway", "host-h1", "endpoint"):
         pki.ensure_certificate(settings, role)
     guests = Guests()
@@ -181,11 +198,11 @@ async def console_rig(home: Path) -> AsyncIterator[Rig]:
         **os.environ,
         "PUPITRE_HOME": str(home),
         "PUPITRE_GATEWAY_PORT": str(settings.gateway_port),
-        "PUPITRE_PUBLIC_ORIGIN": ORIGIN,
+        "PUPITRE_PUBLIC_ORIGIN": origin,
         "PUPITRE_LOG_LEVEL": "debug",
     }
     with log.open("wb") as output:
-        gateway = subprocess.Popen(
+        gateway = subprocess.Popen(  # noqa: ASYNC220  # it returns at once
             [sys.executable, "-m", "pupitre.gateway"], env=environment, stdout=output, stderr=output
         )
     try:

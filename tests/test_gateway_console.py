@@ -11,13 +11,13 @@ import httpx2
 import psutil
 import pytest
 import websockets
-from tests.console_rig import BEARER, GREETING, ORIGIN, PICTURE, Rig, console_rig
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pupitre import pki
 from pupitre.domain import console_link
 from pupitre.domain.console_link import CloseCode
 from pupitre.domain.ticket import Purpose, sign
+from tests.console_rig import BEARER, GREETING, ORIGIN, PICTURE, Rig, console_rig
 
 pytestmark = pytest.mark.anyio
 
@@ -44,13 +44,6 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-async def until(condition: object) -> None:
-    """Wait until ``condition()`` holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # type: ignore[operator]
-            await asyncio.sleep(0.01)
-
-
 async def test_a_console_carries_bytes_both_ways_and_says_why_it_ends(rig: Rig) -> None:
     async with rig.connect(rig.sign(rig.ticket())) as viewer:
         assert viewer.subprotocol == "binary"
@@ -68,16 +61,15 @@ async def test_a_console_carries_bytes_both_ways_and_says_why_it_ends(rig: Rig) 
         await viewer.wait_closed()
         assert viewer.close_code == CloseCode.ENDED
         assert viewer.close_reason
-    await until(lambda: rig.server.consoles == 0)
+    await rig.guests.until_left()
 
 
 async def test_a_viewer_that_leaves_frees_the_guests_socket(rig: Rig) -> None:
     viewer = await rig.connect(rig.sign(rig.ticket()))
     await viewer.recv()
     await viewer.close()
-    await until(lambda: rig.server.consoles == 0)
-    async with asyncio.timeout(10):
-        await rig.guests.streams[-1].wait_closed()
+    await rig.guests.until_left()
+    assert rig.server.consoles == 0
 
 
 @pytest.mark.parametrize(
@@ -146,11 +138,11 @@ async def test_a_viewer_that_does_not_read_costs_little_and_delays_nobody(rig: R
         before = process.memory_info().rss
         lazy = []
         for _ in range(4):
-            reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1024)
+            _, writer = await asyncio.open_connection("127.0.0.1", rig.port, limit=1024)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(rig.upgrade(rig.sign(rig.ticket(desktop="flood")), "flood"))
             lazy.append(writer)
-        await until(lambda: rig.server.consoles == 5)
+        await rig.guests.until_opened(5)
         times = []
         for _ in range(300):
             begin = asyncio.get_running_loop().time()
@@ -169,7 +161,7 @@ async def test_a_protocol_fault_closes_the_console_with_its_code(rig: Rig) -> No
         await viewer.send("text is not RFB")
         await viewer.wait_closed()
         assert viewer.close_code == 1003
-    await until(lambda: rig.server.consoles == 0)
+    await rig.guests.until_left()
 
 
 async def test_a_host_that_is_gone_is_said(rig: Rig) -> None:
@@ -184,7 +176,7 @@ async def test_a_restarting_gateway_tells_the_page_to_come_back(rig: Rig) -> Non
         rig.gateway.terminate()
         await viewer.wait_closed()
         assert viewer.close_code == CloseCode.RESTARTING
-    await until(lambda: rig.server.consoles == 0)
+    await rig.guests.until_left()
     assert await asyncio.to_thread(rig.gateway.wait, 20) is not None
 
 
@@ -221,7 +213,8 @@ async def test_no_log_holds_a_ticket_or_a_cookie(rig: Rig, caplog: pytest.LogCap
     written = rig.log.read_text() + caplog.text
     assert "console refused" in written
     assert not [text for text in shown if text in written or text.split(".")[1] in written]
-    assert "a-session-cookie" not in written and BEARER not in written
+    assert "a-session-cookie" not in written
+    assert BEARER not in written
 
 
 async def test_only_the_gateways_certificate_opens_the_console_port(rig: Rig) -> None:
@@ -274,7 +267,9 @@ async def test_garbage_and_half_open_connections_do_not_keep_the_gateway_out(rig
         await hang_up(writer)
 
 
-@pytest.mark.parametrize("greeting", [b"\n", b"{}\n", b"x" * 5000, b'{"v": 2, "ticket": "x"}\n', b"\xff\xfe\n", b"nothing"])
+@pytest.mark.parametrize(
+    "greeting", [b"\n", b"{}\n", b"x" * 5000, b'{"v": 2, "ticket": "x"}\n', b"\xff\xfe\n", b"nothing"]
+)
 async def test_a_gateway_that_talks_nonsense_gets_nothing(rig: Rig, greeting: bytes) -> None:
     context = pki.client_context(pki.directory(rig.settings, "gateway"), "gateway")
     reader, writer = await asyncio.open_connection(

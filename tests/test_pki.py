@@ -54,7 +54,11 @@ def test_both_sides_know_each_others_role(settings: Settings) -> None:
 
 def test_a_host_cannot_pass_for_another(settings: Settings) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake(context(settings, "gateway", server=False), context(settings, "host-h1", server=True), "h2.host.pupitre.internal")
+        shake(
+            context(settings, "gateway", server=False),
+            context(settings, "host-h1", server=True),
+            "h2.host.pupitre.internal",
+        )
 
 
 def test_a_client_certificate_serves_nobody(settings: Settings) -> None:
@@ -66,7 +70,9 @@ def test_another_authority_is_nobody(settings: Settings, tmp_path: Path) -> None
     stranger = Settings(home=tmp_path / "elsewhere")
     with pytest.raises(ssl.SSLError):
         shake(
-            context(stranger, "gateway", server=False), context(settings, "host-h1", server=True), pki.host_dns_name("h1")
+            context(stranger, "gateway", server=False),
+            context(settings, "host-h1", server=True),
+            pki.host_dns_name("h1"),
         )
 
 
@@ -114,9 +120,9 @@ def test_without_the_authoritys_key_a_good_certificate_is_enough(settings: Setti
     remote = Settings(home=tmp_path / "remote", host_name="h1")
     assert pki.ensure_certificate(remote, "host-h1") == carried
     assert not (remote.pki_dir / "ca").exists()
-    with time_machine.travel(datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=300)):
-        with pytest.raises(SetupError, match="pki issue host-h1"):
-            pki.ensure_certificate(remote, "host-h1")
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=300)
+    with time_machine.travel(later), pytest.raises(SetupError, match="pki issue host-h1"):
+        pki.ensure_certificate(remote, "host-h1")
 
 
 def test_unknown_roles_and_damaged_files_are_said(settings: Settings) -> None:

@@ -9,6 +9,7 @@ forked processes share once.
 import asyncio
 import json as json_format
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -122,7 +123,11 @@ def _memory(process: psutil.Process) -> int:
 @contextmanager
 def _process(arguments: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        arguments, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        arguments,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         yield process
@@ -166,7 +171,10 @@ def _ours(home: Path, target: int) -> Iterator[tuple[Peer, psutil.Process]]:
         pki.ensure_certificate(settings, role)
     key = pki.ensure_ticket_key(settings)
     host = [sys.executable, "-m", "pupitre.bench.console_target", "host", str(target)]
-    with _process(host, environment) as server, _process([sys.executable, "-m", "pupitre.gateway"], environment) as gateway:
+    with (
+        _process(host, environment) as server,
+        _process([sys.executable, "-m", "pupitre.gateway"], environment) as gateway,
+    ):
         console_port = _announced(server)
 
         def request() -> bytes:
@@ -203,8 +211,6 @@ async def _listening(port: int) -> None:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -40,7 +40,11 @@ def request(port: int, path: str, subprotocols: str) -> bytes:
 def frame(payload: bytes) -> bytes:
     """One masked binary frame."""
     size = len(payload)
-    head = bytes((0x82, 0x80 | size)) if size < 126 else struct.pack("!BBH" if size < 1 << 16 else "!BBQ", 0x82, 0xFE if size < 1 << 16 else 0xFF, size)  # noqa: E501
+    head = (
+        bytes((0x82, 0x80 | size))
+        if size < 126
+        else struct.pack("!BBH" if size < 1 << 16 else "!BBQ", 0x82, 0xFE if size < 1 << 16 else 0xFF, size)
+    )
     return head + MASK + apply_mask(payload, MASK)
 
 

@@ -1,10 +1,10 @@
-"""What gateway and host say to each other on the host's console port, inside mutual TLS.
+r"""What gateway and host say to each other on the host's console port, inside mutual TLS.
 
 ::
 
-    gateway → host   {"v": 1, "ticket": "…"}\\n                  at most MAX_LINE bytes
-    host → gateway   {"ok": true}\\n
-                 or  {"ok": false, "error": "…", "reason": "…"}\\n  and the end
+    gateway → host   {"v": 1, "ticket": "…"}\n                  at most MAX_LINE bytes
+    host → gateway   {"ok": true}\n
+                 or  {"ok": false, "error": "…", "reason": "…"}\n  and the end
     console          then raw RFB bytes both ways until one side ends
     screenshot       then the PNG's length (4 bytes, big-endian), the PNG, and the end
 """

@@ -22,7 +22,7 @@ def create_app(gateway: Gateway, *, alone: bool = False) -> Starlette:
 
     async def screenshot(request: Request) -> Response:
         text = request.query_params.get("ticket", "")
-        headers = {name: value for name, value in request.headers.items()}
+        headers = dict(request.headers)
         ticket = gateway.admit(text, Purpose.SCREENSHOT, request.path_params["desktop"], headers)
         picture = await gateway.picture(ticket, text)
         return Response(

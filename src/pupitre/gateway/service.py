@@ -97,7 +97,9 @@ class Gateway:
         except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
             if end is not None:
                 end.transport.abort()
-            raise LinkDown(f"Host {ticket.host} cannot be reached: {str(error) or 'it did not answer in time'}.") from error
+            raise LinkDown(
+                f"Host {ticket.host} cannot be reached: {str(error) or 'it did not answer in time'}."
+            ) from error
         except asyncio.CancelledError:
             if end is not None:
                 end.transport.abort()
@@ -120,6 +122,8 @@ class Gateway:
                     raise MessageError(f"a picture of {size} bytes")
                 return await end.read_exactly(size)
         except (OSError, MessageError) as error:
-            raise LinkDown(f"Host {ticket.host} broke off while it sent a picture: {str(error) or 'time is up'}.") from error
+            raise LinkDown(
+                f"Host {ticket.host} broke off while it sent a picture: {str(error) or 'time is up'}."
+            ) from error
         finally:
             end.finish()

@@ -75,7 +75,7 @@ class ConsoleWebSocket(End):
             self.shared.open.dec()
 
     def shutdown(self) -> None:
-        """uvicorn stops: the page is told to come back."""
+        """Tell the page to come back: uvicorn stops."""
         if self.peer is None:
             self.transport.close()
         else:

@@ -189,7 +189,9 @@ class ConsoleServer:
 
     async def _show(self, end: "_ViewerEnd", ticket: Ticket) -> None:
         picture = await self._screens.screenshot(ticket.desktop, ticket.boot)
-        end.send(console_link.encode(console_link.Reply(ok=True)) + console_link.PICTURE_SIZE.pack(len(picture)) + picture)
+        end.send(
+            console_link.encode(console_link.Reply(ok=True)) + console_link.PICTURE_SIZE.pack(len(picture)) + picture
+        )
         end.finish()
 
     async def _open_console(self, end: "_ViewerEnd", ticket: Ticket) -> None:
