@@ -34,7 +34,7 @@ BOOT = 7
 
 @dataclass
 class Guests:
-    """The agent's part: desktop ``flood`` sends without end, any other greets and echoes. It notes what is asked."""
+    """The agent's part: a desktop called ``flood…`` sends without end, any other greets and echoes. It notes what is asked."""
 
     opened: list[str] = field(default_factory=list)
     streams: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Guests:
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=theirs)
         self.streams.append(writer)
-        task = asyncio.create_task(self._flood(writer) if desktop == "flood" else self._echo(reader, writer))
+        task = asyncio.create_task(self._flood(writer) if desktop.startswith("flood") else self._echo(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         async with self._news:
