@@ -41,6 +41,7 @@ class Stack:
             **{f"PUPITRE_{key.upper()}": value for key, value in settings.items()},
         }
         self._log = home.with_name(home.name + ".log")
+        self._began = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def log(self) -> str:
@@ -48,6 +49,7 @@ class Stack:
 
     def start(self) -> "Stack":
         """Return when everything is ready."""
+        self._began = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pupitre", "up"],
@@ -64,7 +66,7 @@ class Stack:
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"`pupitre up` ended with {self.process.returncode}:\n{self.log()[-4000:]}")
-        return f"Ready after" in self.log() and self._answers()
+        return "Ready after" in self.log()[self._began :] and self._answers()
 
     def _answers(self) -> bool:
         try:
@@ -114,7 +116,8 @@ class Stack:
         assert code == 0, f"`pupitre up` ended with {code}:\n{self.log()[-4000:]}"
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive, alive
-        assert self.leftovers() == []
+        left = self.leftovers()
+        assert not left, left
 
     def leftovers(self) -> list[str]:
         """Whatever of this instance is still there."""

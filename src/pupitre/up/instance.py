@@ -199,9 +199,18 @@ def _only_one(settings: Settings) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} {settings.origin}\n")
         file.flush()
-        for stale in settings.run_dir.glob("*.notify"):
-            stale.unlink(missing_ok=True)
-        yield
+        _sweep(settings)
+        try:
+            yield
+        finally:
+            _sweep(settings)
+
+
+def _sweep(settings: Settings) -> None:
+    """Remove the sockets of processes that were killed; while the lock is held, nobody uses any."""
+    for path in settings.run_dir.rglob("*"):
+        if path.is_socket():
+            path.unlink(missing_ok=True)
 
 
 def _where_it_is(file: TextIO, home: Path) -> str:
