@@ -34,7 +34,7 @@ BOOT = 7
 
 @dataclass
 class Guests:
-    """The agent's part: a desktop called ``flood…`` sends without end, any other greets and echoes. It notes what is asked."""
+    """The agent's part: a desktop called ``flood…`` sends without end, others echo. It notes what is asked."""
 
     opened: list[str] = field(default_factory=list)
     streams: list[asyncio.StreamWriter] = field(default_factory=list)
