@@ -40,8 +40,10 @@ class ResumingContext(ssl.SSLContext):
 
     def remember(self, server_hostname: str, connection: ssl.SSLObject) -> None:
         """Keep the session of ``connection``, which has passed every check, for the next one."""
-        if connection.session is not None and connection.session.has_ticket:
-            self.sessions[server_hostname] = connection.session
+        if not connection.session_reused:  # reading `session` copies it, certificate and all
+            session = connection.session
+            if session is not None and session.has_ticket:
+                self.sessions[server_hostname] = session
 
 
 class HostRefused(PupitreError):
