@@ -158,7 +158,7 @@ async def test_anothers_thing_looks_as_if_it_did_not_exist(site: Site, method: s
 def own_routes(router: APIRouter, prefix: str = "") -> Iterator[tuple[str, str]]:
     for route in router.routes:
         assert isinstance(route, APIRoute)
-        yield from ((method, prefix + route.path) for method in route.methods)
+        yield from ((method, prefix + route.path) for method in route.methods or ())
 
 
 async def test_every_route_has_a_row(site: Site) -> None:

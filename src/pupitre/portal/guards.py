@@ -19,6 +19,8 @@ from pupitre.portal.problems import problem
 from pupitre.portal.sessions import COOKIE
 
 MAX_BODY = 64 * 1024
+MAX_DRAINED = 16 * 1024 * 1024
+"""A body that is too large is read and thrown away up to here, so that its sender gets to read the answer."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -71,12 +73,22 @@ class Headers:
                 for name, value in self.headers.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
-                route = getattr(scope.get("route"), "path", "unmatched")
-                labels = (scope["method"] if scope["method"] in SAFE | {"POST", "DELETE"} else "other", route)
+                method = scope["method"] if scope["method"] in SAFE | {"POST", "DELETE"} else "other"
+                labels = (method, _route_name(scope))
                 self.metrics.requests.labels(*labels, message["status"]).observe(time.perf_counter() - began)
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+def _route_name(scope: Scope) -> str:
+    """The path with the names of its parameters in place of their values, so that labels stay few."""
+    if scope["path"].startswith("/static/"):
+        return "/static"
+    if "route" not in scope:
+        return "unmatched"
+    names = {str(value): f"{{{name}}}" for name, value in scope.get("path_params", {}).items()}
+    return "/".join(names.get(segment, segment) for segment in scope["path"].split("/"))
 
 
 class Body:
@@ -92,19 +104,21 @@ class Body:
         request = Request(scope, receive)
         announced = request.headers.get("content-length", "0")
         body = bytearray()
-        too_large = not announced.isdecimal() or int(announced) > MAX_BODY
-        while not too_large:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            too_large = len(body) > MAX_BODY
-            if not message.get("more_body", False):
-                break
-        if too_large:
+        size = 0
+        whole = False
+        if announced.isdecimal() and int(announced) <= MAX_DRAINED:
+            while not whole and size <= MAX_DRAINED:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                size += len(message.get("body", b""))
+                if size <= MAX_BODY:
+                    body += message.get("body", b"")
+                whole = not message.get("more_body", False)
+        if not whole or size > MAX_BODY:
             detail = f"The body is larger than {MAX_BODY // 1024} KiB. Send less."
-            answer = problem(request, 413, "too_large", detail, headers={"Connection": "close"})
-            await answer(scope, receive, send)
+            headers = {} if whole else {"Connection": "close"}
+            await problem(request, 413, "too_large", detail, headers=headers)(scope, receive, send)
             return
         pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 

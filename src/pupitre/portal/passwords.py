@@ -39,12 +39,12 @@ class Checker:
     """Checks and makes hashes in threads, `PARALLEL` at a time."""
 
     def __init__(self) -> None:
-        self._slots = asyncio.Semaphore(PARALLEL)
+        self.turn = asyncio.Semaphore(PARALLEL)
+        """Held during `verify`; what is decided in one turn with it no flood of requests can overtake."""
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        async with self._slots:
-            return await asyncio.to_thread(verify, password, password_hash)
+        return await asyncio.to_thread(verify, password, password_hash)
 
     async def hash(self, password: str) -> str:
-        async with self._slots:
+        async with self.turn:
             return await asyncio.to_thread(hash_password, password)

@@ -76,14 +76,14 @@ SignedIn = Annotated[Caller, Depends(signed_in)]
 async def authenticate(portal: Portal, name: str, password: str, address: str) -> User:
     """The user with that password. Raises `NotSignedIn`, and `TooEarly` after too many failures."""
     name = name.strip()[:MAX_NAME]
-    await portal.throttle.check(name, address)
-    found = await portal.accounts.user_named(name)
-    user, password_hash = found or (None, None)
-    if not await portal.passwords.verify(password, password_hash) or user is None:
+    async with portal.passwords.turn:
+        await portal.throttle.check(name, address)
+        user, password_hash = await portal.accounts.user_named(name) or (None, None)
+        if await portal.passwords.verify(password, password_hash) and user is not None:
+            return user
         await portal.throttle.failed(name, address)
-        portal.metrics.failed_sign_ins.inc()
-        raise NotSignedIn("The name or the password is wrong. Check both and try again.")
-    return user
+    portal.metrics.failed_sign_ins.inc()
+    raise NotSignedIn("The name or the password is wrong. Check both and try again.")
 
 
 async def open_session(portal: Portal, user: User, kind: SessionKind, *, seconds: float | None = None) -> str:
