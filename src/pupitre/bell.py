@@ -8,10 +8,16 @@ and a listener that starts looks first; so nothing needs to poll.
 import asyncio
 import contextlib
 import os
+import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 
 class Bell:
@@ -21,17 +27,18 @@ class Bell:
         self.folder = folder / topic
 
     def ring(self) -> None:
-        if not self.folder.is_dir():
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        """Never raises: what it tells of is written already."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, _short(self.folder) as folder:
             sender.setblocking(False)
-            for path in self.folder.iterdir():
+            for name in _names(folder):
                 try:
-                    sender.sendto(b"!", str(path))
+                    sender.sendto(b"!", f"{folder}/{name}")
                 except (ConnectionRefusedError, FileNotFoundError):
-                    path.unlink(missing_ok=True)  # its process died
+                    (self.folder / name).unlink(missing_ok=True)  # its process died
                 except BlockingIOError:
                     pass  # its queue is full of rings: it will look again anyway
+                except OSError as error:
+                    log.warning("A listener was not woken.", bell=f"{self.folder}/{name}", error=str(error))
 
     def listen(self) -> "Listener":
         return Listener(self.folder)
@@ -42,15 +49,16 @@ class Listener:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"{os.getpid()}-{id(self):x}"
+        # Never a name twice: whoever sweeps a dead listener's socket must not hit a living one.
+        self._path = folder / f"{os.getpid()}-{secrets.token_hex(6)}"
         self._event = asyncio.Event()
         self._socket: socket.socket | None = None
 
     async def __aenter__(self) -> Self:
-        self._path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._socket.bind(str(self._path))
+        with _short(self._path.parent) as folder:
+            self._socket.bind(f"{folder}/{self._path.name}")
         asyncio.get_running_loop().add_reader(self._socket, self._read)
         return self
 
@@ -71,3 +79,24 @@ class Listener:
     async def heard(self) -> None:
         await self._event.wait()
         self._event.clear()
+
+
+@contextlib.contextmanager
+def _short(folder: Path) -> Iterator[str]:
+    """The folder under a name that leaves room in the 107 bytes of a socket's address, however deep it lies."""
+    try:
+        descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield str(folder)
+        return
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
