@@ -1,12 +1,15 @@
 """Opening a database. On SQLite every commit is on disk (WAL, synchronous=FULL) before anyone is told."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Table, event, make_url, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from pupitre.errors import Conflict, SetupError, Unavailable
@@ -19,11 +22,15 @@ class Database:
         self.url = make_url(url)
         self.read_only = read_only
         target = self.url
+        # SQLite has one writer at a time, and who waits for it in its own queue wakes late and out of turn.
+        self._turn: AbstractAsyncContextManager[object] = nullcontext()
         if self.url.get_backend_name() == "sqlite":
             if self.url.database and not Path(self.url.database).exists():
                 raise SetupError(f"The database {self.url.database} does not exist.", "Run: pupitre db create")
             if read_only:
-                target = self.url.set(database=f"file:{self.url.database}", query={"mode": "ro", "uri": "true"})
+                path = quote(self.url.database or "")
+                target = self.url.set(database=f"file:{path}", query={"mode": "ro", "uri": "true"})
+            self._turn = asyncio.Lock()
         self.engine: AsyncEngine = create_async_engine(target, pool_size=4, max_overflow=4)
         if self.url.get_backend_name() == "sqlite":
             event.listen(self.engine.sync_engine, "connect", self._sqlite_connect)
@@ -52,7 +59,7 @@ class Database:
         Raises `Conflict` for a duplicate key and `Unavailable` when the database takes no change.
         """
         try:
-            async with self.engine.connect() as connection:
+            async with self._turn, self.engine.connect() as connection:
                 await connection.execution_options(pupitre_writes=True)
                 async with connection.begin():
                     yield connection
@@ -60,6 +67,8 @@ class Database:
             raise Conflict("There is already one with that name.") from error
         except DBAPIError as error:
             raise Unavailable(f"The database {self.url.database} does not take the change: {error.orig}") from error
+        except PoolTimeout as error:
+            raise Unavailable(f"The database {self.url.database} has too much to do.") from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -68,6 +77,8 @@ class Database:
                 yield connection
         except DBAPIError as error:
             raise Unavailable(f"The database {self.url.database} does not answer: {error.orig}") from error
+        except PoolTimeout as error:
+            raise Unavailable(f"The database {self.url.database} has too much to do.") from error
 
     async def close(self) -> None:
         await self.engine.dispose()

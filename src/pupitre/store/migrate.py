@@ -24,13 +24,13 @@ def upgrade(name: str, url: str) -> bool:
         Path(target.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with as_file(files("pupitre.store") / "migrations") as folder:
         config = _config(folder, name, target)
-        if current(url) == ScriptDirectory.from_config(config).get_current_head():
-            return False
-        command.upgrade(config, "head")
+        behind = current(url) != ScriptDirectory.from_config(config).get_current_head()
+        if behind:
+            command.upgrade(config, "head")
     _seed(name, target)
-    if target.get_backend_name() == "sqlite" and target.database:
+    if behind and target.get_backend_name() == "sqlite" and target.database:
         Path(target.database).chmod(0o600)
-    return True
+    return behind
 
 
 def current(url: str) -> str | None:
@@ -41,6 +41,12 @@ def current(url: str) -> str | None:
             return MigrationContext.configure(connection).get_current_revision()
     finally:
         engine.dispose()
+
+
+def head(name: str) -> str | None:
+    """The newest revision of the database ``name``."""
+    with as_file(files("pupitre.store") / "migrations") as folder:
+        return ScriptDirectory.from_config(_config(folder, name, make_url("sqlite://"))).get_current_head()
 
 
 def _driver_url(url: str) -> URL:

@@ -163,15 +163,19 @@ class Status:
         self.changed.ring()
 
     async def set_link(self, link: Link) -> None:
-        """Record whether the cluster is reached; ``since`` stays while nothing changes."""
+        """Record whether the cluster is reached; while nothing changes, nothing is written and nobody woken."""
         async with self.database.write() as connection:
-            version = await next_version(connection, status_counter)
             here = links.c.cluster == link.cluster
             held = (await connection.execute(select(links).where(here))).one_or_none()
+            if held is not None and (held.connected, held.reason) == (link.connected, link.reason):
+                return
+            version = await next_version(connection, status_counter)
             values = {"connected": link.connected, "since": link.since, "reason": link.reason, "version": version}
             if held is None:
                 await connection.execute(insert(links).values(cluster=link.cluster, epoch=0, sequence=0, **values))
-            elif held.connected != link.connected:
+            else:
+                if held.connected == link.connected:
+                    values["since"] = held.since
                 await connection.execute(update(links).where(here).values(**values))
         self.changed.ring()
 
