@@ -1,10 +1,12 @@
-"""One worker for each object: an object's work in order, different objects in parallel.
+"""Work that is done until it is done: one worker for each object, and loops that persist.
 
 Level-triggered: a step looks at what is wanted and what is seen, and takes the
 next step. Waking a worker twice before it looks is the same as waking it once.
+With `Workers` an object's work is in order, and different objects' in parallel.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -13,12 +15,17 @@ from pupitre.errors import PupitreError
 
 log = structlog.get_logger(__name__)
 
+LONGEST = 30.0
+
 Step = Callable[[str], Awaitable[float | None]]
 """Takes the object's key; None when there is nothing more to do, else seconds until the next look."""
 
 
 class Workers:
-    """``limit`` bounds how many steps run at once. A step that fails is tried again after ``retry`` seconds."""
+    """``limit`` bounds how many steps run at once.
+
+    A step that fails is tried again after ``retry`` seconds, then after twice as many, up to `LONGEST`.
+    """
 
     def __init__(self, step: Step, *, limit: int = 64, retry: float = 1.0) -> None:
         self._step = step
@@ -48,26 +55,50 @@ class Workers:
 
     async def _run(self, key: str) -> None:
         bell = self._bells[key]
+        pause = self._retry
         try:
             while True:
                 bell.clear()
-                delay = await self._one_step(key)
+                try:
+                    async with self._slots:
+                        delay = await self._step(key)
+                    pause = self._retry
+                except PupitreError as error:
+                    log.warning("A step failed and is tried again.", key=key, reason=str(error), seconds=pause)
+                    delay, pause = pause, min(pause * 2, LONGEST)
+                except Exception:  # a fault of ours with one object must neither end its worker nor go unseen
+                    log.exception("A step failed for no reason we know, and is tried again.", key=key, seconds=pause)
+                    delay, pause = pause, min(pause * 2, LONGEST)
                 if bell.is_set():
                     continue
                 if delay is None:
                     return
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(bell.wait(), delay)
-                except TimeoutError:
-                    pass
         finally:
             # Between the last look at the bell and here nothing is awaited, so no ring is lost.
             del self._tasks[key], self._bells[key]
 
-    async def _one_step(self, key: str) -> float | None:
-        async with self._slots:
-            try:
-                return await self._step(key)
-            except PupitreError as error:
-                log.warning("A step failed and is tried again.", key=key, reason=str(error), seconds=self._retry)
-                return self._retry
+
+async def persist(
+    work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pauses: tuple[float, float] = (0.25, 2.0)
+) -> None:
+    """For ever: do ``work`` when ``due`` is set, and again, with growing pauses, until it returns True.
+
+    ``pauses`` are the first and the longest, in seconds. A `PupitreError` is a try that failed.
+    """
+    pause: float | None = None
+    longer = pauses[0]
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(due.wait(), pause)
+        due.clear()
+        try:
+            done = await work()
+        except PupitreError as error:
+            log.warning("Something is tried again.", what=getattr(work, "__name__", ""), reason=str(error))
+            done = False
+        if done:
+            pause, longer = None, pauses[0]
+        else:
+            pause, longer = longer, min(longer * 2, pauses[1])

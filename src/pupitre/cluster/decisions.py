@@ -19,6 +19,7 @@ from pupitre.errors import BootFailure, DestructionFault
 from pupitre.store.cluster import Entry, Placed, Transaction
 from pupitre.wire.messages import Report
 
+# REQUESTED is no news: the host has the order and has yet to begin.
 SEEN_EVENTS: dict[DesktopState, DesktopEvent] = {
     DesktopState.PREPARING: DesktopEvent.PREPARE,
     DesktopState.BOOTING: DesktopEvent.START,
@@ -27,6 +28,9 @@ SEEN_EVENTS: dict[DesktopState, DesktopEvent] = {
     DesktopState.FAILED: DesktopEvent.FAIL,
     DesktopState.GONE: DesktopEvent.END,
 }
+
+
+_ENDING = frozenset({DesktopState.STOPPING, DesktopState.FAILED, DesktopState.GONE})
 
 
 async def accept(transaction: Transaction, entry: Entry, *, now: int, overcommit: float) -> bool:
@@ -61,6 +65,8 @@ async def _place(transaction: Transaction, entry: Entry, order: BootDesktop, *, 
     def failed(reason: str) -> Entry:
         return replace(entry, outcome=CommandState.FAILED, fault=Fault(BootFailure.code, reason))
 
+    if await transaction.desktop(order.desktop):
+        return failed("There is a desktop with this id already.")
     image = await transaction.image(order.image)
     if image is None:
         return failed(f"No host has the image {order.image} ready.")
@@ -123,7 +129,7 @@ async def observe(
         return
     since = placed.seen.since if state is placed.seen.state else now
     seen = replace(placed.seen, state=state, since=since, reason=reason)
-    wanted = DesktopState.GONE if state in (DesktopState.FAILED, DesktopState.GONE) else placed.wanted
+    wanted = DesktopState.GONE if state in _ENDING else placed.wanted
     await transaction.put_desktop(replace(placed, seen=seen, wanted=wanted))
 
     booting = await transaction.open_entries(desktop, CommandKind.BOOT_DESKTOP)
@@ -159,9 +165,11 @@ async def apply_report(transaction: Transaction, report: Report, *, now: int) ->
             if sighting.state is not DesktopState.GONE:
                 orphans.add(sighting.desktop)
             continue
-        if sighting.boot < placed.seen.boot:
+        nothing_left = sighting.state is DesktopState.GONE and placed.wanted is DesktopState.GONE
+        if sighting.boot < placed.seen.boot and not nothing_left:
             continue
-        await observe(transaction, placed, SEEN_EVENTS[sighting.state], reason=sighting.reason, now=now)
+        if event := SEEN_EVENTS.get(sighting.state):
+            await observe(transaction, placed, event, reason=sighting.reason, now=now)
         wake.add(sighting.desktop)
     if report.full:
         named = {sighting.desktop for sighting in report.desktops}

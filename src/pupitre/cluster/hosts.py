@@ -3,6 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import structlog
+
+from pupitre.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
 
 class Liveness:
     """``on_silence(host)`` is called once when a host has said nothing for ``timeout`` seconds."""
@@ -27,11 +33,17 @@ class Liveness:
 
     def is_news(self, host: str, run: str, number: int) -> bool:
         """Whether reports up to ``number`` of this run of the host have not all been taken."""
-        return self._told.get(host) != (run, number)
+        told_run, told = self._told.get(host, ("", 0))
+        return told_run != run or number > told
 
     def follows(self, host: str, run: str, number: int) -> bool:
-        """Whether report ``number`` is the one right after the last taken, or that one again."""
-        return self._told.get(host) in ((run, number - 1), (run, number))
+        """Whether every report before ``number`` has been taken."""
+        return not self.is_news(host, run, number - 1)
+
+    def is_stale(self, host: str, run: str, number: int) -> bool:
+        """Whether a report of this run that was made later has been taken already."""
+        told_run, told = self._told.get(host, ("", 0))
+        return told_run == run and number < told
 
     def took(self, host: str, run: str, number: int) -> None:
         self._told[host] = (run, number)
@@ -49,6 +61,12 @@ class Liveness:
             if left > 0:
                 await asyncio.sleep(left)
                 continue
-            del self._heard[host]
-            self._told.pop(host, None)
-            await self._on_silence(host)
+            try:
+                await self._on_silence(host)
+            except Unavailable as error:
+                log.warning("A silent host is not written down yet.", host=host, reason=str(error))
+                await asyncio.sleep(1)
+                continue
+            self._told.pop(host, None)  # when it speaks again, it is asked for everything
+            if self._heard[host] == last:
+                del self._heard[host]

@@ -1,7 +1,5 @@
 """`pupitre cluster`: the cluster server as a process."""
 
-import asyncio
-
 from pupitre import pki
 from pupitre.cluster.server import ClusterServer
 from pupitre.config import Settings
@@ -15,13 +13,12 @@ ROLE = "cluster"
 async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
     database = Database(settings.database_url("cluster"))
-    loop = asyncio.get_running_loop()
     server: ClusterServer | None = None
 
     def broker_changed(connected: bool) -> None:
         if not connected:
             ops.not_ready("the message broker is away")
-        elif server:
+        elif server:  # not the first time
             link.spawn(server.resume())
             ops.ready()
 
@@ -30,8 +27,7 @@ async def run(settings: Settings, ops: Ops) -> None:
     try:
         await link.open()
         server = ClusterServer(settings, database, link, ops.registry)
-        loop.call_soon(ops.ready)
-        await server.run()
+        await server.run(on_started=ops.ready)
     finally:
         await link.close()
         await database.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
@@ -36,13 +37,16 @@ from pupitre.wire.messages import (
     Submit,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers
+from pupitre.workers import Workers, persist
 
 log = structlog.get_logger(__name__)
 
 RESEND = 5.0
 """Seconds until an order that had no visible effect is sent again."""
 CHUNK = 500
+"""Rows in one change."""
+SHORTEST = 0.25
+"""Seconds until an outcome that was not taken is sent again, at first."""
 KEEP_MS = 24 * 3600 * 1000
 """How long gone desktops and reported commands are kept."""
 
@@ -66,9 +70,9 @@ class ClusterServer:
         self._published = 0
         self._taken = Counter("pupitre_cluster_commands", "Commands journalled", ["kind"], registry=registry)
 
-    async def run(self) -> None:
+    async def run(self, *, on_started: Callable[[], None] = lambda: None) -> None:
         """Serve until cancelled. The link must be open."""
-        self._epoch = await self._store.begin_epoch()
+        self._epoch = await self._store.begin_epoch(now=now_ms())
         self._published = await self._store.sequence()
         await self._store.forget(now_ms() - KEEP_MS)
         await self._link.serve(self._subjects.commands, self._on_command)
@@ -78,11 +82,12 @@ class ClusterServer:
             self._liveness.expect(host.name)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._report_outcomes())
-                tasks.create_task(self._publish_changes())
+                tasks.create_task(persist(self._report_outcomes, self._finished, pauses=(SHORTEST, RESEND)))
+                tasks.create_task(persist(self._publish_changes, self._changed))
                 tasks.create_task(self._publish_marks())
                 tasks.create_task(self._liveness.watch())
-                await self.resume()
+                self._link.spawn(self.resume())
+                on_started()
         finally:
             await self._desktops.close()
             await self._registrations.close()
@@ -90,9 +95,16 @@ class ClusterServer:
     async def resume(self) -> None:
         """Look at everything again: after a start, and when the broker is back."""
         await self._link.publish(self._subjects.all_hosts, Describe(epoch=self._epoch))
-        for desktop in await self._store.unsettled():
+        while True:
+            try:
+                unsettled, unfinished = await self._store.unsettled(), await self._store.unfinished()
+                break
+            except Unavailable as error:
+                log.warning("The cluster's database does not answer yet.", reason=str(error))
+                await asyncio.sleep(1)
+        for desktop in unsettled:
             self._desktops.wake(desktop)
-        for entry in await self._store.unfinished():
+        for entry in unfinished:
             if isinstance(entry.order, RegisterHost):
                 self._registrations.wake(entry.id)
         self._wake()
@@ -141,10 +153,8 @@ class ClusterServer:
         if not isinstance(message, Report):
             raise MessageError(f"The cluster takes no {type(message).__name__} as a report.")
         gap = not message.full and not self._liveness.follows(message.host, message.run, message.number)
-        if not await self._take(message):
-            return Done()
-        if gap:
-            self._spawn_describe(message.host)
+        if await self._take(message) and gap:
+            self._link.spawn(self._describe(message.host))
         return Done()
 
     async def _on_heartbeat(self, message: AnyMessage) -> None:
@@ -153,9 +163,6 @@ class ClusterServer:
         self._liveness.heard(message.host)
         if self._liveness.is_news(message.host, message.run, message.number):
             await self._describe(message.host)
-
-    def _spawn_describe(self, host: str) -> None:
-        self._link.spawn(self._describe(host))
 
     async def _describe(self, host: str) -> None:
         """Ask the host for everything; silence is noticed elsewhere."""
@@ -173,6 +180,8 @@ class ClusterServer:
             host = await transaction.host(report.host)
             if host is None:
                 return False
+            if self._liveness.is_stale(report.host, report.run, report.number):
+                return True  # what it says, and more, is known
             state = HOST_LIFE.next(host.state, HostEvent.REPORT)
             await transaction.put_host(
                 replace(
@@ -243,8 +252,7 @@ class ClusterServer:
         return RESEND
 
     async def _register(self, command: str) -> float | None:
-        async with self._store.transaction() as transaction:
-            entry = await transaction.entry(command)
+        entry = await self._store.entry(command)
         if entry is None or entry.outcome is not None or not isinstance(entry.order, RegisterHost):
             return None
         order = entry.order
@@ -262,6 +270,9 @@ class ClusterServer:
             fault = Fault(RegistrationFault.code, reason)
         now = now_ms()
         async with self._store.transaction() as transaction:
+            open_still = await transaction.entry(entry.id)
+            if open_still is None or open_still.outcome is not None:
+                return None  # abandoned meanwhile
             if fault is None:
                 held = await transaction.host(order.name)
                 await transaction.put_host(
@@ -284,65 +295,52 @@ class ClusterServer:
 
     # To the endpoint
 
-    async def _report_outcomes(self) -> None:
-        while True:
-            await self._finished.wait()
-            self._finished.clear()
-            pause = 0.25
-            while unreported := await self._store.unreported():
-                answers = await asyncio.gather(*(self._report_outcome(entry) for entry in unreported))
-                taken = [entry.id for entry, answer in zip(unreported, answers, strict=True) if answer]
-                if taken:
-                    await self._store.reported(taken)
-                if len(taken) < len(unreported):
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, RESEND)
+    async def _report_outcomes(self) -> bool:
+        """Report the oldest of the outcomes that wait; True when all of them are taken."""
+        unreported = await self._store.unreported()
+        answers = await asyncio.gather(*(self._report_outcome(entry) for entry in unreported))
+        taken = [entry.id for entry, answer in zip(unreported, answers, strict=True) if answer]
+        if taken:
+            await self._store.reported(taken)
+            self._finished.set()  # there may be more than one page of them
+        return len(taken) == len(unreported)
 
     async def _report_outcome(self, entry: Entry) -> bool:
         assert entry.outcome is not None
-        rows = Rows()
+        rows, sequence = Rows(), await self._store.sequence()
         if not isinstance(entry.order, RegisterHost):
             placed = await self._store.desktop(entry.order.desktop)
             rows = Rows(desktops=(placed.seen,)) if placed else rows
-        outcome = Outcome(id=entry.id, state=entry.outcome, fault=entry.fault, rows=rows)
+        outcome = Outcome(
+            id=entry.id,
+            state=entry.outcome,
+            fault=entry.fault,
+            rows=rows,
+            epoch=self._epoch,
+            sequence=sequence,
+        )
         try:
             await self._link.request(self._subjects.outcomes, outcome, Done)
         except LinkDown:
             return False
         except MessageError as error:
-            log.error("The endpoint cannot read an outcome.", command=entry.id, reason=str(error))
-            return False
+            # Sending it again would not help; the endpoint ends the command by its time-out.
+            log.error("The endpoint refuses an outcome.", command=entry.id, reason=str(error))
         return True
 
-    async def _publish_changes(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            try:
-                sequence, rows = await self._store.changes(self._published)
-            except Unavailable as error:
-                log.warning("Changes are not published yet.", reason=str(error))
-                await asyncio.sleep(1)
-                self._changed.set()
-                continue
-            if rows:
-                await self._publish(sequence, rows)
+    async def _publish_changes(self) -> bool:
+        sequence, rows = await self._store.changes(self._published)
+        if rows:
+            await self._publish(sequence, rows)
+        return True
 
     async def _publish(self, sequence: int, rows: Rows) -> None:
-        """In messages of bounded size; all but the last leave the reader where it stood."""
-        parts = [Rows(hosts=rows.hosts, copies=rows.copies, desktops=rows.desktops[:CHUNK])]
-        rest = rows.desktops[CHUNK:]
-        parts += [Rows(desktops=rest[start : start + CHUNK]) for start in range(0, len(rest), CHUNK)]
-        for part in parts[:-1]:
-            await self._link.publish(
-                self._subjects.status,
-                Changed(epoch=self._epoch, after=self._published, sequence=self._published, rows=part),
-            )
-        await self._link.publish(
-            self._subjects.status,
-            Changed(epoch=self._epoch, after=self._published, sequence=sequence, rows=parts[-1]),
-        )
+        """One message; for more than fits into one, a mark, which has the reader ask for pages."""
+        news: Changed | Mark = Changed(epoch=self._epoch, after=self._published, sequence=sequence, rows=rows)
+        if len(rows.hosts) + len(rows.copies) + len(rows.desktops) > CHUNK:
+            news = Mark(epoch=self._epoch, sequence=sequence)
         self._published = sequence
+        await self._link.publish(self._subjects.status, news)
 
     async def _publish_marks(self) -> None:
         while True:

@@ -7,6 +7,7 @@ timed out, and in both cases the cluster is told to undo what it may have made.
 """
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from pupitre import pki
 from pupitre.bell import Bell
-from pupitre.domain.command import Command, CommandEvent, CommandState, Fault
+from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
 from pupitre.domain.status import Link as LinkState
+from pupitre.domain.status import Position
 from pupitre.endpoint.status import StatusMirror
 from pupitre.errors import (
     ConnectionFault,
@@ -41,10 +43,12 @@ from pupitre.wire.messages import (
     Submit,
 )
 from pupitre.wire.subjects import Subjects
+from pupitre.workers import persist
 
 log = structlog.get_logger(__name__)
 
 ROLE = "endpoint"
+PAGE = 500
 AT_ONCE = 64
 """Commands sent side by side."""
 RESEND = (0.25, 2.0)
@@ -74,7 +78,12 @@ class WebServerEndpoint:
         self._asked_since = asyncio.Event()
         self._silence_limit = 0.0
         self._heard = 0.0
-        self._reached = False
+        self._reached: bool | None = None
+        self._lost_because = ""
+        self._link_written: bool | None = None
+        self._link_turn = asyncio.Lock()
+        self._look = asyncio.Event()
+        self._open = contextlib.AsyncExitStack()
         self._commands: Commands
         self._status: Status
         self._mirror: StatusMirror
@@ -88,7 +97,9 @@ class WebServerEndpoint:
         """Open ``commands`` and ``status``. Raises `SetupError` when they do not exist."""
         answered, changed = Bell(self._bells, "answered"), Bell(self._bells, "status")
         self._commands = Commands(Database(commands_url), asked=self._asked, answered=answered)
+        self._open.push_async_callback(self._commands.database.close)
         self._status = Status(Database(status_url), changed=changed)
+        self._open.push_async_callback(self._status.database.close)
 
     async def connect_to_cluster_server(
         self,
@@ -111,6 +122,7 @@ class WebServerEndpoint:
         self._silence_limit = status_update_interval * 2.5
         tls = pki.client_context(certificate_path, ROLE)
         self._link = Link(servers, ROLE, tls, registry=self._registry, on_change=self._broker_changed)
+        self._open.push_async_callback(self._link.close)
         self._mirror = StatusMirror(self._cluster, self._status, self._link, self._subjects)
         try:
             async with asyncio.timeout(answer_within):
@@ -118,7 +130,7 @@ class WebServerEndpoint:
                 await self._mirror.open()
                 await self._link.serve(self._subjects.outcomes, self._on_outcome)
                 await self._link.serve(self._subjects.status, self._on_status, in_order=True)
-                while not await self._greet():
+                while not await self._greet():  # noqa: ASYNC110 - the broker says nothing when the cluster comes
                     await asyncio.sleep(RESEND[0])
         except TimeoutError as error:
             raise EndpointError(
@@ -127,67 +139,87 @@ class WebServerEndpoint:
 
     async def disconnect_from_cluster_server(self) -> None:
         """Close link and databases; commands under way keep their rows and are taken up at the next start."""
-        await self._link.close()
-        await self._commands.database.close()
-        await self._status.database.close()
+        await self._open.aclose()
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen())
-            tasks.create_task(self._send_commands())
+            tasks.create_task(persist(self._send_all, self._wake, pauses=RESEND))
             tasks.create_task(self._time_out_commands())
             tasks.create_task(self._watch_cluster())
 
     # The cluster: there or not
 
     def _broker_changed(self, connected: bool) -> None:
-        if connected:
-            self._heard = 0.0  # until it has answered, this says nothing of the cluster
-        else:
+        if not connected:
             self._link.spawn(self._lost("The message broker is away."))
+        self._look.set()
         self._wake.set()
 
     async def _greet(self) -> bool:
         try:
             mark = await self._link.request(self._subjects.commands, Hello(), Mark, timeout=1)
+            await self._reach()
+            await self._mirror.mark(mark)
         except LinkDown as error:
             await self._lost(f"The cluster server does not answer: {error}")
             return False
-        await self._reach()
-        await self._mirror.mark(mark)
+        except (MessageError, Unavailable) as error:
+            log.warning("The cluster's greeting came to nothing.", reason=str(error))
+            return False
         return True
 
     async def _reach(self) -> None:
         self._heard = asyncio.get_running_loop().time()
-        if not self._reached:
+        if self._reached is not True:
             self._reached = True
             self._reached_gauge.set(1)
             log.info("The cluster is reached.", cluster=self._cluster)
-            await self._status.set_link(LinkState(self._cluster, True, now_ms()))
+            await self._write_link()
             self._wake.set()
 
     async def _lost(self, reason: str) -> None:
-        if self._reached or self._heard == 0.0:
-            await self._status.set_link(LinkState(self._cluster, False, now_ms(), reason))
-        if self._reached:
+        if self._reached is not False:
             self._reached = False
+            self._lost_because = reason
             self._reached_gauge.set(0)
             log.warning("The cluster is not reached.", cluster=self._cluster, reason=reason)
+            await self._write_link()
+
+    async def _write_link(self) -> None:
+        """Write how it is now; a database that does not answer is tried again by `_watch_cluster`."""
+        async with self._link_turn:
+            reached = bool(self._reached)
+            self._link_written = None
+            try:
+                reason = None if reached else self._lost_because
+                await self._status.set_link(LinkState(self._cluster, reached, now_ms(), reason))
+            except Unavailable as error:
+                log.warning("The status database does not answer.", reason=str(error))
+                self._look.set()
+            else:
+                self._link_written = reached
 
     async def _watch_cluster(self) -> None:
         """Liveness is judged by what is heard, never by the connection."""
         loop = asyncio.get_running_loop()
         pause = RESEND[0]
         while True:
+            if self._link_written is not self._reached:
+                await self._write_link()
+            self._look.clear()
             left = self._heard + self._silence_limit - loop.time()
             if self._reached and left > 0:
-                await asyncio.sleep(left)
                 pause = RESEND[0]
+            elif await self._greet():
                 continue
-            if not await self._greet():
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, RESEND[1])
+            else:
+                left, pause = pause, min(pause * 2, RESEND[1])
+            if self._link_written is not self._reached:
+                left = min(left, RESEND[1])
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), left)
 
     # Commands: from the rows to the cluster
 
@@ -198,22 +230,6 @@ class WebServerEndpoint:
                 self._asked_since.set()
                 await listener.heard()
 
-    async def _send_commands(self) -> None:
-        pause = RESEND[0]
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                done = await self._send_all()
-            except Unavailable as error:
-                log.warning("The commands database does not answer.", reason=str(error))
-                done = False
-            if done:
-                pause = RESEND[0]
-            else:
-                asyncio.get_running_loop().call_later(pause, self._wake.set)
-                pause = min(pause * 2, RESEND[1])
-
     async def _send_all(self) -> bool:
         """Send what waits; True when nothing waits any more."""
         slots = asyncio.Semaphore(AT_ONCE)
@@ -222,7 +238,9 @@ class WebServerEndpoint:
             async with slots:
                 return await self._send(command)
 
-        waiting = await self._commands.to_send()
+        waiting = await self._commands.to_send(limit=PAGE)
+        if len(waiting) == PAGE:
+            self._wake.set()  # there are more
         sent = await asyncio.gather(*(one(command) for command in waiting))
         abandoned = True
         if self._reached:
@@ -253,15 +271,20 @@ class WebServerEndpoint:
             await self._commands.advance(command.id, CommandEvent.SEND, now=now_ms())
 
     async def _abandon_all(self) -> bool:
+        all_done = True
         for command in await self._commands.to_abandon():
             message = Abandon(id=command.id, user=command.user, order=command.order, deadline=command.deadline)
             try:
                 await self._link.request(self._subjects.commands, message, Done)
-            except (LinkDown, MessageError) as error:
+            except LinkDown as error:
                 log.warning("The cluster has yet to undo a command.", command=command.id, reason=str(error))
                 return False
+            except MessageError as error:
+                log.error("The cluster refuses to undo a command.", command=command.id, reason=str(error))
+                all_done = False
+                continue
             await self._commands.abandoned(command.id)
-        return True
+        return all_done
 
     async def _time_out_commands(self) -> None:
         while True:
@@ -285,9 +308,10 @@ class WebServerEndpoint:
         for command in await self._commands.unfinished():
             if command.deadline <= now:
                 seconds = (command.deadline - command.created) / 1000
-                fault = Fault(
-                    TimedOut.code, f"There was no outcome within {seconds:g} seconds. What was begun is undone."
+                rest = (
+                    "It is still tried." if command.kind is CommandKind.DESTROY_DESKTOP else "What was begun is undone."
                 )
+                fault = Fault(TimedOut.code, f"There was no outcome within {seconds:g} seconds. {rest}")
                 await self._end(command.id, CommandEvent.TIME_OUT, fault, abandon=True)
         self._wake.set()
 
@@ -298,8 +322,7 @@ class WebServerEndpoint:
             raise MessageError("The endpoint takes nothing but outcomes here.")
         await self._reach()
         # Status first: who reads that a start succeeded must find the desktop running.
-        if message.rows:
-            await self._status.apply(self._cluster, message.rows)
+        await self._mirror.foretell(message.rows, Position(message.epoch, message.sequence))
         await self._end(message.id, OUTCOMES[message.state], message.fault)
         return Done()
 

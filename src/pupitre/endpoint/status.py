@@ -5,10 +5,12 @@ means that something was missed: then all pages are read again. Rows say how thi
 are, not what happened, so taking one twice does no harm.
 """
 
+import asyncio
+
 import structlog
 
 from pupitre.domain.status import Position, Rows
-from pupitre.errors import LinkDown
+from pupitre.errors import LinkDown, MessageError
 from pupitre.store.status import Status
 from pupitre.wire.link import Link
 from pupitre.wire.messages import Changed, GetPage, Mark, Page
@@ -26,24 +28,33 @@ class StatusMirror:
         self._link = link
         self._subjects = subjects
         self._position = Position()
+        self._turn = asyncio.Lock()  # a change must not come between the pages and what they leave out
 
     async def open(self) -> None:
         self._position = await self._status.position(self._cluster)
 
     async def change(self, change: Changed) -> None:
-        here = self._position
-        if change.epoch != here.epoch or change.after > here.sequence:
-            await self.read_all()
-        elif change.sequence > here.sequence or change.rows:
-            position = Position(change.epoch, max(change.sequence, here.sequence))
-            await self._status.apply(self._cluster, change.rows, position)
-            self._position = position
+        async with self._turn:
+            here = self._position
+            if change.epoch != here.epoch or change.after > here.sequence:
+                await self._read_all()
+            elif change.sequence > here.sequence:
+                position = Position(change.epoch, change.sequence)
+                await self._status.apply(self._cluster, change.rows, position)
+                self._position = position
 
     async def mark(self, mark: Mark) -> None:
-        if mark.epoch != self._position.epoch or mark.sequence > self._position.sequence:
-            await self.read_all()
+        async with self._turn:
+            if mark.epoch != self._position.epoch or mark.sequence > self._position.sequence:
+                await self._read_all()
 
-    async def read_all(self) -> None:
+    async def foretell(self, rows: Rows, at: Position) -> None:
+        """Rows as of ``at`` ahead of their change; nothing if what is written is as new or newer."""
+        async with self._turn:
+            if rows and (at.epoch != self._position.epoch or at.sequence > self._position.sequence):
+                await self._status.apply(self._cluster, rows)
+
+    async def _read_all(self) -> None:
         """Every page of every section; what the cluster does not name is gone."""
         kept = Rows()
         start: Position | None = None
@@ -65,7 +76,7 @@ class StatusMirror:
                     after = page.next
                     if after is None:
                         break
-        except LinkDown as error:
+        except (LinkDown, MessageError) as error:
             log.warning("The cluster's status was not read to its end.", reason=str(error))
             return
         assert start is not None

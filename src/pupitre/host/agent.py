@@ -6,6 +6,7 @@ cluster has taken it; steps that follow each other quickly are reported as one.
 """
 
 import asyncio
+import logging
 import socket
 import uuid
 from pathlib import Path
@@ -22,6 +23,7 @@ from pupitre.errors import (
     MessageError,
     NotFound,
     PupitreError,
+    Unavailable,
 )
 from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
@@ -42,7 +44,7 @@ from pupitre.wire.messages import (
     Sighting,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers
+from pupitre.workers import Workers, persist
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +74,10 @@ class HostAgent:
         self._overlays = overlays
         self._images = images
         self._journal = journal
-        self._workers = Workers(self._settle, limit=settings.start_limit)
+        self._workers = Workers(self._settle)
+        self._start_slots = asyncio.Semaphore(settings.start_limit)
+        self._starting: set[str] = set()
+        self._ended_early: dict[str, SeenGuest] = {}
         self._run = uuid.uuid4().hex
         self._number = 0
         self._dirty: set[str] = set()
@@ -88,14 +93,14 @@ class HostAgent:
         self._console = console
         await self._recover()
         await link.serve(self._subjects.orders(self._name), self._on_order)
-        await link.serve(self._subjects.all_hosts, self._on_order)
+        await link.serve(self._subjects.all_hosts, self._on_call)
         for desktop in self._journal.records:
             self._workers.wake(desktop)
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._report())
+            tasks.create_task(persist(self._send_report, self._report_due, pauses=RESEND))
             tasks.create_task(self._beat())
             tasks.create_task(self._watch_guests())
             tasks.create_task(self._watch_images())
@@ -140,7 +145,6 @@ class HostAgent:
         if not self._journal.raise_epoch(message.epoch):
             return Refused(code="old_epoch", reason=f"Epoch {message.epoch} is over; {self._journal.epoch} has begun.")
         if isinstance(message, Describe):
-            self.report_all()
             return await self._full_report()
         if isinstance(message, EnsureDesktop):
             self._take(message)
@@ -149,8 +153,22 @@ class HostAgent:
                 message.desktop, 0, DesktopState.GONE, DesktopState.STOPPING
             )
             self._want_gone(record, record.reason)
+            if message.desktop in self._starting:
+                self._link.spawn(self._interrupt(message.desktop))
         self._workers.wake(message.desktop)
         return Done()
+
+    async def _on_call(self, message: AnyMessage) -> None:
+        """What the cluster says to all hosts at once."""
+        if not isinstance(message, Describe):
+            raise MessageError(f"All hosts together take no {type(message).__name__}.")
+        if self._journal.raise_epoch(message.epoch):
+            self.report_all()
+
+    async def _interrupt(self, desktop: str) -> None:
+        """End a guest that is still starting, so that its worker comes back to remove it."""
+        log.info("A start is interrupted.", desktop=desktop)
+        await self._hypervisor.ensure_gone(desktop)
 
     def _take(self, order: EnsureDesktop) -> None:
         held = self._journal.records.get(order.desktop)
@@ -177,7 +195,11 @@ class HostAgent:
         if record.state in _SETTLED or record.spec is None:
             return None
         try:
-            await self._start(record, record.spec)
+            async with self._start_slots:
+                if self._still(record):
+                    await self._start(record, record.spec)
+        except Unavailable:
+            raise
         except PupitreError as error:
             log.warning("A desktop did not start.", desktop=desktop, reason=str(error))
             if self._still(record):
@@ -192,22 +214,29 @@ class HostAgent:
         disk = await self._overlays.ensure(record.desktop, backing, spec.disk_format, spec.disk_gib)
         if not self._still(record):
             return
-        self._note(record.seen(DesktopState.BOOTING))
-        await self._hypervisor.ensure_running(
-            Guest(
-                desktop=record.desktop,
-                boot=record.boot,
-                spec=spec,
-                disk=disk,
-                backing=backing,
-                kernel=self._images.blob(spec.kernel) if spec.kernel else None,
-                initrd=self._images.blob(spec.initrd) if spec.initrd else None,
-                cdrom=base if is_cd else None,
-            )
+        guest = Guest(
+            desktop=record.desktop,
+            boot=record.boot,
+            spec=spec,
+            disk=disk,
+            backing=backing,
+            kernel=self._images.blob(spec.kernel) if spec.kernel else None,
+            initrd=self._images.blob(spec.initrd) if spec.initrd else None,
+            cdrom=base if is_cd else None,
         )
-        if self._still(record):
-            self._put(record.seen(DesktopState.RUNNING))
-            log.info("Desktop runs.", desktop=record.desktop)
+        self._note(record.seen(DesktopState.BOOTING))
+        self._starting.add(record.desktop)
+        try:
+            await self._hypervisor.ensure_running(guest)
+            if self._still(record):
+                self._put(record.seen(DesktopState.RUNNING))
+                log.info("Desktop runs.", desktop=record.desktop)
+                self._starting.discard(record.desktop)
+                if ended := self._ended_early.get(record.desktop):
+                    await self._guest_changed(ended)
+        finally:
+            self._starting.discard(record.desktop)
+            self._ended_early.pop(record.desktop, None)
 
     def _still(self, record: Record) -> bool:
         """Whether the desktop is still wanted as it was when the step began."""
@@ -223,10 +252,12 @@ class HostAgent:
             await self._console.disconnect(record.desktop)
         except (HypervisorError, OSError) as error:
             log.warning("A desktop is not removed yet.", desktop=record.desktop, reason=str(error))
-            self._note(record.seen(DesktopState.FAILED, str(error)))
+            if self._still(record):
+                self._note(record.seen(DesktopState.FAILED, str(error)))
             return 2.0
-        self._note(record.seen(DesktopState.GONE, record.reason))
-        log.info("Desktop removed.", desktop=record.desktop)
+        if self._still(record):
+            self._note(record.seen(DesktopState.GONE, record.reason))
+            log.info("Desktop removed.", desktop=record.desktop)
         return None
 
     # What happens by itself
@@ -241,8 +272,9 @@ class HostAgent:
                 self._journal.put(record.seen(DesktopState.FAILED, "The desktop ended while its host agent was away."))
         for guest in guests.values():
             if guest.desktop not in self._journal.records:
-                log.warning("A guest without a record is running.", desktop=guest.desktop)
-                self._journal.put(Record(guest.desktop, guest.boot, DesktopState.RUNNING, DesktopState.RUNNING))
+                log.warning("There is a guest without a record.", desktop=guest.desktop)
+                state = DesktopState.FAILED if guest.state is GuestState.STOPPED else DesktopState.RUNNING
+                self._journal.put(Record(guest.desktop, guest.boot, DesktopState.RUNNING, state, reason=guest.reason))
         for desktop in self._overlays.all() - self._journal.records.keys():
             log.warning("An overlay without a desktop is removed.", desktop=desktop)
             await self._overlays.ensure_gone(desktop)
@@ -251,7 +283,13 @@ class HostAgent:
 
     async def _watch_guests(self) -> None:
         async for seen in self._hypervisor.changes():
-            await self._guest_changed(seen)
+            while True:
+                try:
+                    await self._guest_changed(seen)
+                    break
+                except Unavailable as error:
+                    log.warning("What became of a guest is not written down yet.", reason=str(error))
+                    await asyncio.sleep(1)
 
     async def _guest_changed(self, seen: SeenGuest) -> None:
         record = self._journal.records.get(seen.desktop)
@@ -260,6 +298,8 @@ class HostAgent:
         if seen.state is GuestState.RUNNING and record.state is DesktopState.RUNNING:
             if seen.reason != record.reason:
                 self._put(record.seen(DesktopState.RUNNING, seen.reason))
+        elif seen.state is GuestState.STOPPED and seen.desktop in self._starting:
+            self._ended_early[seen.desktop] = seen
         elif seen.state is GuestState.STOPPED and record.state is DesktopState.RUNNING:
             log.info("A guest ended.", desktop=seen.desktop, reason=seen.reason)
             if seen.orderly:
@@ -292,17 +332,6 @@ class HostAgent:
         self._dirty.add(record.desktop)
         self._report_due.set()
 
-    async def _report(self) -> None:
-        pause = RESEND[0]
-        while True:
-            await self._report_due.wait()
-            self._report_due.clear()
-            if await self._send_report():
-                pause = RESEND[0]
-            else:
-                asyncio.get_running_loop().call_later(pause, self._report_due.set)
-                pause = min(pause * 2, RESEND[1])
-
     async def _send_report(self) -> bool:
         """Send what has changed; False when it must be sent again."""
         full, copies, dirty = self._full_due, self._copies_dirty, frozenset(self._dirty)
@@ -310,12 +339,12 @@ class HostAgent:
             return True
         self._full_due = self._copies_dirty = False
         self._dirty -= dirty
-        self._number += 1
         try:
             report = await self._full_report() if full else await self._partial_report(dirty, with_copies=copies)
             await self._link.request(self._subjects.reports(self._name), report, Done)
-        except (LinkDown, MessageError, HypervisorError) as error:
-            log.debug("A report was not taken.", reason=str(error))
+        except (PupitreError, OSError) as error:
+            level = logging.DEBUG if isinstance(error, LinkDown) else logging.WARNING
+            log.log(level, "A report was not taken.", reason=str(error))
             self._full_due |= full
             self._copies_dirty |= copies
             self._dirty |= dirty
@@ -336,6 +365,9 @@ class HostAgent:
         return await self._make_report(sightings, full=False, with_copies=with_copies)
 
     async def _make_report(self, sightings: list[Sighting], *, full: bool, with_copies: bool) -> Report:
+        # Taken together with the sightings, before anything is awaited: a later report has a higher number.
+        self._number += 1
+        number = self._number
         copies = None
         if with_copies:
             found = await asyncio.to_thread(self._images.copies)
@@ -343,7 +375,7 @@ class HostAgent:
         return Report(
             host=self._name,
             run=self._run,
-            number=self._number,
+            number=number,
             full=full,
             port=self._console.port,
             facts=await self._hypervisor.facts(),

@@ -15,9 +15,11 @@ import structlog
 
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import ImageSpec
+from pupitre.errors import SetupError, Unavailable
 
 log = structlog.get_logger(__name__)
 
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS desktops (desktop TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS epoch (id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL);
@@ -44,27 +46,30 @@ class Journal:
     """All records are held in memory too; only writing touches the disk."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Raises `SetupError` when another process has the journal, or it cannot be made."""
+        self._path = path
         try:
-            self._connection = self._open(path)
-            rows = self._connection.execute("SELECT record FROM desktops").fetchall()
-            records = [msgspec.json.decode(row[0], type=Record) for row in rows]
-        except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
-            aside = path.with_suffix(f".damaged-{int(time.time())}")
-            log.error("The host's journal is damaged and is begun anew.", kept_as=str(aside), reason=str(error))
-            for suffix in ("", "-wal", "-shm"):
-                damaged = path.with_name(path.name + suffix)
-                if damaged.exists():
-                    damaged.rename(aside.with_name(aside.name + suffix))
-            self._connection = self._open(path)
-            records = []
-        self.records: dict[str, Record] = {record.desktop: record for record in records}
-        self.epoch: int = self._connection.execute("SELECT value FROM epoch").fetchone()[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = self._open()
+            try:
+                self.records, self.epoch = self._read()
+            except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+                self._connection.close()
+                if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF not in _DAMAGE:
+                    raise
+                self._set_aside(str(error))
+                self._connection = self._open()
+                self.records, self.epoch = self._read()
+        except (OSError, sqlite3.Error) as error:
+            raise SetupError(
+                f"The host's journal {path} cannot be opened: {error}.",
+                "Is another `pupitre host` running under this name and home?",
+            ) from error
 
     def put(self, record: Record) -> None:
-        """Keep the record; it is on disk when this returns."""
+        """Keep the record; it is on disk when this returns. Raises `Unavailable`; then nothing has changed."""
         body = msgspec.json.encode(record)
-        self._connection.execute("INSERT OR REPLACE INTO desktops VALUES (?, ?)", (record.desktop, body))
+        self._write("INSERT OR REPLACE INTO desktops VALUES (?, ?)", record.desktop, body)
         self.records[record.desktop] = record
 
     def note(self, record: Record) -> None:
@@ -72,23 +77,47 @@ class Journal:
         self.records[record.desktop] = record
 
     def drop(self, desktop: str) -> None:
-        self._connection.execute("DELETE FROM desktops WHERE desktop = ?", (desktop,))
+        """Raises `Unavailable`."""
+        self._write("DELETE FROM desktops WHERE desktop = ?", desktop)
         self.records.pop(desktop, None)
 
     def raise_epoch(self, epoch: int) -> bool:
-        """Remember the cluster's epoch; False when ``epoch`` is older than one already heard."""
+        """Remember the cluster's epoch; False when ``epoch`` is older than one already heard.
+
+        Raises `Unavailable`.
+        """
         if epoch > self.epoch:
-            self._connection.execute("UPDATE epoch SET value = ?", (epoch,))
+            self._write("UPDATE epoch SET value = ?", epoch)
             self.epoch = epoch
         return epoch == self.epoch
 
     def close(self) -> None:
         self._connection.close()
 
-    @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(SCHEMA)
-        return connection
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=2)
+
+    def _read(self) -> tuple[dict[str, Record], int]:
+        # One process alone: two agents of one host would undo each other's work.
+        self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.executescript(SCHEMA)
+        rows = self._connection.execute("SELECT record FROM desktops").fetchall()
+        records = [msgspec.json.decode(row[0], type=Record) for row in rows]
+        epoch: int = self._connection.execute("SELECT value FROM epoch").fetchone()[0]
+        return {record.desktop: record for record in records}, epoch
+
+    def _write(self, statement: str, *values: object) -> None:
+        try:
+            self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise Unavailable(f"The host's journal {self._path} does not take the change: {error}.") from error
+
+    def _set_aside(self, reason: str) -> None:
+        aside = self._path.with_suffix(f".damaged-{time.time_ns()}")
+        log.error("The host's journal is damaged and is begun anew.", kept_as=str(aside), reason=reason)
+        for suffix in ("", "-wal", "-shm"):
+            damaged = self._path.with_name(self._path.name + suffix)
+            if damaged.exists():
+                damaged.rename(aside.with_name(aside.name + suffix))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Table, and_, delete, func, insert, not_, select, update
+from sqlalchemy import Table, and_, case, delete, func, insert, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.command import CommandKind, CommandState, Fault, Order
@@ -227,10 +227,15 @@ class ClusterStore:
         self.database = database
         self._on_change = on_change
 
-    async def begin_epoch(self) -> int:
-        """A new epoch: what an earlier cluster process still says is void from here on."""
+    async def begin_epoch(self, *, now: int) -> int:
+        """A new epoch: what an earlier cluster process still says is void from here on.
+
+        No less than ``now`` (Unix ms), so that hosts follow a cluster whose database was made anew.
+        """
         async with self.database.write() as connection:
-            await connection.execute(update(epochs).values(value=epochs.c.value + 1))
+            await connection.execute(
+                update(epochs).values(value=case((epochs.c.value >= now, epochs.c.value + 1), else_=now))
+            )
             return int((await connection.execute(select(epochs.c.value))).scalar_one())
 
     @asynccontextmanager
@@ -238,6 +243,11 @@ class ClusterStore:
         async with self.database.write() as connection:
             yield Transaction(connection, await next_version(connection, cluster_counter))
         self._on_change()
+
+    async def entry(self, command_id: str) -> Entry | None:
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(journal).where(journal.c.id == command_id))).one_or_none()
+        return _entry(row) if row else None
 
     async def sequence(self) -> int:
         async with self.database.read() as connection:

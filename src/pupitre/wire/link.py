@@ -4,6 +4,7 @@ What cannot be read is logged, counted and set aside, and never ends the link.
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from nats.errors import NoRespondersError
 from prometheus_client import CollectorRegistry, Counter
 
 from pupitre.errors import LinkDown, MessageError, PupitreError
-from pupitre.wire.messages import AnyMessage, Done, Refused, decode, encode
+from pupitre.wire.messages import MAX_SIZE, AnyMessage, Done, Refused, decode, encode
 from pupitre.wire.subjects import inbox
 
 log = structlog.get_logger(__name__)
@@ -65,8 +66,15 @@ class Link:
             log.info("The message broker is back.")
             self._changed(True)
 
+        said = ""
+
         async def failed(error: Exception) -> None:
-            log.debug("The message broker said.", error=str(error))
+            nonlocal said
+            if not self._client.is_connected and str(error) != said and not self._closing:
+                said = str(error)
+                log.warning("The message broker is not reached.", servers=self._servers, error=said)
+            else:
+                log.debug("The message broker said.", error=str(error))
 
         while True:
             try:
@@ -98,10 +106,8 @@ class Link:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._client.is_connected:
-            try:
+            with contextlib.suppress(NatsError, TimeoutError):
                 await asyncio.wait_for(self._client.flush(), 1)
-            except (NatsError, TimeoutError):
-                pass
         await self._client.close()
 
     async def request(self, subject: str, message: AnyMessage, answer: type[M], *, timeout: float = 2.0) -> M:
@@ -112,8 +118,11 @@ class Link:
         """
         if not self._client.is_connected:
             raise LinkDown("The message broker is not reached.")
+        data = encode(message)
+        if len(data) > MAX_SIZE:
+            raise MessageError(f"A {type(message).__name__} of {len(data)} bytes is over the limit of {MAX_SIZE}.")
         try:
-            reply = await self._client.request(subject, encode(message), timeout=timeout)
+            reply = await self._client.request(subject, data, timeout=timeout)
         except NoRespondersError as error:
             raise LinkDown("Nobody is there to answer.") from error
         except (NatsError, TimeoutError, OSError) as error:
@@ -150,6 +159,10 @@ class Link:
                 # No answer: the sender keeps the message and sends it again.
                 log.warning("A message could not be handled yet.", subject=message.subject, reason=str(error))
                 return
+            except Exception:  # a fault of ours with one message must neither end the link nor go unseen
+                self._set_aside.labels(subject=subject).inc()
+                log.exception("A message was set aside: it could not be handled.", subject=message.subject)
+                return
             if message.reply:
                 try:
                     await self._client.publish(message.reply, encode(answer or Done()))
@@ -165,7 +178,15 @@ class Link:
         """Do ``work`` beside everything else; it ends with the link at the latest."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, PupitreError):
+            log.warning("Something could not be done.", reason=str(error))
+        elif error:
+            log.error("Something could not be done, for no reason we know.", exc_info=error)
 
     def _changed(self, connected: bool) -> None:
         if self._on_change and not self._closing:

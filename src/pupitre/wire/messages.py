@@ -88,12 +88,14 @@ class Changed(Message, frozen=True, tag="changed"):
 
 
 class Outcome(Message, frozen=True, tag="outcome"):
-    """Cluster: what came of a command, with the rows it touched. Sent until answered by `Done`."""
+    """Cluster: what came of a command, with the rows it touched as of ``sequence``. Sent until answered by `Done`."""
 
     id: str
     state: CommandState
     fault: Fault | None = None
     rows: Rows = Rows()
+    epoch: int = 0
+    sequence: int = 0
 
 
 # Cluster and host
