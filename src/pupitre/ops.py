@@ -109,18 +109,19 @@ def run_process(process: str, main: Callable[[Settings, Ops], Awaitable[None]]) 
     ops = Ops(process)
 
     async def body() -> int:
-        task = asyncio.ensure_future(main(settings, ops))
         loop = asyncio.get_running_loop()
+        me = asyncio.current_task()
+        assert me is not None
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, task.cancel)
-        async with _serving(ops, settings):
-            try:
-                await task
-            except asyncio.CancelledError:
-                logger.info("Stopped.")
-            except PupitreError as error:
-                print(f"pupitre {process}: {error}", file=sys.stderr)
-                return 1
+            loop.add_signal_handler(number, me.cancel)
+        try:
+            async with _serving(ops, settings):
+                await main(settings, ops)
+        except asyncio.CancelledError:
+            logger.info("Stopped.")
+        except PupitreError as error:
+            print(f"pupitre {process}: {error}", file=sys.stderr)
+            return 1
         return 0
 
     return uvloop.run(body())
