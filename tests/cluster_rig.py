@@ -1,0 +1,351 @@
+"""Endpoint, cluster and hosts of one test in this process, over a real nats-server and real databases.
+
+Guests are simulated; overlays, journals, consoles, certificates and databases are real.
+"""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import uuid_utils
+from prometheus_client import CollectorRegistry
+
+from pupitre import pki
+from pupitre.bell import Bell
+from pupitre.cluster.process import run as run_cluster
+from pupitre.config import Settings
+from pupitre.domain.command import BootDesktop, Command, CommandState, DestroyDesktop, Order, RegisterHost
+from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.host import Host, HostState
+from pupitre.domain.image import DiskFormat, ImageSpec
+from pupitre.endpoint.endpoint import now_ms
+from pupitre.endpoint.process import run as run_endpoint
+from pupitre.host.agent import HostAgent, journal_path
+from pupitre.host.console import ConsoleServer
+from pupitre.host.journal import Journal
+from pupitre.host.overlays import Overlays
+from pupitre.host.simulated import Behaviour, SimulatedHypervisor
+from pupitre.images.store import ImageStore, Manifest
+from pupitre.ops import Ops
+from pupitre.store import migrate
+from pupitre.store.commands import Commands
+from pupitre.store.engine import Database
+from pupitre.store.status import Status
+from pupitre.wire.broker import write_config
+from pupitre.wire.link import Link
+
+T = TypeVar("T")
+PROGRAM = Path(sys.executable).with_name("nats-server")
+PATIENCE = 20.0
+IMAGE = "plain"
+USER = "0190aaaa-0000-7000-8000-000000000001"
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]] | Callable[[], bool], what: str = "") -> None:
+    """Look until it is so; for what no bell tells a test."""
+    pause = asyncio.Event()
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            found = condition()
+            if (found if isinstance(found, bool) else await found) is True:
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(pause.wait(), 0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Broker:
+    """nats-server with the configuration that `pupitre up` gives it."""
+
+    def __init__(self, settings: Settings, hosts: tuple[str, ...]) -> None:
+        self.port = int(settings.nats_url.rsplit(":", 1)[1])
+        pki.ensure_certificate(settings, "nats")
+        self._config = write_config(settings, port=self.port, monitor_port=free_port(), hosts=hosts)
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            str(PROGRAM), "-c", str(self._config), stdout=subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        assert self._process.stderr is not None
+        async with asyncio.timeout(PATIENCE):
+            while b"Server is ready" not in (line := await self._process.stderr.readline()):
+                assert line, "nats-server ended"
+        self._reader = asyncio.create_task(self._drain(self._process.stderr))
+
+    async def kill(self) -> None:
+        if self._process is None:
+            return
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        if self._reader:
+            await self._reader
+        self._process = None
+
+    @staticmethod
+    async def _drain(stream: asyncio.StreamReader) -> None:
+        while await stream.readline():
+            pass
+
+
+def small_settings(home: Path, **changes: object) -> Settings:
+    """Short intervals, so that a test need not wait for what takes minutes in a school."""
+    values: dict[str, object] = {
+        "home": home,
+        "image_store": home / "images",
+        "nats_url": f"tls://127.0.0.1:{free_port()}",
+        "heartbeat": 0.2,
+        "host_timeout": 1.2,
+        "status_update_interval": 0.4,
+        "command_timeout": 60,
+        "command_timeout_check_interval": 0.05,
+        "connection_grace": 1.0,
+        "hypervisor": "simulated://prompt",
+    }
+    return Settings.model_validate(values | changes)
+
+
+@dataclass
+class HostRig:
+    """One host; ``crash`` and ``start`` are the end and the next life of its process, guests kept."""
+
+    settings: Settings
+    hypervisor: SimulatedHypervisor
+    agent: HostAgent = field(init=False)
+    journal: Journal = field(init=False)
+    link: Link = field(init=False)
+    overlays: Overlays = field(init=False)
+    console: ConsoleServer = field(init=False)
+    _task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.settings.host_name
+
+    async def start(self) -> None:
+        settings, role = self.settings, pki.host_role(self.name)
+        certificates = pki.ensure_certificate(settings, role)
+        self.overlays = Overlays(settings.host_dir / "overlays")
+        self.overlays.open()
+        self.journal = Journal(journal_path(settings))
+        self.agent = HostAgent(settings, self.hypervisor, self.overlays, ImageStore(settings.images_dir), self.journal)
+        self.console = ConsoleServer(self.name, certificates, self.agent, settings.host_dir)
+        tls = pki.client_context(certificates, role)
+        registry = CollectorRegistry()
+        self.link = Link(settings.nats_url, role, tls, registry=registry, on_change=self._changed)
+        await self.console.start()
+        await self.link.open()
+        await self.agent.start(self.link, self.console)
+        self._task = asyncio.create_task(self.agent.run(), name=f"host {self.name}")
+
+    def _changed(self, connected: bool) -> None:
+        if connected:
+            self.agent.report_all()
+
+    async def crash(self) -> None:
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        await self.agent.stop()
+        await self.console.stop()
+        await self.link.close()
+        self.journal.close()
+
+
+class Room:
+    """See `room`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.broker = Broker(settings, ("host-1", "host-2"))
+        self.hosts: list[HostRig] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.ops: dict[str, Ops] = {}
+        bells = settings.bells_dir
+        self.answered, self.changed = Bell(bells, "answered"), Bell(bells, "status")
+        self.commands = Commands(
+            Database(settings.database_url("commands")), asked=Bell(bells, "asked"), answered=self.answered
+        )
+        self.status = Status(Database(settings.database_url("status"), read_only=True), changed=self.changed)
+
+    async def start_cluster(self) -> None:
+        self._start("cluster", run_cluster)
+
+    async def start_endpoint(self) -> None:
+        self._start("endpoint", run_endpoint)
+
+    def _start(self, name: str, run: Callable[[Settings, Ops], Awaitable[None]]) -> None:
+        self.ops[name] = Ops(name)
+        self._tasks[name] = asyncio.create_task(_run(run, self.settings, self.ops[name]), name=name)
+
+    async def stop(self, name: str) -> None:
+        """End ``cluster`` or ``endpoint``; a failure it ended with before is the test's failure."""
+        task = self._tasks.pop(name)
+        if task.done():
+            await task
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def add_host(
+        self,
+        name: str = "host-1",
+        behaviour: Behaviour = Behaviour.PROMPT,
+        *,
+        delay: float | None = None,
+        memory_mib: int = 65536,
+        register: bool = True,
+    ) -> HostRig:
+        hypervisor = SimulatedHypervisor(behaviour, self.settings.home / "serials", delay, memory_mib)
+        await hypervisor.open()
+        host = HostRig(self.settings.model_copy(update={"host_name": name}), hypervisor)
+        self.hosts.append(host)
+        await host.start()
+        if register:
+            command = await self.ask(RegisterHost(name=name, address="127.0.0.1", port=host.console.port))
+            await self.outcome(command, CommandState.SUCCEEDED)
+            await self.wait_host(name, HostState.READY)
+        return host
+
+    async def ask(self, order: Order, *, user: str = USER, timeout: float = 60.0) -> Command:
+        now = now_ms()
+        command = Command(new_id(), user, order, CommandState.QUEUED, created=now, deadline=now + int(timeout * 1000))
+        return await self.commands.request(command, interval_ms=0)
+
+    async def boot(self, *, image: str = IMAGE, timeout: float = 60.0) -> Command:
+        return await self.ask(BootDesktop(desktop=new_id(), image=image), timeout=timeout)
+
+    async def destroy(self, desktop: str | None) -> Command:
+        assert desktop is not None
+        return await self.ask(DestroyDesktop(desktop=desktop))
+
+    async def running(self) -> Command:
+        """A boot that has succeeded."""
+        command = await self.outcome(await self.boot(), CommandState.SUCCEEDED)
+        await self.wait_desktop(command, DesktopState.RUNNING)
+        return command
+
+    async def outcome(self, command: Command, state: CommandState) -> Command:
+        """The command once it is in ``state``; fails at any other end."""
+
+        def ended(now: Command | None) -> bool:
+            assert now is not None
+            assert now.finished is None or now.state is state, now
+            return now.state is state
+
+        found = await until(self.answered, lambda: self.commands.get(command.id), ended)
+        assert found is not None
+        return found
+
+    async def command_where(self, command: Command, condition: Callable[[Command], bool]) -> Command:
+        found = await until(
+            self.answered, lambda: self.commands.get(command.id), lambda now: now is not None and condition(now)
+        )
+        assert found is not None
+        return found
+
+    async def wait_desktop(self, command: Command, state: DesktopState) -> Desktop:
+        return await self.desktop_where(command, lambda desktop: desktop.state is state)
+
+    async def desktop_where(self, command: Command, condition: Callable[[Desktop], bool]) -> Desktop:
+        assert command.desktop is not None
+        desktop_id = command.desktop
+        found = await until(
+            self.changed, lambda: self.status.desktop(desktop_id), lambda now: now is not None and condition(now)
+        )
+        assert found is not None
+        return found
+
+    async def wait_host(self, name: str, state: HostState) -> Host:
+        found = await until(
+            self.changed, lambda: self.status.host(name), lambda now: now is not None and now.state is state
+        )
+        assert found is not None
+        return found
+
+    async def wait_link(self, connected: bool) -> None:
+        async def link() -> bool | None:
+            links = await self.status.links()
+            return links[0].connected if links else None
+
+        await until(self.changed, link, lambda now: now is connected)
+
+    async def close(self) -> None:
+        for name in list(self._tasks):
+            await self.stop(name)
+        for host in self.hosts:
+            await host.crash()
+            await host.hypervisor.close()
+        await self.commands.database.close()
+        await self.status.database.close()
+        await self.broker.kill()
+
+
+async def until(bell: Bell, look: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> T:
+    """What ``look`` gives once ``condition`` holds for it, looking again with each ring."""
+    last: T | None = None
+    try:
+        async with bell.listen() as listener, asyncio.timeout(PATIENCE):
+            while True:
+                last = await look()
+                if condition(last):
+                    return last
+                await listener.heard()
+    except TimeoutError:
+        raise AssertionError(f"not within {PATIENCE} s; last: {last}") from None
+
+
+async def _run(run: Callable[[Settings, Ops], Awaitable[None]], settings: Settings, ops: Ops) -> None:
+    await run(settings, ops)
+
+
+def new_id() -> str:
+    return str(uuid_utils.uuid7())
+
+
+def prepare(settings: Settings) -> None:
+    """Databases, certificates and one image, as `pupitre up` makes them."""
+    for name in ("commands", "status", "cluster"):
+        migrate.upgrade(name, settings.database_url(name))
+    for role in ("nats", "endpoint", "cluster"):
+        pki.ensure_certificate(settings, role)
+    store = ImageStore(settings.images_dir)
+    with store.build(IMAGE, "Plain", "") as build:
+        disk = build.folder / "disk"
+        disk.write_bytes(bytes(1 << 20))
+        spec = ImageSpec(IMAGE, "disk", DiskFormat.RAW, memory_mib=256, vcpus=1)
+        store.publish(Manifest(spec, "Plain", "", now_ms()), {"disk": disk})
+
+
+@asynccontextmanager
+async def room(
+    home: Path, *, start: tuple[str, ...] = ("cluster", "endpoint"), **changes: object
+) -> AsyncIterator[Room]:
+    """A broker, a cluster and an endpoint; hosts by `Room.add_host`."""
+    settings = small_settings(home, **changes)
+    await asyncio.to_thread(prepare, settings)
+    async with AsyncExitStack() as exit:
+        made = Room(settings)
+        exit.push_async_callback(made.close)
+        await made.broker.start()
+        for name in start:
+            await (made.start_cluster() if name == "cluster" else made.start_endpoint())
+        if len(start) == 2:
+            await made.wait_link(True)
+        yield made
