@@ -1,0 +1,60 @@
+"""``pupitre bench``: measure this machine. With ``--json`` the last line is one line of JSON."""
+
+import json
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from pupitre.cli.output import Json
+
+app = typer.Typer(add_completion=False, help="Measure this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def _measured() -> None:
+    """Measure this machine."""
+    # SIGTERM unwinds like Ctrl-C, so that the measured instance is stopped and removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+@app.command()
+def idle(
+    seconds: Annotated[float, typer.Option(min=1, help="How long to look.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """What all processes cost while nobody uses them."""
+    from pupitre.bench.idle import measure
+
+    found = measure(seconds)
+    print(f"{'':12}{'cores':>8}{'MB':>8}")
+    for name, figures in found["by_process"].items():
+        print(f"{name:12}{figures['cpu_cores']:8.4f}{figures['rss_mb']:8.1f}")
+    print(f"{'all':12}{found['cpu_cores']:8.4f}{found['rss_mb']:8.1f}   (shared pages once: {found['pss_mb']:.1f})")
+    if as_json:
+        print(json.dumps(found))
+
+
+@app.command()
+def start(
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Starts of each kind.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """How much of a desktop's start is ours, against libvirt alone; and from a click to the first picture."""
+    from pupitre.bench.start import measure
+
+    found = measure(count)
+    print(f"{'milliseconds':24}{'p50':>10}{'p95':>10}")
+    for name, figures in found.items():
+        print(f"{name.removesuffix('_ms').replace('_', ' '):24}{figures['p50']:10.1f}{figures['p95']:10.1f}")
+    if as_json:
+        print(json.dumps(found))
+
+
+@app.command()
+def console(as_json: Json = False) -> None:
+    """Our gateway and websockify side by side: speed, cost, connections."""
+    from pupitre.bench.console import run
+
+    run(as_json)

@@ -1,0 +1,205 @@
+"""Checks this machine and says what mends what. Nothing is changed.
+
+Each check is one function that returns findings; a finding is ``well`` or not, and one
+that is not well but does not keep Pupitre from running is ``minor``.
+"""
+
+import datetime
+import os
+import pwd
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from pupitre import pki
+from pupitre.config import Settings
+from pupitre.errors import NotFound, PupitreError, SetupError
+from pupitre.host import kvm
+from pupitre.images.programs import DEBIAN_PACKAGE, find
+from pupitre.images.store import ImageStore
+from pupitre.store import migrate
+from pupitre.up.children import program
+from pupitre.up.ports import is_free
+from pupitre.up.prepare import DATABASES, ROLES
+
+PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "mke2fs": "e2fsprogs",
+    "mmdebstrap": "mmdebstrap",
+    "apt-get": "apt",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
+    "prlimit": "util-linux",
+} | ({} if os.geteuid() == 0 else {"newuidmap": "uidmap"})
+DRIVER = "libvirt/connection-driver/libvirt_driver_qemu.so"
+LEAST_DISK_GIB = 6
+LEAST_MEMORY_MIB = 2048
+GIB = 2**30
+RENEW_SOON = datetime.timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``mend`` is a command or a setting; empty where there is nothing to mend."""
+
+    check: str
+    well: bool
+    found: str
+    mend: str = ""
+    minor: bool = False
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every check in the order in which a start needs it."""
+    return [finding for check in CHECKS for finding in check(settings)]
+
+
+def _python(_settings: Settings) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", sys.version_info >= (3, 11), f"Python {version}", "Use Python 3.11 or later.")
+
+
+def _programs(_settings: Settings) -> Iterator[Finding]:
+    missing = [name for name in PROGRAMS if find(name) is None]
+    packages = sorted({PROGRAMS.get(name, DEBIAN_PACKAGE.get(name, name)) for name in missing})
+    if missing:
+        mend = f"sudo apt-get install --no-install-recommends {' '.join(packages)}"
+        yield Finding("programs", False, f"Missing: {', '.join(missing)}", mend)
+    else:
+        yield Finding("programs", True, f"{len(PROGRAMS)} programs are there, from QEMU to mmdebstrap")
+    try:
+        yield Finding("nats-server", True, str(program("nats-server")))
+    except SetupError as error:
+        yield Finding("nats-server", False, "The message broker is missing", error.mend)
+
+
+def _libvirt(_settings: Settings) -> Iterator[Finding]:
+    if find_spec("libvirt") is None:
+        yield Finding("libvirt", False, "The Python module libvirt is missing", "scripts/setup run")
+        return
+    libraries = [*Path("/usr/lib").glob("*-linux-gnu"), Path("/usr/lib64"), Path("/usr/lib")]
+    here = any((folder / DRIVER).exists() for folder in libraries)
+    yield Finding(
+        "libvirt", here, "libvirt's QEMU driver is there" if here else "libvirt's QEMU driver is missing",
+        "" if here else "sudo apt-get install --no-install-recommends libvirt-daemon-driver-qemu",
+    )  # fmt: skip
+
+
+def _kvm(settings: Settings) -> Iterator[Finding]:
+    verdict = kvm.probe()
+    if settings.accelerator == "kvm" and not verdict.usable:
+        yield Finding("kvm", False, verdict.sentence, 'Set accelerator = "auto" (PUPITRE_ACCELERATOR=auto).')
+    else:
+        yield Finding("kvm", verdict.usable, verdict.sentence, minor=True)
+
+
+def _memory(_settings: Settings) -> Iterator[Finding]:
+    free = psutil.virtual_memory().available >> 20
+    mend = "Close programs, or choose smaller images: a desktop needs 256 MiB to 2 GiB."
+    yield Finding("memory", free >= LEAST_MEMORY_MIB, f"{free} MiB free", mend, minor=True)
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    for check, folder in (("disk for images", settings.images_dir), ("disk for desktops", settings.home)):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free / GIB
+        mend = f"Free some space on {there}, or set {'image_store' if 'images' in check else 'home'} to another disk."
+        yield Finding(check, free >= LEAST_DISK_GIB, f"{free:.1f} GiB free in {folder}", mend, minor=free >= 1)
+
+
+def _home(settings: Settings) -> Iterator[Finding]:
+    if not settings.home.exists():
+        yield Finding("home", True, f"{settings.home} will be made by the first start")
+        return
+    mode = settings.home.stat().st_mode & 0o777
+    owner = pwd.getpwuid(settings.home.stat().st_uid).pw_name
+    own = settings.home.stat().st_uid == os.geteuid()
+    yield Finding("home", own, f"{settings.home} belongs to {owner}", f"sudo chown -R $USER {settings.home}")
+    secret = not mode & 0o077
+    yield Finding("home's mode", secret, f"{settings.home} has mode {mode:o}", f"chmod 700 {settings.home}")
+
+
+def _port(settings: Settings) -> Iterator[Finding]:
+    where = f"{settings.portal_host}:{settings.portal_port}"
+    lock = settings.run_dir / "processes.json"
+    if is_free(settings.portal_host, settings.portal_port):
+        yield Finding("port", True, f"{where} is free")
+    elif lock.exists():
+        yield Finding("port", True, f"{where} is in use, and Pupitre runs")
+    else:
+        yield Finding("port", False, f"{where} is in use by something else", "PUPITRE_PORTAL_PORT=… pupitre up")
+
+
+def _certificates(settings: Settings) -> Iterator[Finding]:
+    now = datetime.datetime.now(datetime.UTC)
+    for role in (*ROLES, pki.host_role(settings.host_name)):
+        path = pki.directory(settings, role) / f"{role}.crt"
+        if not path.exists():
+            continue
+        try:
+            left = pki.load_certificate(path).not_valid_after_utc - now
+        except PupitreError as error:
+            yield Finding(f"certificate of {role}", False, str(error), f"pupitre pki issue {role}")
+            continue
+        yield Finding(
+            f"certificate of {role}", left > RENEW_SOON, f"good for {left.days} days", f"pupitre pki issue {role}",
+            minor=left.days > 0,
+        )  # fmt: skip
+
+
+def _databases(settings: Settings) -> Iterator[Finding]:
+    if not (settings.home / "db").is_dir():
+        yield Finding("databases", True, "will be made by the first start")
+        return
+    for name in DATABASES:
+        url = settings.database_url(name)
+        if not (settings.home / "db" / f"{name}.sqlite").exists():
+            yield Finding(f"database {name}", False, "is not there", "pupitre db create")
+            continue
+        current, newest = migrate.current(url), migrate.head(name)
+        well = current == newest
+        found = f"at revision {current}" if well else f"at revision {current}, the newest is {newest}"
+        yield Finding(f"database {name}", well, found, "" if well else "pupitre db upgrade")
+
+
+def _images(settings: Settings) -> Iterator[Finding]:
+    store = ImageStore(settings.images_dir)
+    copies = store.copies()
+    for copy in copies:
+        try:
+            spec = store.spec(copy.image.id)
+            for digest in filter(None, (spec.disk, spec.kernel, spec.initrd)):
+                store.blob(digest)
+            yield Finding(f"image {copy.image.id}", True, copy.image.name)
+        except NotFound as error:
+            mend = f"pupitre image build {copy.image.id}"
+            yield Finding(f"image {copy.image.id}", False, copy.image.reason or str(error), mend, minor=True)
+    if not copies:
+        yield Finding(
+            "images", False, f"There are none in {settings.images_dir}", "pupitre image build tiny", minor=True
+        )
+
+
+def _network(settings: Settings) -> Iterator[Finding]:
+    if settings.guest_network == "none":
+        yield Finding("guest network", True, "Guests have no network")
+        return
+    reachable = {"127.0.0.1", "0.0.0.0", "::1", "::"}  # noqa: S104
+    sockets = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    listening = sorted({each.laddr.port for each in sockets if each.laddr and each.laddr.ip in reachable})
+    ports = ", ".join(map(str, listening[:20])) + (" …" if len(listening) > 20 else "")
+    yield Finding(
+        "guest network", False, f"Every guest reaches this machine's loopback at 10.0.2.2; now listening: {ports}",
+        "Set guest_network = \"none\", or a libvirt network with a filter.", minor=True,
+    )  # fmt: skip
+
+
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    _python, _programs, _libvirt, _kvm, _memory, _disk, _home, _port, _certificates, _databases, _images, _network,
+)  # fmt: skip
