@@ -349,3 +349,17 @@ async def room(
         if len(start) == 2:
             await made.wait_link(True)
         yield made
+
+
+@asynccontextmanager
+async def wire_link(settings: Settings, role: str, *, registry: CollectorRegistry | None = None) -> AsyncIterator[Link]:
+    """A link of this role, for what a test says or hears in its place."""
+    certificates = pki.ensure_certificate(settings, role)
+    link = Link(
+        settings.nats_url, role, pki.client_context(certificates, role), registry=registry or CollectorRegistry()
+    )
+    await link.open()
+    try:
+        yield link
+    finally:
+        await link.close()
