@@ -94,11 +94,12 @@ class Stack:
     def pid(self, name: str) -> int:
         return int(self.processes()[name]["pid"])
 
-    def pupitre(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def pupitre(self, *arguments: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run the command line against this instance."""
         return subprocess.run(
             [sys.executable, "-m", "pupitre", *arguments],
-            env=self.environment, capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL, timeout=120,
+            env=self.environment, capture_output=True, text=True, check=check, stdin=subprocess.DEVNULL,
+            timeout=timeout,
         )  # fmt: skip
 
     def kill(self) -> None:

@@ -13,12 +13,14 @@ from pupitre.host.journal import Journal
 from pupitre.host.overlays import Overlays
 from pupitre.images.store import ImageStore
 from pupitre.ops import Ops, run_process
+from pupitre.splice import prepare_process
 from pupitre.wire.link import Link
 
 
 def main() -> int:
     """Run as a process; the exit code. May first start this program anew in a namespace of its own."""
     paths = isolation.enter(config.load())
+    prepare_process()
     return run_process("host", functools.partial(run, paths))
 
 
