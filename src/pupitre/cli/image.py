@@ -26,7 +26,9 @@ from pupitre.images.recipes import RECIPES
 from pupitre.images.recipes import recipe as find_recipe
 from pupitre.images.store import ImageStore
 
-app = typer.Typer(help="Images: the computers that desktops are started from.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, help="Images: the computers that desktops are started from.", no_args_is_help=True
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(RECIPES)}.")]

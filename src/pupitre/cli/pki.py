@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 
 from pupitre import config, pki
 
-app = typer.Typer(help="Certificates and keys of every process.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Certificates and keys of every process.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
 
 

@@ -1,0 +1,155 @@
+"""The command line as a person uses it: words, JSON, exit codes. Each test has a home of its own."""
+
+import fcntl
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pupitre.cli.root import COMMANDS
+
+
+class Shell:
+    """Runs ``pupitre`` with a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PUPITRE_")}
+        self.environment = {**kept, "PUPITRE_HOME": str(home), "PUPITRE_IMAGE_STORE": str(home / "images")}
+
+    def __call__(self, *arguments: str, given: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pupitre", *arguments],
+            env=self.environment | {f"PUPITRE_{key.upper()}": value for key, value in settings.items()},
+            input=given, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def pupitre(tmp_path: Path) -> Shell:
+    return Shell(tmp_path / "home")
+
+
+def test_help_names_every_command_without_importing_any(pupitre: Shell) -> None:
+    code = "import sys\ntry:\n    from pupitre.cli import main; main()\nfinally:\n    print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True, env=pupitre.environment
+    )
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+    assert not {"sqlalchemy", "fastapi", "nats", "libvirt", "uvicorn"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help(pupitre: Shell, name: str) -> None:
+    done = pupitre(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--install-completion" not in done.stdout
+
+
+def test_databases_are_made_once_and_closed_to_others(pupitre: Shell) -> None:
+    made = json.loads(pupitre("db", "create", "--json").stdout)
+    assert sorted(made["changed"]) == ["accounts", "cluster", "commands", "status"]
+    assert json.loads(pupitre("db", "upgrade", "--json").stdout)["changed"] == []
+    assert stat.S_IMODE(pupitre.home.stat().st_mode) == 0o700
+    assert stat.S_IMODE((pupitre.home / "db/accounts.sqlite").stat().st_mode) == 0o600
+
+
+def test_a_user_from_beginning_to_end(pupitre: Shell) -> None:
+    pupitre("db", "create")
+    added = json.loads(pupitre("user", "add", "ana", "--role", "teacher", "--json").stdout)
+    assert (added["name"], added["role"]) == ("ana", "teacher")
+    assert len(added["password"]) >= 10
+    again = pupitre("user", "add", "ana")
+    assert (again.returncode, again.stderr) == (1, "pupitre: There is already a user named ana.\n")
+    assert json.loads(pupitre("user", "token", "ana", "--json").stdout)["token"]
+    done = pupitre("user", "password", "ana", "--password-stdin", "--json", given="a quite long one\n")
+    assert "password" not in json.loads(done.stdout)
+    assert pupitre("user", "password", "ana", "--password-stdin", given="short\n").returncode == 1
+    assert [user["name"] for user in json.loads(pupitre("user", "list", "--json").stdout)["items"]] == ["ana"]
+    assert pupitre("user", "remove", "ana").returncode == 0
+    missing = pupitre("user", "token", "ana")
+    assert missing.returncode == 1
+    assert missing.stderr == "pupitre: There is no user named ana. See: pupitre user list\n"
+
+
+@pytest.mark.parametrize("name", ["", "Ana", "a b", "-a", "a" * 65])
+def test_a_name_that_cannot_be_is_refused_in_words(pupitre: Shell, name: str) -> None:
+    pupitre("db", "create")
+    done = pupitre("user", "add", "--", name)
+    assert done.returncode == 1
+    assert "Choose another." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_setting_is_named_with_its_mend(pupitre: Shell) -> None:
+    done = pupitre("up", portal_port="many")
+    assert done.returncode == 2
+    assert "Setting portal_port" in done.stderr
+    assert "PUPITRE_PORTAL_PORT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_named_with_the_setting(pupitre: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = pupitre("up", portal_port=str(port))
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "PUPITRE_PORTAL_PORT=" in done.stderr
+
+
+def test_a_second_instance_is_told_where_the_first_is(pupitre: Shell) -> None:
+    run = pupitre.home / "run"
+    run.mkdir(parents=True)
+    with (run / "up.lock").open("w") as lock:
+        lock.write("4242 http://127.0.0.1:8080\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = pupitre("up")
+    assert done.returncode == 1
+    assert "process 4242, at http://127.0.0.1:8080" in done.stderr
+
+
+def test_a_home_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
+    done = Shell(tmp_path / ("x" * 120))("up")
+    assert done.returncode == 2
+    assert "Set PUPITRE_HOME to a shorter one." in done.stderr
+
+
+def test_without_a_portal_the_command_line_says_how_to_start_one(pupitre: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = str(unused.getsockname()[1])
+    environment = {"token": "x", "portal_port": port}
+    done = pupitre("desktop", "list", **environment)
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+    assert "pupitre up" in done.stderr
+
+
+def test_status_without_an_instance(pupitre: Shell) -> None:
+    done = pupitre("status", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["running"] is False
+
+
+def test_the_doctor_says_what_it_found_and_what_mends_it(pupitre: Shell) -> None:
+    report = json.loads(pupitre("doctor", "--json", portal_port="0").stdout)
+    checks = {finding["check"]: finding for finding in report["findings"]}
+    assert checks["kvm"]["found"]
+    assert checks["images"]["mend"] == "pupitre image build tiny"
+    assert all(finding["mend"] for finding in report["findings"] if not finding["well"] and not finding["minor"])
+
+
+def test_the_doctor_finds_an_open_home_and_a_missing_database(pupitre: Shell) -> None:
+    pupitre("db", "create")
+    pupitre.home.chmod(0o755)
+    (pupitre.home / "db/status.sqlite").unlink()
+    done = pupitre("doctor", portal_port="0")
+    assert done.returncode == 1
+    assert f"→ chmod 700 {pupitre.home}" in done.stdout
+    assert "✗ database status: is not there\n    → pupitre db create" in done.stdout
