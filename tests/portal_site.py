@@ -145,6 +145,23 @@ class Site:
     screens: Screens
     console_port: int
     users: dict[str, User]
+    _web: asyncio.Task[None] | None = None
+
+    async def start_web(self) -> None:
+        """The web process, ready to answer."""
+        ops, started = Ops("web"), asyncio.Event()
+        ops.ready = started.set  # type: ignore[method-assign]  # what a supervisor would be told
+        self._web = asyncio.create_task(web.run_web(self.settings, ops))
+        waiting = asyncio.create_task(started.wait())
+        await asyncio.wait({self._web, waiting}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if self._web.done():
+            await self._web
+
+    async def stop_web(self) -> None:
+        if self._web:
+            self._web.cancel()
+            await asyncio.gather(self._web, return_exceptions=True)
 
     @property
     def url(self) -> str:
@@ -214,19 +231,12 @@ async def open_site(home: Path, **options: object) -> AsyncIterator[Site]:
     await endpoint.link()
     await endpoint.host(port=consoles.port)
     await endpoint.images(an_image("tiny", "Tiny Linux", description="A shell in the blink of an eye."))
-    ops, started = Ops("web"), asyncio.Event()
-    ops.ready = started.set  # type: ignore[method-assign]  # what a supervisor would be told
-    serving = asyncio.create_task(web.run_web(settings, ops))
-    waiting = asyncio.create_task(started.wait())
+    site = Site(settings, accounts, endpoint, screens, consoles.port, users)
     try:
-        await asyncio.wait({serving, waiting}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            await serving
-        yield Site(settings, accounts, endpoint, screens, consoles.port, users)
+        await site.start_web()
+        yield site
     finally:
-        waiting.cancel()
-        serving.cancel()
-        await asyncio.gather(serving, waiting, return_exceptions=True)
+        await site.stop_web()
         await consoles.stop()
         for database in databases.values():
             await database.close()
