@@ -124,7 +124,8 @@ class Stack:
         """Whatever of this instance is still there."""
         found = [f"overlay {path}" for path in self.home.glob("hosts/*/overlays/*.qcow2")]
         found += [f"socket {path}" for path in self.home.rglob("*") if path.is_socket()]
-        found += [f"mount {line}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.home) in line]
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        found += [f"mount {line}" for line in mounts if str(self.home) in line]
         for process in psutil.process_iter(["cmdline", "environ"]):
             if process.pid != os.getpid() and (process.info["environ"] or {}).get("PUPITRE_HOME") == str(self.home):
                 found.append(f"process {process.pid} {process.info['cmdline']}")

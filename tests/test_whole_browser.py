@@ -24,6 +24,11 @@ PIXELS = """() => {
 }"""
 """How many colours the canvas shows; one is a blank screen."""
 
+SIZE = """() => {
+  const canvas = document.querySelector("#screen canvas");
+  return canvas ? `${canvas.width}x${canvas.height}` : "";
+}"""
+
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
@@ -109,10 +114,7 @@ def test_the_debian_desktop_is_there(stack: Stack, page: Page) -> None:
         sign_in(stack, page, "student")
         page.locator("#start-debian-desktop").click(timeout=30_000)
         open_console(page)
-        page.wait_for_function(
-            """() => { const c = document.querySelector("#screen canvas"); return c && c.width === 1280 && c.height === 800; }""",
-            timeout=240_000,
-        )
+        page.wait_for_function(f"({SIZE})() === '1280x800'", timeout=240_000)
         page.wait_for_function(f"({PIXELS})() > 100", timeout=240_000)
         picture = Image.open(io.BytesIO(page.locator("#screen canvas").screenshot()))
         assert picture.width > 600
