@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from threading import Event, Thread
+from typing import Any
 
 import anyio
 import pytest
@@ -57,7 +58,7 @@ schema = (
 
 @schema.parametrize()
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
-def test_answers_are_those_of_the_document(case: Case, admin: tuple[str, str]) -> None:
+def test_answers_are_those_of_the_document(case: "Case[Any]", admin: tuple[str, str]) -> None:
     case.headers["Authorization"] = f"Bearer {admin[1]}"
     answer = case.call(base_url=admin[0], timeout=20, allow_redirects=False)
     case.validate_response(answer, checks=list(CHECKS))
