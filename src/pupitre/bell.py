@@ -34,7 +34,8 @@ class Bell:
                 try:
                     sender.sendto(b"!", f"{folder}/{name}")
                 except (ConnectionRefusedError, FileNotFoundError):
-                    (self.folder / name).unlink(missing_ok=True)  # its process died
+                    with contextlib.suppress(OSError):
+                        (self.folder / name).unlink()  # its process died
                 except BlockingIOError:
                     pass  # its queue is full of rings: it will look again anyway
                 except OSError as error:
