@@ -148,6 +148,10 @@ class SimulatedHypervisor:
         """End a guest from inside."""
         self._end(self._running(desktop), reason)
 
+    def shut_down(self, desktop: str) -> None:
+        """End a guest as its user does from inside."""
+        self._end(self._running(desktop), "The guest shut itself down.", orderly=True)
+
     # -- how it goes
 
     def _begin(self, there: _Simulated) -> None:
@@ -165,14 +169,14 @@ class SimulatedHypervisor:
             there.go.set()
             self._tell(there, GuestState.RUNNING)
 
-    def _end(self, there: _Simulated, reason: str) -> None:
+    def _end(self, there: _Simulated, reason: str, *, orderly: bool = False) -> None:
         self._guests.pop(there.guest.desktop)
         there.go.set()
         self._hang_up(there.guest.desktop)
-        self._tell(there, GuestState.STOPPED, reason)
+        self._tell(there, GuestState.STOPPED, reason, orderly)
 
-    def _tell(self, there: _Simulated, state: GuestState, reason: str | None = None) -> None:
-        self._changes.put_nowait(SeenGuest(there.guest.desktop, there.guest.boot, state, reason))
+    def _tell(self, there: _Simulated, state: GuestState, reason: str | None = None, orderly: bool = False) -> None:
+        self._changes.put_nowait(SeenGuest(there.guest.desktop, there.guest.boot, state, reason, orderly))
 
     def _running(self, desktop: str) -> _Simulated:
         there = self._guests.get(desktop)
