@@ -1,0 +1,34 @@
+"""Draws the state tables of `pupitre.domain` into ARCHITECTURE.md: ``python scripts/diagrams.py``."""
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from pupitre.domain.command import COMMAND_LIFE
+from pupitre.domain.desktop import DESKTOP_LIFE
+from pupitre.domain.host import HOST_LIFE
+from pupitre.domain.machine import Machine
+
+S = TypeVar("S", bound=StrEnum)
+E = TypeVar("E", bound=StrEnum)
+
+MACHINES = {machine.name: machine for machine in (COMMAND_LIFE, DESKTOP_LIFE, HOST_LIFE)}
+
+
+def redraw(page: str) -> str:
+    """``page`` with the diagram of each machine between its markers."""
+    for name, machine in MACHINES.items():
+        page = re.sub(
+            rf"(<!-- state:{name} -->\n).*?(<!-- /state -->)", rf"\1{_fenced(machine)}\2", page, flags=re.DOTALL
+        )
+    return page
+
+
+def _fenced(machine: Machine[S, E]) -> str:
+    return f"```mermaid\n{machine.mermaid()}\n```\n"
+
+
+if __name__ == "__main__":
+    architecture = Path(__file__).parents[1] / "ARCHITECTURE.md"
+    architecture.write_text(redraw(architecture.read_text()))
