@@ -20,7 +20,7 @@ def opens(someone: Person, desktop: str) -> bool:
     try:
         url, ticket = someone.ticket(desktop)
         with connect(url, subprotocols=[Subprotocol("binary"), Subprotocol(ticket)], compression=None) as stream:
-            return bytes(stream.recv(timeout=10)).startswith(b"RFB")
+            return stream.recv(timeout=10, decode=False).startswith(b"RFB")
     except (AssertionError, OSError, TimeoutError, httpx2.HTTPError, WebSocketException):
         return False
 

@@ -73,7 +73,7 @@ def test_a_desktop_from_start_to_stop(stack: Stack, teacher: Person) -> None:
     url, ticket = teacher.ticket(desktop)
     with console(stack, url, ticket) as stream:
         assert stream.subprotocol == "binary"
-        assert bytes(stream.recv(timeout=20)).startswith(b"RFB 003.008\n")
+        assert stream.recv(timeout=20, decode=False).startswith(b"RFB 003.008\n")
 
     picture = teacher.http.get(f"/desktops/{desktop}/screenshot", follow_redirects=True)
     assert picture.status_code == 200
@@ -108,7 +108,7 @@ def test_a_ticket_opens_once_and_for_its_user(stack: Stack, teacher: Person, stu
     desktop = teacher.start()
     url, ticket = teacher.ticket(desktop)
     with console(stack, url, ticket) as stream:
-        assert bytes(stream.recv(timeout=20)).startswith(b"RFB")
+        assert stream.recv(timeout=20, decode=False).startswith(b"RFB")
     assert refused(stack, url, ticket) == 403
 
     _, fresh = teacher.ticket(desktop)
@@ -127,7 +127,7 @@ def test_a_ticket_opens_once_and_for_its_user(stack: Stack, teacher: Person, stu
     assert refused(stack, url, earlier) in {403, 404, 409}
 
     with console(stack, url, fresh) as stream:
-        assert bytes(stream.recv(timeout=20)).startswith(b"RFB")
+        assert stream.recv(timeout=20, decode=False).startswith(b"RFB")
 
 
 def _with(ticket: Ticket, **changes: Any) -> Ticket:
