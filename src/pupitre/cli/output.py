@@ -14,6 +14,9 @@ As = Annotated[
     typer.Option("--as", metavar="NAME", help="Act as this user, on the portal's own machine. Else PUPITRE_TOKEN."),
 ]
 
+WIDTH = 140
+"""Columns a table may take even where the terminal has fewer, or is none."""
+
 
 def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, default=str))
@@ -31,10 +34,13 @@ def print_items(items: Sequence[Mapping[str, Any]], columns: Mapping[str, str], 
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns.values(), box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, heading in enumerate(columns.values(), start=1):
+        # Ids are there to be copied: on a narrow terminal only the last column, the reason, is folded.
+        table.add_column(heading, no_wrap=number < len(columns), overflow="fold")
     for item in items:
         table.add_row(*(escape(_cell(item.get(key))) for key in columns))
-    Console().print(table)
+    Console(width=max(Console().width, WIDTH)).print(table)
 
 
 def _cell(value: object) -> str:
