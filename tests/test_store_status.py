@@ -1,0 +1,123 @@
+"""The database ``status``: rows as they are, versions that grow only with a change, and a portal that cannot write."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.host import Host, HostState
+from pupitre.domain.image import CopyState, Image
+from pupitre.domain.status import HostImage, Link, Position, Rows
+from pupitre.errors import SetupError, Unavailable
+from pupitre.store.engine import Database
+from tests import databases
+
+pytestmark = pytest.mark.anyio
+
+DESKTOP = Desktop("d1", "u1", "plain", "host-1", DesktopState.RUNNING, since=1, created=1, boot=1)
+HOST = Host("host-1", HostState.READY, "127.0.0.1", 1, False, since=1)
+COPY = HostImage("host-1", Image("plain", "Plain", "", CopyState.READY, since=1))
+EVERYTHING = Rows((HOST,), (COPY,), (DESKTOP,))
+
+
+async def test_the_portals_status_reads_and_refuses_writes(tmp_path: Path) -> None:
+    odd = tmp_path / "a folder with ? and # and %20"
+    odd.mkdir()
+    async with databases.status(odd) as status, databases.status(odd, read_only=True) as portal:
+        await status.apply("main", EVERYTHING)
+        assert await portal.desktop("d1") == DESKTOP
+        with pytest.raises(Unavailable, match="does not take the change"):
+            await portal.apply("main", Rows())
+        async with portal.database.read() as connection:
+            with pytest.raises(Exception, match="readonly"):
+                await connection.execute(text("DELETE FROM desktops"))
+        assert await portal.desktops_of("u1") == [DESKTOP]
+
+
+async def test_a_row_that_stays_as_it_is_keeps_its_version(tmp_path: Path) -> None:
+    async with databases.status(tmp_path) as status:
+        await status.apply("main", EVERYTHING)
+        first = await status.changes(0)
+        assert first.rows == EVERYTHING
+        await status.apply("main", EVERYTHING)
+        assert not (await status.changes(first.version)).rows
+        failed = replace(DESKTOP, state=DesktopState.FAILED, reason="why")
+        await status.apply("main", Rows(desktops=(failed,)))
+        second = await status.changes(first.version)
+        assert second.rows == Rows(desktops=(failed,))
+        assert second.version > first.version
+
+
+async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) -> None:
+    other = replace(DESKTOP, id="d2")
+    async with databases.status(tmp_path) as status:
+        await status.apply("main", EVERYTHING)
+        await status.apply("main", Rows(desktops=(other,)))
+        await status.retain(Rows(desktops=(other,)))
+        assert await status.hosts() == []
+        assert await status.images() == []
+        assert await status.desktops_of("u1") == [other]
+        gone = await status.desktop("d1")
+        assert gone is not None
+        assert gone.state is DesktopState.GONE
+
+
+async def test_the_link_is_written_when_it_changes_and_not_before(tmp_path: Path) -> None:
+    async with databases.status(tmp_path) as status, status.changed.listen() as listener:
+        await status.set_link(Link("main", False, 1, "away"))
+        await listener.heard()
+        version = await status.version()
+        await status.set_link(Link("main", False, 2, "away"))
+        assert await status.version() == version
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(listener.heard(), 0.05)
+        await status.set_link(Link("main", False, 3, "still away"))
+        assert await status.links() == [Link("main", False, 1, "still away")]
+        await status.set_link(Link("main", True, 4))
+        assert await status.links() == [Link("main", True, 4)]
+        assert (await status.changes(version)).links == (Link("main", True, 4),)
+
+
+async def test_position_is_written_with_its_rows(tmp_path: Path) -> None:
+    async with databases.status(tmp_path) as status:
+        assert await status.position("main") == Position()
+        await status.set_link(Link("main", True, 1))
+        await status.apply("main", EVERYTHING, Position(3, 14))
+        assert await status.position("main") == Position(3, 14)
+
+
+async def test_a_reader_of_changes_misses_none_while_many_write(tmp_path: Path) -> None:
+    async with databases.status(tmp_path) as status, databases.status(tmp_path, read_only=True) as portal:
+        rows = [replace(DESKTOP, id=f"d{number}") for number in range(40)]
+        seen: dict[str, DesktopState] = {}
+        last, finished = 0, False
+
+        async def read() -> None:
+            nonlocal last
+            while True:
+                over = finished
+                found = await portal.changes(last)
+                assert found.version >= last
+                last = found.version
+                seen.update({desktop.id: desktop.state for desktop in found.rows.desktops})
+                if over:
+                    return
+                await asyncio.sleep(0)
+
+        async def write(desktop: Desktop) -> None:
+            for state in (DesktopState.RUNNING, DesktopState.STOPPING, DesktopState.GONE):
+                await status.apply("main", Rows(desktops=(replace(desktop, state=state),)))
+
+        reader = asyncio.create_task(read())
+        await asyncio.gather(*(write(desktop) for desktop in rows))
+        finished = True
+        await reader
+        assert seen == {desktop.id: DesktopState.GONE for desktop in rows}
+
+
+def test_a_database_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="pupitre db create"):
+        Database(f"sqlite+aiosqlite:///{tmp_path}/none.sqlite")
