@@ -37,7 +37,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', 
 def open_store() -> ImageStore:
     """The store that the settings name; other processes hear of every change."""
     settings = config.load()
-    return ImageStore(settings.images_dir, Bell(settings.run_dir, "images"))
+    return ImageStore(settings.images_dir, Bell(settings.bells_dir, "images"))
 
 
 @app.command()

@@ -39,7 +39,7 @@ async def _administrator(accounts: Accounts) -> str:
 
 
 async def _request_and_wait(settings: Settings, admin: str, database: Database) -> None:
-    bells = settings.run_dir / "bells"
+    bells = settings.bells_dir
     answered = Bell(bells, "answered")
     commands = Commands(database, asked=Bell(bells, "asked"), answered=answered)
     now = time.time_ns() // 1_000_000
