@@ -75,4 +75,6 @@ def listen(address: str, port: int, setting: str) -> socket.socket:
             f"Choose another port with {setting} (PUPITRE_{setting.upper()}).",
         ) from error
     listener.setblocking(False)
+    # asyncio sets this only on sockets made with proto=IPPROTO_TCP; without it each answer waits 40 ms for an ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
