@@ -5,7 +5,7 @@ added with a default; nothing is renamed or removed. `VERSIONS` only grows, and
 ``tests/golden`` holds one message of each type for every version: they decode for ever.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,6 +19,9 @@ from pupitre.errors import MessageError
 VERSIONS = (1,)
 MAX_SIZE = 1_000_000
 """Bytes; the broker's ``max_payload`` is 1 MiB."""
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""What every database can hold."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -37,8 +40,8 @@ class Hello(Message, frozen=True, tag="hello"):
 class Mark(Message, frozen=True, tag="mark"):
     """Cluster: my changes stand here. Also sent at intervals, so that a lost last change is noticed."""
 
-    epoch: int
-    sequence: int
+    epoch: Number
+    sequence: Number
 
 
 class Submit(Message, frozen=True, tag="submit"):
@@ -47,7 +50,7 @@ class Submit(Message, frozen=True, tag="submit"):
     id: str
     user: str
     order: Order
-    deadline: int
+    deadline: Number
 
 
 class Abandon(Message, frozen=True, tag="abandon"):
@@ -59,7 +62,7 @@ class Abandon(Message, frozen=True, tag="abandon"):
     id: str
     user: str
     order: Order
-    deadline: int
+    deadline: Number
 
 
 class GetPage(Message, frozen=True, tag="get_page"):
@@ -72,8 +75,8 @@ class GetPage(Message, frozen=True, tag="get_page"):
 class Page(Message, frozen=True, tag="page"):
     """``next`` is the ``after`` of the next page, None on the last."""
 
-    epoch: int
-    sequence: int
+    epoch: Number
+    sequence: Number
     rows: Rows
     next: str | None = None
 
@@ -81,9 +84,9 @@ class Page(Message, frozen=True, tag="page"):
 class Changed(Message, frozen=True, tag="changed"):
     """Cluster: the rows that changed after ``after``, up to ``sequence``, as they are now."""
 
-    epoch: int
-    after: int
-    sequence: int
+    epoch: Number
+    after: Number
+    sequence: Number
     rows: Rows
 
 
@@ -94,8 +97,8 @@ class Outcome(Message, frozen=True, tag="outcome"):
     state: CommandState
     fault: Fault | None = None
     rows: Rows = Rows()
-    epoch: int = 0
-    sequence: int = 0
+    epoch: Number = 0
+    sequence: Number = 0
 
 
 # Cluster and host
@@ -104,22 +107,22 @@ class Outcome(Message, frozen=True, tag="outcome"):
 class Describe(Message, frozen=True, tag="describe"):
     """Cluster: all you know. Answered by a full `Report`, or sent to all hosts, which then report."""
 
-    epoch: int
+    epoch: Number
 
 
 class EnsureDesktop(Message, frozen=True, tag="ensure_desktop"):
     """Cluster: this desktop shall run. Answered by `Done` once the host has journalled it."""
 
-    epoch: int
+    epoch: Number
     desktop: str
-    boot: int
+    boot: Number
     spec: ImageSpec
 
 
 class EnsureGone(Message, frozen=True, tag="ensure_gone"):
     """Cluster: nothing of this desktop shall be left. Answered by `Done`."""
 
-    epoch: int
+    epoch: Number
     desktop: str
 
 
@@ -127,7 +130,7 @@ class Sighting(msgspec.Struct, frozen=True):
     """A desktop as its host sees it; GONE says that nothing is left of it."""
 
     desktop: str
-    boot: int
+    boot: Number
     state: DesktopState
     reason: str | None = None
 
@@ -149,9 +152,9 @@ class Report(Message, frozen=True, tag="report"):
 
     host: str
     run: str
-    number: int
+    number: Number
     full: bool
-    port: int
+    port: Number
     facts: HostFacts | None = None
     desktops: tuple[Sighting, ...] = ()
     copies: tuple[Copy, ...] | None = None
@@ -162,7 +165,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
 
     host: str
     run: str
-    number: int
+    number: Number
 
 
 # Any

@@ -1,0 +1,165 @@
+"""Messages: what version 1 wrote decodes for ever; anything else is a `MessageError` and nothing worse."""
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pupitre.domain.command import BootDesktop, CommandState, DestroyDesktop, Fault, RegisterHost
+from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.host import Host, HostFacts, HostState
+from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
+from pupitre.domain.status import HostImage, Rows
+from pupitre.errors import MessageError
+from pupitre.wire.messages import (
+    MAX_SIZE,
+    VERSIONS,
+    Abandon,
+    AnyMessage,
+    Changed,
+    Copy,
+    Describe,
+    Done,
+    EnsureDesktop,
+    EnsureGone,
+    GetPage,
+    Heartbeat,
+    Hello,
+    Mark,
+    Outcome,
+    Page,
+    Refused,
+    Report,
+    Sighting,
+    Submit,
+    decode,
+    encode,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+DESKTOP_ID = "0190aaaa-0000-7000-8000-0000000000d1"
+USER = "0190aaaa-0000-7000-8000-0000000000a1"
+COMMAND = "0190aaaa-0000-7000-8000-0000000000c1"
+SPEC = ImageSpec(
+    "tiny", "d" * 64, DiskFormat.QCOW2, 256, 1, kernel="e" * 64, initrd="f" * 64, cmdline="quiet", disk_gib=3
+)
+IMAGE = Image("tiny", "Tiny", "A very small système.", CopyState.READY, 1700000000000, 256, 1, progress=0.5, reason="x")
+FACTS = HostFacts(16000, 8, 90000, "qemu:///embed", "kvm", "QEMU 7.2")
+ROWS = Rows(
+    hosts=(Host("host-1", HostState.READY, "127.0.0.1", 4433, False, 1700000000000, facts=FACTS),),
+    copies=(HostImage("host-1", IMAGE), HostImage("host-2", IMAGE, gone=True)),
+    desktops=(Desktop(DESKTOP_ID, USER, "tiny", "host-1", DesktopState.RUNNING, 1700000000001, 1700000000000, boot=1),),
+)
+SAMPLES: dict[str, AnyMessage] = {
+    "hello": Hello(),
+    "mark": Mark(epoch=3, sequence=14),
+    "submit": Submit(id=COMMAND, user=USER, order=BootDesktop(DESKTOP_ID, "tiny"), deadline=1700000120000),
+    "abandon": Abandon(id=COMMAND, user=USER, order=DestroyDesktop(DESKTOP_ID), deadline=1700000120000),
+    "get_page": GetPage(section="desktops", after=DESKTOP_ID),
+    "page": Page(epoch=3, sequence=14, rows=ROWS, next=DESKTOP_ID),
+    "changed": Changed(epoch=3, after=13, sequence=14, rows=ROWS),
+    "outcome": Outcome(
+        id=COMMAND, state=CommandState.FAILED, fault=Fault("VM_BOOT_FAILURE", "why"), rows=ROWS, epoch=3, sequence=14
+    ),
+    "describe": Describe(epoch=3),
+    "ensure_desktop": EnsureDesktop(epoch=3, desktop=DESKTOP_ID, boot=1, spec=SPEC),
+    "ensure_gone": EnsureGone(epoch=3, desktop=DESKTOP_ID),
+    "report": Report(
+        host="host-1", run="r1", number=7, full=True, port=4433, facts=FACTS,
+        desktops=(Sighting(DESKTOP_ID, 1, DesktopState.FAILED, "why"),), copies=(Copy(IMAGE, SPEC), Copy(IMAGE)),
+    ),
+    "heartbeat": Heartbeat(host="host-1", run="r1", number=7),
+    "done": Done(),
+    "refused": Refused(code="message_error", reason="why"),
+}  # fmt: skip
+REGISTER = Submit(id=COMMAND, user=USER, order=RegisterHost("host-1", "127.0.0.1", 4433), deadline=1)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_version_1_decodes_for_ever(name: str) -> None:
+    assert decode((GOLDEN / f"v1/{name}.json").read_bytes()) == SAMPLES[name]
+
+
+def test_there_is_a_golden_file_of_every_type_in_every_version() -> None:
+    tags = {kind.__struct_config__.tag for kind in get_args(AnyMessage)}
+    assert tags == SAMPLES.keys()
+    for version in VERSIONS:
+        assert tags <= {path.stem for path in (GOLDEN / f"v{version}").glob("*.json")}
+
+
+@pytest.mark.parametrize("message", [*SAMPLES.values(), REGISTER], ids=lambda message: type(message).__name__)
+def test_there_and_back(message: AnyMessage) -> None:
+    assert decode(encode(message)) == message
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_field_that_a_later_version_adds_is_ignored(name: str) -> None:
+    fields = msgspec.json.decode((GOLDEN / f"v1/{name}.json").read_bytes())
+    assert decode(msgspec.json.encode({**fields, "later": {"some": ["thing"]}})) == SAMPLES[name]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"{}",
+        b'{"type":"nonsense"}',
+        b'{"type":"mark","epoch":"three","sequence":1}',
+        b'{"type":"mark","epoch":1e400,"sequence":1}',
+        b'{"type":"mark","epoch":%s,"sequence":1}' % (b"9" * 400),
+        b'{"type":"report"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"type":"get_page","section":' + b'{"a":' * 50_000,
+        b" " * (MAX_SIZE + 1),
+    ],
+    ids=lambda data: str(data[:24]),
+)
+def test_what_is_no_message_is_refused(data: bytes) -> None:
+    with pytest.raises(MessageError):
+        decode(data)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes(data: bytes) -> None:
+    _never_anything_worse(data)
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(sorted(SAMPLES)), st.data())
+def test_a_message_with_anything_in_its_fields(name: str, data: st.DataObject) -> None:
+    fields = msgspec.json.decode(encode(SAMPLES[name]))
+    for key in data.draw(st.lists(st.sampled_from(sorted(fields)))):
+        fields[key] = data.draw(_values)
+    _never_anything_worse(json.dumps(fields).encode())
+
+
+@given(st.sampled_from(sorted(SAMPLES)), st.data())
+def test_a_message_with_bytes_that_are_damaged(name: str, data: st.DataObject) -> None:
+    body = bytearray(encode(SAMPLES[name]))
+    for position in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=5)):
+        body[position] = data.draw(st.integers(0, 255))
+    _never_anything_worse(bytes(body))
+
+
+def _never_anything_worse(data: bytes) -> None:
+    with contextlib.suppress(MessageError):
+        assert isinstance(decode(data), get_args(AnyMessage))
+
+
+def test_rows_know_whether_there_are_any() -> None:
+    assert not Rows()
+    assert replace(Rows(), hosts=ROWS.hosts)
