@@ -35,8 +35,9 @@ def runs_broker(settings: Settings) -> bool:
 def stages(settings: Settings, shared: dict[str, str]) -> list[list[ChildSpec]]:
     """The children in the order in which they start. ``settings`` already holds what ``shared`` says."""
     found = [
-        [ChildSpec("cluster", (*PUPITRE, "cluster"), shared)],
         [
+            # They find each other by themselves, in any order; together they start in half the time.
+            ChildSpec("cluster", (*PUPITRE, "cluster"), shared),
             ChildSpec("endpoint", (*PUPITRE, "endpoint"), shared),
             # Its guests are ended first, each with a moment to shut down.
             ChildSpec("host", (*PUPITRE, "host"), shared, stop_within=30),
