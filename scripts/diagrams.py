@@ -1,19 +1,15 @@
 """Draws the state tables of `pupitre.domain` into ARCHITECTURE.md: ``python scripts/diagrams.py``."""
 
 import re
-from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from pupitre.domain.command import COMMAND_LIFE
 from pupitre.domain.desktop import DESKTOP_LIFE
 from pupitre.domain.host import HOST_LIFE
 from pupitre.domain.machine import Machine
 
-S = TypeVar("S", bound=StrEnum)
-E = TypeVar("E", bound=StrEnum)
-
-MACHINES = {machine.name: machine for machine in (COMMAND_LIFE, DESKTOP_LIFE, HOST_LIFE)}
+MACHINES: dict[str, Machine[Any, Any]] = {machine.name: machine for machine in (COMMAND_LIFE, DESKTOP_LIFE, HOST_LIFE)}
 
 
 def redraw(page: str) -> str:
@@ -25,7 +21,7 @@ def redraw(page: str) -> str:
     return page
 
 
-def _fenced(machine: Machine[S, E]) -> str:
+def _fenced(machine: Machine[Any, Any]) -> str:
     return f"```mermaid\n{machine.mermaid()}\n```\n"
 
 

@@ -1,15 +1,19 @@
 """The cluster, the broker or a host away, and back: every command has its outcome, nothing is left behind."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from pupitre import pki
 from pupitre.bell import Bell
+from pupitre.config import DatabaseName, Settings
 from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
@@ -245,3 +249,50 @@ async def test_rows_foretold_by_an_outcome_never_undo_a_newer_change(tmp_path: P
             now = await status.desktop(seen.id)
             assert now is not None
             assert now.state is DesktopState.RUNNING
+
+
+@contextmanager
+def taken(settings: Settings, name: DatabaseName) -> Iterator[None]:
+    """The database is there and takes no change: its table is gone for as long as this lasts."""
+    path = settings.home / "db" / f"{name}.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
+        connection.execute("ALTER TABLE counter RENAME TO counter_away")
+        try:
+            yield
+        finally:
+            connection.execute("ALTER TABLE counter_away RENAME TO counter")
+
+
+@pytest.mark.parametrize("name", ["commands", "status", "cluster"])
+async def test_a_database_that_fails_for_a_while_ends_no_process(tmp_path: Path, name: DatabaseName) -> None:
+    async with room(tmp_path, connection_grace=30, host_timeout=0.6) as here:
+        host = await here.add_host(behaviour=Behaviour.SLOW)
+        boot = await here.boot()
+        await here.wait_desktop(boot, DesktopState.BOOTING)
+        with capture_logs() as said, taken(here.settings, name):
+            host.hypervisor.step()
+            await eventually(lambda: host.journal.records[str(boot.desktop)].state is DesktopState.RUNNING)
+            await host.crash()
+            await here.broker.kill()
+            await here.broker.start()
+            await eventually(lambda: sum("no such table" in str(entry) for entry in said) >= 2)
+        await host.start()
+        await here.outcome(boot, CommandState.SUCCEEDED)
+        await here.wait_desktop(boot, DesktopState.RUNNING)
+        await here.wait_link(True)
+        host.hypervisor.behaviour = Behaviour.PROMPT
+        await here.running()
+
+
+async def test_a_command_sent_again_and_again_is_one_command(tmp_path: Path) -> None:
+    async with room(tmp_path) as here:
+        host = await here.add_host()
+        boot = await here.running()
+        await here.stop("endpoint")
+        subject = Subjects(here.settings.cluster).commands
+        async with wire_link(here.settings, "endpoint") as link:
+            again = Submit(id=boot.id, user=boot.user, order=boot.order, deadline=boot.deadline)
+            await asyncio.gather(*(link.request(subject, again, Done) for _ in range(10)))
+        await here.start_endpoint()
+        await here.running()
+        assert len(await host.hypervisor.guests()) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nats
 import pytest
+from nats.aio.client import Client
 from prometheus_client import CollectorRegistry
 
 from pupitre import pki
@@ -59,7 +60,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.errors: list[str] = []
-        self.client = nats.NATS()
+        self.client = Client()
 
     async def connect(self, settings: Settings, role: str) -> None:
         async def said(error: Exception) -> None:

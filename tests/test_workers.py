@@ -100,7 +100,7 @@ async def test_a_wake_cuts_a_wait_short_and_a_closed_worker_stays_asleep() -> No
 
 
 async def test_persist_tries_until_it_is_done_and_then_waits_for_the_next_time() -> None:
-    answers = [False, Unavailable("away"), True]
+    answers: list[bool | Unavailable] = [False, Unavailable("away"), True]
     due, done = asyncio.Event(), asyncio.Event()
 
     async def work() -> bool:
