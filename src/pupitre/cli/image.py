@@ -130,7 +130,7 @@ def _stop(_signal: int, _frame: object) -> NoReturn:
 
 @contextmanager
 def _shown(title: str) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere one line per step, with the seconds it has taken."""
+    """A bar on a terminal; elsewhere a line for each step and each tenth, with the seconds it has taken."""
     console, begun = Console(stderr=True), time.monotonic()
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
@@ -138,12 +138,14 @@ def _shown(title: str) -> Iterator[Progress]:
             task = bar.add_task(title, total=1.0)
             yield lambda step, fraction: bar.update(task, description=step, completed=fraction)
         return
-    told = ""
+    told: set[str] = set()
+    shown = 0.0
 
     def line(step: str, fraction: float) -> None:
-        nonlocal told
-        if step != told:
-            told = step
+        nonlocal shown
+        if step not in told or fraction >= shown + 0.1:
+            told.add(step)
+            shown = fraction
             print(f"{title}: {fraction:4.0%} {time.monotonic() - begun:6.1f} s  {step}", file=sys.stderr, flush=True)
 
     yield line
