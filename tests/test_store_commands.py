@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,18 @@ from tests import databases
 pytestmark = pytest.mark.anyio
 
 USER = "0190aaaa-0000-7000-8000-000000000001"
-NOTHING = Allowance(1, frozenset())
+
+
+def counting(*desktops: str) -> Callable[[], Awaitable[frozenset[str]]]:
+    """What the status database would count."""
+
+    async def counted() -> frozenset[str]:
+        return frozenset(desktops)
+
+    return counted
+
+
+NOTHING = Allowance(1, counting())
 
 
 def new_id() -> str:
@@ -48,7 +60,7 @@ async def ask(commands: Commands, command: Command, limit: Allowance | None = No
 async def test_of_fifty_at_once_exactly_the_limit_passes(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
         answers = await asyncio.gather(
-            *(ask(commands, boot(), Allowance(3, frozenset({"one that runs"}))) for _ in range(50))
+            *(ask(commands, boot(), Allowance(3, counting("one that runs"))) for _ in range(50))
         )
         assert sorted(set(answers)) == ["limit_reached", "taken"]
         assert answers.count("taken") == 2
@@ -57,7 +69,7 @@ async def test_of_fifty_at_once_exactly_the_limit_passes(tmp_path: Path) -> None
 
 async def test_of_fifty_at_once_from_two_processes_worth_of_connections(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as one, databases.commands(tmp_path) as other:
-        asked = [ask((one, other)[number % 2], boot(), Allowance(5, frozenset())) for number in range(50)]
+        asked = [ask((one, other)[number % 2], boot(), Allowance(5, counting())) for number in range(50)]
         assert (await asyncio.gather(*asked)).count("taken") == 5
 
 
@@ -89,7 +101,7 @@ async def test_a_refused_request_does_not_move_the_gate(tmp_path: Path) -> None:
 async def test_no_desktop_at_all_and_what_is_over_does_not_count(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
         with pytest.raises(LimitReached, match="may not start desktops"):
-            await commands.request(boot(), interval_ms=0, allowance=Allowance(0, frozenset()))
+            await commands.request(boot(), interval_ms=0, allowance=Allowance(0, counting()))
         first = await commands.request(boot(), interval_ms=0, allowance=NOTHING)
         with pytest.raises(LimitReached, match="You may have 1 desktop at once and have 1"):
             await commands.request(boot(), interval_ms=0, allowance=NOTHING)

@@ -11,6 +11,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from pupitre import pki
 from pupitre.config import Settings
@@ -286,3 +287,19 @@ async def test_spawned_work_that_fails_fails_alone(tmp_path: Path) -> None:
         link.spawn(works())
         await asyncio.wait_for(done.wait(), 5)
         assert encode(Done()) == b'{"type":"done","v":1}'
+
+
+async def test_a_link_that_the_broker_refuses_says_why(tmp_path: Path) -> None:
+    async with broker(tmp_path) as (settings, _):
+        stranger = small_settings(tmp_path / "stranger")
+        certificates = pki.ensure_certificate(stranger, "endpoint")
+        link = Link(
+            settings.nats_url, "endpoint", pki.client_context(certificates, "endpoint"), registry=CollectorRegistry()
+        )
+        with capture_logs() as said:
+            opening = asyncio.create_task(link.open())
+            await eventually(lambda: any("certificate" in str(entry.get("error")).lower() for entry in said))
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        assert next(entry["log_level"] for entry in said if "certificate" in str(entry.get("error")).lower()) == "warning"
+        await link.close()

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from pupitre import config, log
 from pupitre.asgi import listen, serve
 from pupitre.config import Settings
-from pupitre.errors import PupitreError
+from pupitre.errors import PupitreError, SetupError
 
 logger = structlog.get_logger(__name__)
 
@@ -121,7 +121,7 @@ def run_process(process: str, main: Callable[[Settings, Ops], Awaitable[None]]) 
             logger.info("Stopped.")
         except PupitreError as error:
             print(f"pupitre {process}: {error}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(error, SetupError) else 1
         return 0
 
     return uvloop.run(body())

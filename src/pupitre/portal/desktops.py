@@ -22,7 +22,7 @@ from pupitre.domain.command import (
     Order,
     RegisterHost,
 )
-from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
+from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.image import CopyState, Image
 from pupitre.errors import Conflict, NotFound
 from pupitre.portal.context import Portal
@@ -139,9 +139,7 @@ async def start(portal: Portal, user: User, image_id: str) -> Command:
     image = await image_named(portal, image_id)
     if image.state is not CopyState.READY:
         raise Conflict(_not_ready(image))
-    have = await desktops_of(portal, user)
-    counted = frozenset(seen.id for seen in have if seen.desktop.state in COUNTED_STATES)
-    allowance = Allowance(limit_of(portal, user), counted)
+    allowance = Allowance(limit_of(portal, user), lambda: portal.status.counted_of(user.id))
     return await _request(portal, user, BootDesktop(desktop=new_id(), image=image.id), allowance)
 
 

@@ -4,7 +4,7 @@ The row is written before the browser has its answer, and its state moves only
 along `COMMAND_LIFE`: every change is one UPDATE that names the states it may leave.
 """
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,10 @@ _orders: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Order)
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """How many desktops the user may have, and the ids of those that the status database counts now."""
+    """How many desktops the user may have, and how to read which of them the status database counts."""
 
     limit: int
-    counted: frozenset[str]
+    counted: Callable[[], Awaitable[frozenset[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,8 @@ class Commands:
                 commands.c.state.not_in(FINAL_STATES),
             )
         )
-        have = allowance.counted | {str(desktop) for (desktop,) in under_way}
+        # In this order: a boot that ends in between is in the status database before it has its outcome here.
+        have = {str(desktop) for (desktop,) in under_way} | await allowance.counted()
         if len(have) >= allowance.limit:
             plural = "desktop" if allowance.limit == 1 else "desktops"
             raise LimitReached(
