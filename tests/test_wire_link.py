@@ -171,7 +171,7 @@ async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_lin
                 await endpoint.request(SUBJECTS.commands, Done(), Done)
             with pytest.raises(LinkDown, match=r"No answer within 0\.2 s"):
                 await endpoint.request(SUBJECTS.commands, GetPage(section="x"), Done, timeout=0.2)
-            assert aside() == 7
+            await eventually(lambda: aside() == 7)
             with pytest.raises(MessageError, match="Asked for Done, got Mark"):
                 await endpoint.request(SUBJECTS.commands, Hello(), Done)
             assert await endpoint.request(SUBJECTS.commands, Hello(), Mark) == Mark(epoch=1, sequence=2)
@@ -301,5 +301,5 @@ async def test_a_link_that_the_broker_refuses_says_why(tmp_path: Path) -> None:
             await eventually(lambda: any("certificate" in str(entry.get("error")).lower() for entry in said))
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
-        assert next(entry["log_level"] for entry in said if "certificate" in str(entry.get("error")).lower()) == "warning"
+        assert {entry["log_level"] for entry in said} == {"warning"}
         await link.close()
