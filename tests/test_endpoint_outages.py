@@ -2,8 +2,8 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -251,16 +251,17 @@ async def test_rows_foretold_by_an_outcome_never_undo_a_newer_change(tmp_path: P
             assert now.state is DesktopState.RUNNING
 
 
-@contextmanager
-def taken(settings: Settings, name: DatabaseName) -> Iterator[None]:
+@asynccontextmanager
+async def taken(settings: Settings, name: DatabaseName) -> AsyncIterator[None]:
     """The database is there and takes no change: its table is gone for as long as this lasts."""
     path = settings.home / "db" / f"{name}.sqlite"
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
-        connection.execute("ALTER TABLE counter RENAME TO counter_away")
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)) as connection:
+        # In a thread: who holds the lock may be waiting for this event loop.
+        await asyncio.to_thread(connection.execute, "ALTER TABLE counter RENAME TO counter_away")
         try:
             yield
         finally:
-            connection.execute("ALTER TABLE counter_away RENAME TO counter")
+            await asyncio.to_thread(connection.execute, "ALTER TABLE counter_away RENAME TO counter")
 
 
 @pytest.mark.parametrize("name", ["commands", "status", "cluster"])
@@ -269,13 +270,14 @@ async def test_a_database_that_fails_for_a_while_ends_no_process(tmp_path: Path,
         host = await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
         await here.wait_desktop(boot, DesktopState.BOOTING)
-        with capture_logs() as said, taken(here.settings, name):
-            host.hypervisor.step()
-            await eventually(lambda: host.journal.records[str(boot.desktop)].state is DesktopState.RUNNING)
-            await host.crash()
-            await here.broker.kill()
-            await here.broker.start()
-            await eventually(lambda: sum("no such table" in str(entry) for entry in said) >= 2)
+        async with taken(here.settings, name):
+            with capture_logs() as said:
+                host.hypervisor.step()
+                await eventually(lambda: host.journal.records[str(boot.desktop)].state is DesktopState.RUNNING)
+                await host.crash()
+                await here.broker.kill()
+                await here.broker.start()
+                await eventually(lambda: sum("no such table" in str(entry) for entry in said) >= 2)
         await host.start()
         await here.outcome(boot, CommandState.SUCCEEDED)
         await here.wait_desktop(boot, DesktopState.RUNNING)
