@@ -6,9 +6,7 @@ cluster has taken it; steps that follow each other quickly are reported as one.
 """
 
 import asyncio
-import logging
 import socket
-import uuid
 from pathlib import Path
 
 import structlog
@@ -19,7 +17,6 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import DiskFormat, ImageSpec
 from pupitre.errors import (
     HypervisorError,
-    LinkDown,
     MessageError,
     NotFound,
     PupitreError,
@@ -29,27 +26,22 @@ from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
 from pupitre.host.overlays import Overlays
+from pupitre.host.reports import Reporter
 from pupitre.images.store import ImageStore
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
     AnyMessage,
-    Copy,
     Describe,
     Done,
     EnsureDesktop,
     EnsureGone,
-    Heartbeat,
     Refused,
-    Report,
-    Sighting,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers, persist
+from pupitre.workers import Workers
 
 log = structlog.get_logger(__name__)
 
-RESEND = (0.25, 2.0)
-"""Seconds between two tries to report: at first, and at most."""
 FAREWELL = 20.0
 """Seconds that a host which stops with its guests takes to remove and report them."""
 
@@ -68,7 +60,6 @@ class HostAgent:
         journal: Journal,
     ) -> None:
         self._settings = settings
-        self._name = settings.host_name
         self._subjects = Subjects(settings.cluster)
         self._hypervisor = hypervisor
         self._overlays = overlays
@@ -78,12 +69,7 @@ class HostAgent:
         self._start_slots = asyncio.Semaphore(settings.start_limit)
         self._starting: set[str] = set()
         self._ended_early: dict[str, SeenGuest] = {}
-        self._run = uuid.uuid4().hex
-        self._number = 0
-        self._dirty: set[str] = set()
-        self._copies_dirty = False
-        self._full_due = True
-        self._report_due = asyncio.Event()
+        self._reporter = Reporter(settings, hypervisor, images, journal)
         self._console: ConsoleServer
         self._link: Link
 
@@ -91,8 +77,9 @@ class HostAgent:
         """Find what is there, and begin to take orders. Hypervisor, link and console are open."""
         self._link = link
         self._console = console
+        self._reporter.open(link, console)
         await self._recover()
-        await link.serve(self._subjects.orders(self._name), self._on_order)
+        await link.serve(self._subjects.orders(self._settings.host_name), self._on_order)
         await link.serve(self._subjects.all_hosts, self._on_call)
         for desktop in self._journal.records:
             self._workers.wake(desktop)
@@ -100,8 +87,7 @@ class HostAgent:
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(persist(self._send_report, self._report_due, pauses=RESEND))
-            tasks.create_task(self._beat())
+            tasks.create_task(self._reporter.run())
             tasks.create_task(self._watch_guests())
             tasks.create_task(self._watch_images())
 
@@ -117,8 +103,7 @@ class HostAgent:
 
     def report_all(self) -> None:
         """Tell the cluster everything: after the link was away."""
-        self._full_due = True
-        self._report_due.set()
+        self._reporter.everything()
 
     # What the console server asks
 
@@ -145,7 +130,7 @@ class HostAgent:
         if not self._journal.raise_epoch(message.epoch):
             return Refused(code="old_epoch", reason=f"Epoch {message.epoch} is over; {self._journal.epoch} has begun.")
         if isinstance(message, Describe):
-            return await self._full_report()
+            return await self._reporter.full()
         if isinstance(message, EnsureDesktop):
             self._take(message)
         else:
@@ -314,11 +299,10 @@ class HostAgent:
         """Someone built, imported or removed an image, or a build moved on."""
         async with Bell(self._settings.bells_dir, "images").listen() as listener:
             while True:
-                self._copies_dirty = True
-                self._report_due.set()
+                self._reporter.copies()
                 await listener.heard()
 
-    # Reports
+    # Every change of a record is told
 
     def _put(self, record: Record) -> None:
         self._journal.put(record)
@@ -329,65 +313,7 @@ class HostAgent:
         self._show(record)
 
     def _show(self, record: Record) -> None:
-        self._dirty.add(record.desktop)
-        self._report_due.set()
-
-    async def _send_report(self) -> bool:
-        """Send what has changed; False when it must be sent again."""
-        full, copies, dirty = self._full_due, self._copies_dirty, frozenset(self._dirty)
-        if not (full or copies or dirty):
-            return True
-        self._full_due = self._copies_dirty = False
-        self._dirty -= dirty
-        try:
-            report = await self._full_report() if full else await self._partial_report(dirty, with_copies=copies)
-            await self._link.request(self._subjects.reports(self._name), report, Done)
-        except (PupitreError, OSError) as error:
-            level = logging.DEBUG if isinstance(error, LinkDown) else logging.WARNING
-            log.log(level, "A report was not taken.", reason=str(error))
-            self._full_due |= full
-            self._copies_dirty |= copies
-            self._dirty |= dirty
-            return False
-        for sighting in report.desktops:
-            held = self._journal.records.get(sighting.desktop)
-            if sighting.state is DesktopState.GONE and held and held.state is DesktopState.GONE:
-                self._journal.drop(sighting.desktop)
-        return True
-
-    async def _full_report(self) -> Report:
-        records = self._journal.records.values()
-        return await self._make_report([_sighting(record) for record in records], full=True, with_copies=True)
-
-    async def _partial_report(self, dirty: frozenset[str], *, with_copies: bool) -> Report:
-        records = self._journal.records
-        sightings = [_sighting(records[desktop]) for desktop in dirty if desktop in records]
-        return await self._make_report(sightings, full=False, with_copies=with_copies)
-
-    async def _make_report(self, sightings: list[Sighting], *, full: bool, with_copies: bool) -> Report:
-        # Taken together with the sightings, before anything is awaited: a later report has a higher number.
-        self._number += 1
-        number = self._number
-        copies = None
-        if with_copies:
-            found = await asyncio.to_thread(self._images.copies)
-            copies = tuple(Copy(copy.image, copy.spec) for copy in found)
-        return Report(
-            host=self._name,
-            run=self._run,
-            number=number,
-            full=full,
-            port=self._console.port,
-            facts=await self._hypervisor.facts(),
-            desktops=tuple(sightings),
-            copies=copies,
-        )
-
-    async def _beat(self) -> None:
-        while True:
-            beat = Heartbeat(host=self._name, run=self._run, number=self._number)
-            await self._link.publish(self._subjects.heartbeats(self._name), beat)
-            await asyncio.sleep(self._settings.heartbeat)
+        self._reporter.desktop(record)
 
     async def _remove_all(self) -> None:
         for desktop in await self._hypervisor.guests():
@@ -397,15 +323,11 @@ class HostAgent:
             self._want_gone(record, record.reason or "Pupitre was stopped.")
             self._workers.wake(record.desktop)
         while any(record.state is not DesktopState.GONE for record in self._journal.records.values()):
-            self._report_due.clear()
-            await self._report_due.wait()
+            self._reporter.due.clear()
+            await self._reporter.due.wait()
         for _ in range(3):
-            if await self._send_report():
+            if await self._reporter.send():
                 return
-
-
-def _sighting(record: Record) -> Sighting:
-    return Sighting(record.desktop, record.boot, record.state, record.reason)
 
 
 def journal_path(settings: Settings) -> Path:

@@ -1,0 +1,135 @@
+"""What the host tells the cluster: changes until they are taken, everything when it is asked.
+
+Reports are numbered within one life of the process, in the order in which their
+content was taken, so that a later number is always the later word.
+"""
+
+import asyncio
+import logging
+import uuid
+
+import structlog
+
+from pupitre.config import Settings
+from pupitre.domain.desktop import DesktopState
+from pupitre.errors import LinkDown, PupitreError
+from pupitre.host.console import ConsoleServer
+from pupitre.host.hypervisor import Hypervisor
+from pupitre.host.journal import Journal, Record
+from pupitre.images.store import ImageStore
+from pupitre.wire.link import Link
+from pupitre.wire.messages import Copy, Done, Heartbeat, Report, Sighting
+from pupitre.wire.subjects import Subjects
+from pupitre.workers import persist
+
+log = structlog.get_logger(__name__)
+
+RESEND = (0.25, 2.0)
+"""Seconds between two tries to report: at first, and at most."""
+
+
+class Reporter:
+    """`open` once, then `run`. ``due`` is set whenever there is something to tell."""
+
+    def __init__(self, settings: Settings, hypervisor: Hypervisor, images: ImageStore, journal: Journal) -> None:
+        self._settings = settings
+        self._name = settings.host_name
+        self._subjects = Subjects(settings.cluster)
+        self._hypervisor = hypervisor
+        self._images = images
+        self._journal = journal
+        self._run = uuid.uuid4().hex
+        self._number = 0
+        self._dirty: set[str] = set()
+        self._copies_dirty = False
+        self._full_due = True
+        self.due = asyncio.Event()
+        self._console: ConsoleServer
+        self._link: Link
+
+    def open(self, link: Link, console: ConsoleServer) -> None:
+        self._link = link
+        self._console = console
+
+    async def run(self) -> None:
+        """Report and beat until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(persist(self.send, self.due, pauses=RESEND))
+            tasks.create_task(self._beat())
+
+    def desktop(self, record: Record) -> None:
+        """This desktop has changed."""
+        self._dirty.add(record.desktop)
+        self.due.set()
+
+    def copies(self) -> None:
+        """The images of this host have changed."""
+        self._copies_dirty = True
+        self.due.set()
+
+    def everything(self) -> None:
+        """The cluster may have missed anything."""
+        self._full_due = True
+        self.due.set()
+
+    async def send(self) -> bool:
+        """Send what has changed; False when it must be sent again. A desktop told to be gone is forgotten."""
+        full, copies, dirty = self._full_due, self._copies_dirty, frozenset(self._dirty)
+        if not (full or copies or dirty):
+            return True
+        self._full_due = self._copies_dirty = False
+        self._dirty -= dirty
+        try:
+            report = await self.full() if full else await self._changes(dirty, with_copies=copies)
+            await self._link.request(self._subjects.reports(self._name), report, Done)
+        except (PupitreError, OSError) as error:
+            level = logging.DEBUG if isinstance(error, LinkDown) else logging.WARNING
+            log.log(level, "A report was not taken.", reason=str(error))
+            self._full_due |= full
+            self._copies_dirty |= copies
+            self._dirty |= dirty
+            return False
+        for sighting in report.desktops:
+            held = self._journal.records.get(sighting.desktop)
+            if sighting.state is DesktopState.GONE and held and held.state is DesktopState.GONE:
+                self._journal.drop(sighting.desktop)
+        return True
+
+    async def full(self) -> Report:
+        """All this host knows."""
+        records = self._journal.records.values()
+        return await self._make([_sighting(record) for record in records], full=True, with_copies=True)
+
+    async def _changes(self, dirty: frozenset[str], *, with_copies: bool) -> Report:
+        records = self._journal.records
+        sightings = [_sighting(records[desktop]) for desktop in dirty if desktop in records]
+        return await self._make(sightings, full=False, with_copies=with_copies)
+
+    async def _make(self, sightings: list[Sighting], *, full: bool, with_copies: bool) -> Report:
+        # Taken together with the sightings, before anything is awaited: a later report has a higher number.
+        self._number += 1
+        number = self._number
+        copies = None
+        if with_copies:
+            found = await asyncio.to_thread(self._images.copies)
+            copies = tuple(Copy(copy.image, copy.spec) for copy in found)
+        return Report(
+            host=self._name,
+            run=self._run,
+            number=number,
+            full=full,
+            port=self._console.port,
+            facts=await self._hypervisor.facts(),
+            desktops=tuple(sightings),
+            copies=copies,
+        )
+
+    async def _beat(self) -> None:
+        while True:
+            beat = Heartbeat(host=self._name, run=self._run, number=self._number)
+            await self._link.publish(self._subjects.heartbeats(self._name), beat)
+            await asyncio.sleep(self._settings.heartbeat)
+
+
+def _sighting(record: Record) -> Sighting:
+    return Sighting(record.desktop, record.boot, record.state, record.reason)
