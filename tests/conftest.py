@@ -27,7 +27,7 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, images: ImageStore) -> Iterator[Stack]:
     """One running Pupitre for all tests of a worker, checked at the end for what it leaves behind."""
     stack = Stack(tmp_path_factory.mktemp("stack") / "home").start()
     yield stack

@@ -15,7 +15,7 @@ import httpx2
 import psutil
 
 START_LIMIT = 180.0
-"""Seconds for a start, with `tiny` still to be built."""
+"""Seconds for a start on a busy machine."""
 STOP_LIMIT = 60.0
 
 
@@ -40,6 +40,7 @@ class Stack:
             "PUPITRE_MIN_COMMAND_INTERVAL": "0.05",
             **{f"PUPITRE_{key.upper()}": value for key, value in settings.items()},
         }
+        home.parent.mkdir(parents=True, exist_ok=True)
         self._log = home.with_name(home.name + ".log")
         self._began = 0
         self.process: subprocess.Popen[bytes] | None = None

@@ -115,12 +115,6 @@ def test_a_second_instance_is_told_where_the_first_is(pupitre: Shell) -> None:
     assert "process 4242, at http://127.0.0.1:8080" in done.stderr
 
 
-def test_a_home_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
-    done = Shell(tmp_path / ("x" * 120))("up")
-    assert done.returncode == 2
-    assert "Set PUPITRE_HOME to a shorter one." in done.stderr
-
-
 def test_without_a_portal_the_command_line_says_how_to_start_one(pupitre: Shell) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = str(unused.getsockname()[1])

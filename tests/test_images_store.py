@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pupitre.bell import Bell
 from pupitre.domain.image import CopyState, DiskFormat, ImageSpec
 from pupitre.errors import Conflict, Invalid, NotFound, SetupError
 from pupitre.images.store import ImageStore, Manifest
@@ -159,9 +158,8 @@ def test_ids_are_checked(tmp_path: Path, bad: str) -> None:
 
 
 async def test_every_change_rings(tmp_path: Path) -> None:
-    bell = Bell(tmp_path / "run", "images")
-    store = ImageStore(tmp_path / "images", bell)
-    async with bell.listen() as listener:
+    store = ImageStore(tmp_path / "images")
+    async with store.bell.listen() as listener:
         publish(store)
         await asyncio.wait_for(listener.heard(), 5)
         store.remove("one")

@@ -11,6 +11,7 @@ from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from pupitre.images.store import ImageStore
 from tests.stack import Stack
 from tests.whole import Person, Serial, emulators, overlay, person
 
@@ -52,9 +53,9 @@ def _is_back(stack: Stack, name: str, killed: int) -> bool:
     return entry["pid"] not in (None, killed) and entry["state"] == "ready"
 
 
-def test_a_killed_supervisor_costs_no_desktop(tmp_path: Path) -> None:
-    """All processes die with it, the guests do not; the next `up` finds them."""
-    stack = Stack(tmp_path / "home").start()
+def test_a_killed_supervisor_costs_no_desktop(tmp_path: Path, images: ImageStore) -> None:
+    """All processes die with it, the guests do not; the next `up` finds them. Its home is too deep for a socket."""
+    stack = Stack(tmp_path / ("deep-" * 20) / "home").start()
     try:
         with person(stack.url, "teacher", stack.password("teacher")) as teacher:
             desktop = teacher.start()
@@ -72,7 +73,7 @@ def test_a_killed_supervisor_costs_no_desktop(tmp_path: Path) -> None:
         stack.stop()
 
 
-def test_up_stops_what_runs_and_leaves_nothing(tmp_path: Path) -> None:
+def test_up_stops_what_runs_and_leaves_nothing(tmp_path: Path, images: ImageStore) -> None:
     stack = Stack(tmp_path / "home").start()
     teacher = Person(stack.url, "teacher", stack.password("teacher"))
     desktop = teacher.start()

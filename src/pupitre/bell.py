@@ -10,12 +10,13 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import structlog
+
+from pupitre.sockets import short
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +29,7 @@ class Bell:
 
     def ring(self) -> None:
         """Never raises: what it tells of is written already."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, _short(self.folder) as folder:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, short(self.folder) as folder:
             sender.setblocking(False)
             for name in _names(folder):
                 try:
@@ -58,7 +59,7 @@ class Listener:
     async def __aenter__(self) -> Self:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        with _short(self._path.parent) as folder:
+        with short(self._path.parent) as folder:
             self._socket.bind(f"{folder}/{self._path.name}")
         asyncio.get_running_loop().add_reader(self._socket, self._read)
         return self
@@ -80,20 +81,6 @@ class Listener:
     async def heard(self) -> None:
         await self._event.wait()
         self._event.clear()
-
-
-@contextlib.contextmanager
-def _short(folder: Path) -> Iterator[str]:
-    """The folder under a name that leaves room in the 107 bytes of a socket's address, however deep it lies."""
-    try:
-        descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-    except FileNotFoundError:
-        yield str(folder)
-        return
-    try:
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def _names(folder: str) -> list[str]:

@@ -17,7 +17,6 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from pupitre import config
-from pupitre.bell import Bell
 from pupitre.domain.image import DiskFormat, ImageCopy
 from pupitre.errors import PupitreError
 from pupitre.images.importer import DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, import_image
@@ -36,8 +35,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', 
 
 def open_store() -> ImageStore:
     """The store that the settings name; other processes hear of every change."""
-    settings = config.load()
-    return ImageStore(settings.images_dir, Bell(settings.bells_dir, "images"))
+    return ImageStore(config.load().images_dir)
 
 
 @app.command()

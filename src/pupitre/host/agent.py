@@ -11,7 +11,6 @@ from pathlib import Path
 
 import structlog
 
-from pupitre.bell import Bell
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import DiskFormat, ImageSpec
@@ -27,7 +26,7 @@ from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
 from pupitre.host.overlays import Overlays
 from pupitre.host.reports import Reporter
-from pupitre.images.store import ImageStore
+from pupitre.images.store import ImageStore, bell
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
     AnyMessage,
@@ -297,7 +296,8 @@ class HostAgent:
 
     async def _watch_images(self) -> None:
         """Someone built, imported or removed an image, or a build moved on."""
-        async with Bell(self._settings.bells_dir, "images").listen() as listener:
+        # Under its own path: the store that desktops start from may be mounted read-only.
+        async with bell(self._settings.images_dir).listen() as listener:
             while True:
                 self._reporter.copies()
                 await listener.heard()

@@ -7,12 +7,14 @@ content was taken, so that a later number is always the later word.
 import asyncio
 import logging
 import uuid
+from dataclasses import replace
 
 import structlog
 
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
-from pupitre.errors import LinkDown, PupitreError
+from pupitre.domain.host import HostFacts
+from pupitre.errors import HypervisorError, LinkDown, PupitreError
 from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.journal import Journal, Record
@@ -42,6 +44,8 @@ class Reporter:
         self._number = 0
         self._dirty: set[str] = set()
         self._copies_dirty = False
+        self._facts_dirty = False
+        self._told: HostFacts | None = None
         self._full_due = True
         self.due = asyncio.Event()
         self._console: ConsoleServer
@@ -75,9 +79,9 @@ class Reporter:
     async def send(self) -> bool:
         """Send what has changed; False when it must be sent again. A desktop told to be gone is forgotten."""
         full, copies, dirty = self._full_due, self._copies_dirty, frozenset(self._dirty)
-        if not (full or copies or dirty):
+        if not (full or copies or dirty or self._facts_dirty):
             return True
-        self._full_due = self._copies_dirty = False
+        self._full_due = self._copies_dirty = self._facts_dirty = False
         self._dirty -= dirty
         try:
             report = await self.full() if full else await self._changes(dirty, with_copies=copies)
@@ -88,7 +92,9 @@ class Reporter:
             self._full_due |= full
             self._copies_dirty |= copies
             self._dirty |= dirty
+            self._facts_dirty = True
             return False
+        self._told = report.facts
         for sighting in report.desktops:
             held = self._journal.records.get(sighting.desktop)
             if sighting.state is DesktopState.GONE and held and held.state is DesktopState.GONE:
@@ -128,7 +134,25 @@ class Reporter:
         while True:
             beat = Heartbeat(host=self._name, run=self._run, number=self._number)
             await self._link.publish(self._subjects.heartbeats(self._name), beat)
+            await self._look_at_facts()
             await asyncio.sleep(self._settings.heartbeat)
+
+    async def _look_at_facts(self) -> None:
+        """No event tells of a disk that fills or is freed, and placement goes by what was told last."""
+        try:
+            facts = await self._hypervisor.facts()
+        except HypervisorError as error:
+            log.warning("The host's facts are not known.", reason=str(error))
+            return
+        if self._told is not None and _differs(self._told, facts):
+            self._facts_dirty = True
+            self.due.set()
+
+
+def _differs(told: HostFacts, seen: HostFacts) -> bool:
+    """Whether it matters to placement: a little disk more or less does not."""
+    close = abs(told.disk_free_mib - seen.disk_free_mib) <= max(64, told.disk_free_mib // 50)
+    return not close or replace(told, disk_free_mib=seen.disk_free_mib) != seen
 
 
 def _sighting(record: Record) -> Sighting:

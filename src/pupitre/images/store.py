@@ -6,6 +6,7 @@
     manifests/<id>.json     what is published; only whole images, on disk before anyone is told
     progress/<id>.json      a build under way, or why the last one failed
     work/<id>/              a build's own files, on the same file system; emptied by the next build
+    bells/                  who wants to hear of changes
     locks/                  one per image for its builders, one for who adds or removes blobs
 
 Readers take no lock: a manifest is replaced by a rename, and names only blobs
@@ -99,9 +100,9 @@ class Build:
 class ImageStore:
     """See the module's header. All methods may be called by several processes at once."""
 
-    def __init__(self, root: Path, bell: Bell | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self._bell = bell
+        self.bell = bell(root)
         self._blobs = root / "blobs/sha256"
         self._manifests = root / "manifests"
         self._states = root / "progress"
@@ -271,8 +272,12 @@ class ImageStore:
             raise ImageFault(f"The image store {self.root} cannot be written: {error.strerror}.") from error
 
     def _ring(self) -> None:
-        if self._bell:
-            self._bell.ring()
+        self.bell.ring()
+
+
+def bell(root: Path) -> Bell:
+    """Rung at every change of the store at ``root``, for the hosts of all who share it."""
+    return Bell(root / "bells", "images")
 
 
 def _checked(image_id: str) -> str:

@@ -1,10 +1,12 @@
 """``/healthz``, ``/readyz``, ``/metrics``: for whoever runs this."""
 
+from ipaddress import ip_address
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from pupitre.errors import Unavailable
+from pupitre.errors import NotFound, Unavailable
 from pupitre.portal.context import portal_of
 
 router = APIRouter(include_in_schema=False)
@@ -37,4 +39,7 @@ async def ready(request: Request) -> JSONResponse:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
+    """For a collector on this machine; behind a proxy, the address is the browser's, as the proxy forwards it."""
+    if request.client is None or not ip_address(request.client.host).is_loopback:
+        raise NotFound("There is no such page.")
     return Response(generate_latest(portal_of(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -57,7 +57,7 @@ class Child:
             # keeps the terminal's Ctrl-C away from it, so that the order of stopping is ours.
             process = await asyncio.create_subprocess_exec(
                 "setpriv", "--pdeathsig", "KILL", "--", *spec.argv,
-                env={**os.environ, **spec.environment, "NOTIFY_SOCKET": str(path)},
+                env={**os.environ, **spec.environment, "NOTIFY_SOCKET": notifications.address},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

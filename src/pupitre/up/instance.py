@@ -22,7 +22,6 @@ from pupitre.config import Settings
 from pupitre.errors import Conflict, SetupError
 from pupitre.up import children
 from pupitre.up.child import Child, ChildSpec
-from pupitre.up.notify import MAX_PATH
 from pupitre.up.ports import check_portal_port
 from pupitre.up.record import Record
 from pupitre.up.stream import LogStream
@@ -169,11 +168,6 @@ class Instance:
 
 def make_folders(settings: Settings) -> None:
     """Raises `SetupError`. QEMU of another user reaches its disks through `host.isolation`, not through here."""
-    longest = settings.run_dir / "register.notify"
-    if len(os.fsencode(longest)) > MAX_PATH:
-        raise SetupError(
-            f"The path {settings.home} is too long for the sockets in it.", "Set PUPITRE_HOME to a shorter one."
-        )
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
         settings.home.chmod(0o700)

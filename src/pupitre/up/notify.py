@@ -2,28 +2,39 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from pupitre.sockets import LONGEST
+
 MAX_DATAGRAM = 4096
-MAX_PATH = 100
-"""Bytes that fit the path of a Unix socket, with a little room (unix(7) allows 108)."""
 
 
 class Notifications:
-    """One child's socket, open from ``__enter__`` to ``__exit__``. ``on_message`` hears each variable."""
+    """One child's socket, open from ``__enter__`` to ``__exit__``. ``on_message`` hears each variable.
+
+    ``address`` is what the child sends to: the path, or a shorter way to it through this process.
+    """
 
     def __init__(self, path: Path, on_message: Callable[[str, str], None]) -> None:
         self.path = path
         self._on_message = on_message
         self._socket: socket.socket | None = None
+        self._folder = -1
+
+    @property
+    def address(self) -> str:
+        path = str(self.path)
+        return path if len(os.fsencode(path)) <= LONGEST else f"/proc/{os.getpid()}/fd/{self._folder}/{self.path.name}"
 
     def __enter__(self) -> "Notifications":
         self.path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
-        self._socket.bind(str(self.path))
+        self._folder = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY)
+        self._socket.bind(f"/proc/self/fd/{self._folder}/{self.path.name}")
         self.path.chmod(0o600)
         asyncio.get_running_loop().add_reader(self._socket, self._read)
         return self
@@ -33,6 +44,7 @@ class Notifications:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
             self._socket = None
+            os.close(self._folder)
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> None:
