@@ -19,13 +19,13 @@ from prometheus_client import CollectorRegistry
 
 from pupitre import pki
 from pupitre.bell import Bell
+from pupitre.clock import now_ms
 from pupitre.cluster.process import run as run_cluster
 from pupitre.config import Settings
 from pupitre.domain.command import BootDesktop, Command, CommandState, DestroyDesktop, Order, RegisterHost
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import DiskFormat, ImageSpec
-from pupitre.endpoint.endpoint import now_ms
 from pupitre.endpoint.process import run as run_endpoint
 from pupitre.host.agent import HostAgent, journal_path
 from pupitre.host.console import ConsoleServer

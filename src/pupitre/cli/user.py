@@ -2,13 +2,13 @@
 
 import asyncio
 import sys
-import time
 from typing import Annotated
 
 import typer
 
 from pupitre import config
 from pupitre.cli.output import Json, print_items, print_json
+from pupitre.clock import now_ms
 from pupitre.domain.access import Role, User
 from pupitre.errors import Invalid
 
@@ -96,7 +96,7 @@ async def _add(name: str, role: Role, given: str, shown: bool, as_json: bool) ->
 
     user = User(str(uuid_utils.uuid7()), checked_name(name), role)
     async with open_accounts(config.load()) as accounts:
-        await accounts.add_user(user, hash_password(given), now=time.time_ns() // 1_000_000)
+        await accounts.add_user(user, hash_password(given), now=now_ms())
     _print_user(user, given if shown else None, as_json, "Added")
 
 

@@ -1,13 +1,13 @@
 """The cluster server's loops: what comes in over NATS, and what goes out until it is taken."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
+from pupitre.clock import now_ms
 from pupitre.cluster.decisions import abandon, accept, apply_report, lose_desktops
 from pupitre.cluster.hosts import Liveness
 from pupitre.config import Settings
@@ -49,10 +49,6 @@ SHORTEST = 0.25
 """Seconds until an outcome that was not taken is sent again, at first."""
 KEEP_MS = 24 * 3600 * 1000
 """How long gone desktops and reported commands are kept."""
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class ClusterServer:

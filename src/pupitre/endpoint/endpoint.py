@@ -8,7 +8,6 @@ timed out, and in both cases the cluster is told to undo what it may have made.
 
 import asyncio
 import contextlib
-import time
 from pathlib import Path
 
 import structlog
@@ -16,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from pupitre import pki
 from pupitre.bell import Bell
+from pupitre.clock import now_ms
 from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
 from pupitre.domain.status import Link as LinkState
 from pupitre.domain.status import Position
@@ -59,10 +59,6 @@ OUTCOMES = {
     CommandState.FAILED: CommandEvent.FAIL,
     CommandState.CANCELLED: CommandEvent.CANCEL,
 }
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class WebServerEndpoint:

@@ -20,7 +20,6 @@ import hashlib
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ import msgspec
 import psutil
 
 from pupitre.bell import Bell
+from pupitre.clock import now_ms
 from pupitre.domain.image import CopyState, Image, ImageCopy, ImageSpec
 from pupitre.errors import Conflict, ImageFault, Invalid, NotFound, PupitreError
 from pupitre.images.programs import disk_full, find, run
@@ -93,7 +93,7 @@ class Build:
     ) -> Manifest:
         """``spec`` names its files by the keys of ``files``; published, it names them by their digests."""
         state = self._state
-        manifest = Manifest(spec, state.name, state.description, time.time_ns() // 1_000_000, recipe)
+        manifest = Manifest(spec, state.name, state.description, now_ms(), recipe)
         return self._store.publish(manifest, files, progress)
 
 
@@ -150,7 +150,7 @@ class ImageStore:
             _empty(folder)
             self._collect_garbage()
             _make_folder(folder)
-            started = time.time_ns() // 1_000_000
+            started = now_ms()
             state = BuildState(image_id, name, description, started, os.getpid(), _born(os.getpid()) or 0.0, "Starting")
             build = Build(self, state, folder)
             try:

@@ -5,11 +5,11 @@ keeps no failed wish. `seen` closes both gaps; pages, REST and live events all
 show what it returns, and nothing else. What is not the caller's does not exist.
 """
 
-import time
 from dataclasses import dataclass, replace
 
 import uuid_utils
 
+from pupitre.clock import now_ms
 from pupitre.domain.access import Role, User, may_see_command, may_see_desktop
 from pupitre.domain.command import (
     FINAL_STATES,
@@ -106,10 +106,6 @@ def _before_row(boot: Command, now: int) -> Desktop:
 def new_id() -> str:
     """A UUIDv7: ids sort by the time they were made."""
     return str(uuid_utils.uuid7())
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
 
 
 async def desktops_of(portal: Portal, user: User) -> list[SeenDesktop]:

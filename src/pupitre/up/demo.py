@@ -3,10 +3,10 @@
 import json
 import os
 import secrets
-import time
 
 import uuid_utils
 
+from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.access import Role, User
 from pupitre.portal.passwords import hash_password
@@ -40,7 +40,7 @@ async def ensure_accounts(settings: Settings) -> None:
         for role in missing:
             user = User(str(uuid_utils.uuid7()), role.value, role)
             hashed = hash_password(known[role.value])
-            await accounts.add_user(user, hashed, now=time.time_ns() // 1_000_000)
+            await accounts.add_user(user, hashed, now=now_ms())
     finally:
         await database.close()
 

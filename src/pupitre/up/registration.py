@@ -5,12 +5,12 @@ A command like any other: a row, written in the name of the first administrator.
 
 import asyncio
 import sys
-import time
 
 import uuid_utils
 
 from pupitre import config
 from pupitre.bell import Bell
+from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.access import Role
 from pupitre.domain.command import FINAL_STATES, Command, CommandState, RegisterHost
@@ -42,7 +42,7 @@ async def _request_and_wait(settings: Settings, admin: str, database: Database) 
     bells = settings.bells_dir
     answered = Bell(bells, "answered")
     commands = Commands(database, asked=Bell(bells, "asked"), answered=answered)
-    now = time.time_ns() // 1_000_000
+    now = now_ms()
     command = Command(
         id=str(uuid_utils.uuid7()),
         user=admin,

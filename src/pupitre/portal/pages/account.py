@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
+from pupitre.clock import now_ms
 from pupitre.errors import Invalid, NotSignedIn, RequestError, TooEarly
 from pupitre.portal.context import portal_of
-from pupitre.portal.desktops import now_ms
 from pupitre.portal.passwords import MIN_LENGTH
 from pupitre.portal.sessions import DAY, SignedIn, address_of, change_password, open_session, set_cookie
 from pupitre.portal.views import render
