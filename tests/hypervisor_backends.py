@@ -55,10 +55,7 @@ def settings(uri: str, folder: Path | None = None) -> Settings:
 
 def paths(uri: str, folder: Path | None = None) -> Paths:
     """Where things lie without a namespace of our own, which a test process cannot enter."""
-    plain = isolation.plain(settings(uri, folder))
-    for path in (plain.embed, plain.overlays, plain.serials, plain.images):
-        path.mkdir(parents=True, exist_ok=True)
-    return plain
+    return isolation.plain(settings(uri, folder))
 
 
 def hypervisor(uri: str, folder: Path | None = None) -> Hypervisor:

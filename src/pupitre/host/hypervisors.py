@@ -12,7 +12,6 @@ from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.isolation import QEMU_USER, Paths
 from pupitre.host.libvirt_driver import Connection, LibvirtHypervisor
 from pupitre.host.simulated import SimulatedHypervisor
-from pupitre.sockets import LONGEST
 
 EMULATOR = "qemu-system-x86_64"
 
@@ -33,7 +32,6 @@ def choose(settings: Settings, paths: Paths) -> Hypervisor:
     if uri.startswith("test:"):
         return LibvirtHypervisor(connection, Machine("test", emulator=None, network="none"))
     if embedded:
-        _check_length(paths.embed)
         write_qemu_conf(paths)
     machine = Machine(
         accelerator="kvm" if _use_kvm(settings) else "qemu",
@@ -42,15 +40,6 @@ def choose(settings: Settings, paths: Paths) -> Hypervisor:
         shared_images=embedded and os.geteuid() == 0,
     )
     return LibvirtHypervisor(connection, machine)
-
-
-def _check_length(root: Path) -> None:
-    """Libvirt's own sockets lie below the root and it knows no way around the limit; as root, ours is short."""
-    deepest = root / "lib/qemu/domain-99999-01234567-89ab-cdef-0/monitor.sock"
-    if len(os.fsencode(deepest)) > LONGEST:
-        raise SetupError(
-            f"The path {root} is too long for libvirt's sockets in it.", "Set PUPITRE_HOME to a shorter one."
-        )
 
 
 def _use_kvm(settings: Settings) -> bool:

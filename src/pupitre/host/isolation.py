@@ -11,6 +11,8 @@ its last process. Guests keep the namespace they started in; the next host proce
 its own with the same paths, so libvirt's records and sockets still lead to the guests.
 """
 
+import contextlib
+import hashlib
 import os
 import pwd
 import stat
@@ -25,6 +27,7 @@ import structlog
 from pupitre.config import Settings
 from pupitre.errors import SetupError
 from pupitre.host import kvm
+from pupitre.sockets import LONGEST
 
 SHORT = Path("/run/pupitre")
 """An empty folder to everyone else. Short, because a socket's path has 107 bytes."""
@@ -32,6 +35,9 @@ QEMU_USER = "libvirt-qemu"
 """Debian's name, compiled into its libvirt, which does not start as root without it."""
 _MARK = "PUPITRE_HOST_NAMESPACE_OF"
 _UNSHARE = ["unshare", "--mount", "--propagation", "private", "--"]
+
+DEEPEST = "embed/lib/qemu/domain-99999-01234567-89ab-cdef-0/monitor.sock"
+"""A socket that libvirt makes below a host's folder; it knows no way around the limit of a socket's path."""
 
 _log = structlog.get_logger(__name__)
 
@@ -51,8 +57,22 @@ class Paths:
 
 
 def plain(settings: Settings) -> Paths:
-    """The folders where they lie."""
-    host = settings.host_dir
+    """The folders where they lie, made if they are not there; by a short way where libvirt's sockets need one."""
+    paths = _make(settings)
+    fits = len(os.fsencode(settings.host_dir / DEEPEST)) <= LONGEST
+    return paths if fits else _below(_short_way(settings.host_dir), settings)
+
+
+def _make(settings: Settings) -> Paths:
+    paths = _below(settings.host_dir, settings)
+    for folder in (paths.embed, paths.overlays, paths.serials):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o711)  # to be passed through by QEMU's user, not listed
+    paths.images.mkdir(parents=True, exist_ok=True)
+    return paths
+
+
+def _below(host: Path, settings: Settings) -> Paths:
     return Paths(host / "embed", host / "overlays", host / "serial", settings.images_dir)
 
 
@@ -62,20 +82,28 @@ def enter(settings: Settings) -> Paths:
     Returns in the new start, or at once where no namespace is needed (an ordinary user,
     another hypervisor) or none is allowed. Raises `SetupError`.
     """
-    paths = plain(settings)
-    for folder in (paths.embed, paths.overlays, paths.serials):
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o711)  # to be passed through by QEMU's user, not listed
-    paths.images.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0 or not settings.hypervisor.startswith("qemu:///embed"):
-        return paths
+        return plain(settings)
     if os.environ.pop(_MARK, None) == str(os.getpid()):
-        return _furnish(settings, paths)
+        return _furnish(settings, _make(settings))
     _require_qemu_user()
     if refusal := _refusal():
         _log.warning("QEMU runs as root: no mount namespace of our own is allowed here", reason=refusal)
-        return paths
+        return plain(settings)
     return _start_anew()
+
+
+def _short_way(folder: Path) -> Path:
+    """A link to ``folder``, always the same for the same user and folder. In /tmp only its owner can replace it."""
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+    link = Path("/tmp") / f"pupitre-{os.geteuid()}-{digest}"
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(folder)
+    if link.lstat().st_uid != os.geteuid() or not link.is_symlink() or link.readlink() != folder:
+        raise SetupError(
+            f"{link} is not our link to {folder}.", f"Remove {link}, or set PUPITRE_HOME to a shorter path."
+        )
+    return link
 
 
 def _start_anew() -> NoReturn:
