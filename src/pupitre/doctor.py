@@ -19,7 +19,7 @@ import psutil
 from pupitre import pki
 from pupitre.config import Settings
 from pupitre.errors import NotFound, PupitreError, SetupError
-from pupitre.host import kvm
+from pupitre.host import isolation, kvm
 from pupitre.images.programs import DEBIAN_PACKAGE, find
 from pupitre.images.store import ImageStore
 from pupitre.store import migrate
@@ -89,6 +89,13 @@ def _libvirt(_settings: Settings) -> Iterator[Finding]:
         "libvirt", here, "libvirt's QEMU driver is there" if here else "libvirt's QEMU driver is missing",
         "" if here else "sudo apt-get install --no-install-recommends libvirt-daemon-driver-qemu",
     )  # fmt: skip
+    if os.geteuid() == 0:
+        try:
+            isolation.require_qemu_user()
+        except SetupError as error:
+            yield Finding("guests' user", False, error.reason, error.mend)
+        else:
+            yield Finding("guests' user", True, f"Guests run as {isolation.QEMU_USER}")
 
 
 def _kvm(settings: Settings) -> Iterator[Finding]:

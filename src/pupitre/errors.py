@@ -150,4 +150,5 @@ class SetupError(PupitreError):
 
     def __init__(self, reason: str, mend: str) -> None:
         super().__init__(f"{reason} {mend}" if mend else reason)
+        self.reason = reason
         self.mend = mend

@@ -86,7 +86,7 @@ def enter(settings: Settings) -> Paths:
         return plain(settings)
     if os.environ.pop(_MARK, None) == str(os.getpid()):
         return _furnish(settings, _make(settings))
-    _require_qemu_user()
+    require_qemu_user()
     if refusal := _refusal():
         _log.warning("QEMU runs as root: no mount namespace of our own is allowed here", reason=refusal)
         return plain(settings)
@@ -113,7 +113,8 @@ def _start_anew() -> NoReturn:
     os.execvp(_UNSHARE[0], [*_UNSHARE, sys.executable, *sys.orig_argv[1:]])
 
 
-def _require_qemu_user() -> None:
+def require_qemu_user() -> None:
+    """Raises `SetupError` when libvirt, as root, would have nobody to run guests as."""
     try:
         pwd.getpwnam(QEMU_USER)
     except KeyError:
