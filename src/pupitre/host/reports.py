@@ -78,23 +78,22 @@ class Reporter:
 
     async def send(self) -> bool:
         """Send what has changed; False when it must be sent again. A desktop told to be gone is forgotten."""
-        full, copies, dirty = self._full_due, self._copies_dirty, frozenset(self._dirty)
-        if not (full or copies or dirty or self._facts_dirty):
+        full, copies, facts, dirty = self._full_due, self._copies_dirty, self._facts_dirty, frozenset(self._dirty)
+        if not (full or copies or facts or dirty):
             return True
         self._full_due = self._copies_dirty = self._facts_dirty = False
         self._dirty -= dirty
         try:
-            report = await self.full() if full else await self._changes(dirty, with_copies=copies)
+            report = await self.full() if full else await self._changes(dirty, copies=copies, facts=facts)
             await self._link.request(self._subjects.reports(self._name), report, Done)
         except (PupitreError, OSError) as error:
             level = logging.DEBUG if isinstance(error, LinkDown) else logging.WARNING
             log.log(level, "A report was not taken.", reason=str(error))
             self._full_due |= full
             self._copies_dirty |= copies
+            self._facts_dirty |= facts
             self._dirty |= dirty
-            self._facts_dirty = True
             return False
-        self._told = report.facts
         for sighting in report.desktops:
             held = self._journal.records.get(sighting.desktop)
             if sighting.state is DesktopState.GONE and held and held.state is DesktopState.GONE:
@@ -104,30 +103,29 @@ class Reporter:
     async def full(self) -> Report:
         """All this host knows."""
         records = self._journal.records.values()
-        return await self._make([_sighting(record) for record in records], full=True, with_copies=True)
+        return await self._make([_sighting(record) for record in records], full=True, copies=True, facts=True)
 
-    async def _changes(self, dirty: frozenset[str], *, with_copies: bool) -> Report:
+    async def _changes(self, dirty: frozenset[str], *, copies: bool, facts: bool) -> Report:
         records = self._journal.records
         sightings = [_sighting(records[desktop]) for desktop in dirty if desktop in records]
-        return await self._make(sightings, full=False, with_copies=with_copies)
+        return await self._make(sightings, full=False, copies=copies, facts=facts)
 
-    async def _make(self, sightings: list[Sighting], *, full: bool, with_copies: bool) -> Report:
+    async def _make(self, sightings: list[Sighting], *, full: bool, copies: bool, facts: bool) -> Report:
         # Taken together with the sightings, before anything is awaited: a later report has a higher number.
         self._number += 1
         number = self._number
-        copies = None
-        if with_copies:
-            found = await asyncio.to_thread(self._images.copies)
-            copies = tuple(Copy(copy.image, copy.spec) for copy in found)
+        found = await asyncio.to_thread(self._images.copies) if copies else None
+        if facts:
+            self._told = await self._hypervisor.facts()
         return Report(
             host=self._name,
             run=self._run,
             number=number,
             full=full,
             port=self._console.port,
-            facts=await self._hypervisor.facts(),
+            facts=self._told if facts else None,
             desktops=tuple(sightings),
-            copies=copies,
+            copies=None if found is None else tuple(Copy(copy.image, copy.spec) for copy in found),
         )
 
     async def _beat(self) -> None:
