@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pycdlib
@@ -92,10 +93,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def wait_for_disk(stack: Stack, enough: Callable[[int], bool]) -> None:
     """Until the host has told what it has free (MiB)."""
-    with person(stack.url, "admin", stack.password("admin")) as admin:
-        for kind, host in admin.events(60):
-            if kind == "host" and enough(host["facts"]["disk_free_mib"]):
-                return
+    with person(stack.url, "admin", stack.password("admin")) as admin, closing(admin.events(60)) as events:
+        told = (host["facts"]["disk_free_mib"] for kind, host in events if kind == "host")
+        assert any(enough(free) for free in told)
 
 
 def test_a_full_disk_fails_a_start_and_no_more(small_disk: Path, images: ImageStore) -> None:

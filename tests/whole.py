@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Person:
     def close(self) -> None:
         self.http.close()
 
-    def events(self, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    def events(self, seconds: float) -> Generator[tuple[str, dict[str, Any]]]:
         """Events as they come, what there is already first. Fails after ``seconds``."""
         end = time.monotonic() + seconds
         with self.http.stream("GET", "/events", timeout=20) as stream:
