@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import structlog
 from lxml import etree
 from PIL import Image
@@ -147,6 +148,8 @@ class LibvirtHypervisor:
         except libvirt.libvirtError as error:
             raise HypervisorError(f"libvirt does not describe this host: {_said(error)}.") from error
         disk = await asyncio.to_thread(_free_mib, self._settings.overlays)
+        if self._machine.emulator:
+            memory = psutil.virtual_memory().total >> 20  # libvirt adds up NUMA nodes, which may not say all
         return HostFacts(
             memory_mib=self._settings.memory_mib or max(int(memory) - RESERVED_MIB, 512),
             vcpus=int(cpus),
