@@ -20,12 +20,12 @@ from pupitre.domain.host import HostState
 from pupitre.domain.status import Position, Rows
 from pupitre.endpoint.endpoint import WebServerEndpoint
 from pupitre.endpoint.status import StatusMirror
-from pupitre.errors import EndpointError, LinkDown
+from pupitre.errors import EndpointError, LinkDown, MessageError
 from pupitre.host.simulated import Behaviour
 from pupitre.store.engine import Database
 from pupitre.store.status import Status
 from pupitre.wire.link import Link
-from pupitre.wire.messages import AnyMessage, Changed, Done, Mark, Submit
+from pupitre.wire.messages import AnyMessage, Changed, Done, Mark, Report, Submit
 from pupitre.wire.subjects import Subjects
 from tests.cluster_rig import Room, eventually, room, wire_link
 
@@ -298,3 +298,19 @@ async def test_a_command_sent_again_and_again_is_one_command(tmp_path: Path) -> 
         await here.start_endpoint()
         await here.running()
         assert len(await host.hypervisor.guests()) == 2
+
+
+async def test_a_host_speaks_for_itself_alone(tmp_path: Path) -> None:
+    """The broker holds it to its own subjects; what it says there of another host is set aside."""
+    async with room(tmp_path) as here:
+        victim = await here.add_host("host-1")
+        boot = await here.running()
+        await here.add_host("host-2", register=False)
+        subjects = Subjects(here.settings.cluster)
+        forged = Report(host="host-1", run="forged", number=1, full=True, port=victim.console.port)
+        async with wire_link(here.settings, pki.host_role("host-2")) as link:
+            with pytest.raises(MessageError, match="someone else"):
+                await link.request(subjects.reports("host-2"), forged, Done)
+        seen = await here.status.desktop(str(boot.desktop))
+        assert seen is not None
+        assert seen.state is DesktopState.RUNNING

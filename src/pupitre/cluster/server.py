@@ -72,8 +72,8 @@ class ClusterServer:
         self._published = await self._store.sequence()
         await self._store.forget(now_ms() - KEEP_MS)
         await self._link.serve(self._subjects.commands, self._on_command)
-        await self._link.serve(self._subjects.reports("*"), self._on_report, in_order=True)
-        await self._link.serve(self._subjects.heartbeats("*"), self._on_heartbeat)
+        await self._link.serve(self._subjects.reports("*"), self._on_report, in_order=True, due_on=self._due_on)
+        await self._link.serve(self._subjects.heartbeats("*"), self._on_heartbeat, due_on=self._due_on)
         for host in await self._store.hosts():
             self._liveness.expect(host.name)
         try:
@@ -145,6 +145,12 @@ class ClusterServer:
 
     # From hosts
 
+    def _due_on(self, message: AnyMessage) -> str | None:
+        """A host speaks for itself alone."""
+        if isinstance(message, Report):
+            return self._subjects.reports(message.host)
+        return self._subjects.heartbeats(message.host) if isinstance(message, Heartbeat) else None
+
     async def _on_report(self, message: AnyMessage) -> AnyMessage:
         if not isinstance(message, Report):
             raise MessageError(f"The cluster takes no {type(message).__name__} as a report.")
@@ -167,7 +173,8 @@ class ClusterServer:
         except (LinkDown, MessageError) as error:
             log.debug("A host did not describe itself.", host=host, reason=str(error))
             return
-        await self._take(report)
+        if report.host == host:
+            await self._take(report)
 
     async def _take(self, report: Report) -> bool:
         """Write a report of a registered host; False for any other."""
@@ -261,7 +268,9 @@ class ClusterServer:
         except (LinkDown, MessageError) as error:
             reason = f"{where} does not answer: {error} Is `pupitre host` running there under this name?"
             fault = Fault(RegistrationFault.code, reason)
-        if report and report.port != order.port:
+        if report and report.host != order.name:
+            fault = Fault(RegistrationFault.code, f"{where}: it says that its name is {report.host}.")
+        elif report and report.port != order.port:
             reason = f"{where}: its console server says that it listens on port {report.port}."
             fault = Fault(RegistrationFault.code, reason)
         now = now_ms()

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 M = TypeVar("M", bound=AnyMessage)
 Handler = Callable[[AnyMessage], Awaitable[AnyMessage | None]]
+DueOn = Callable[[AnyMessage], str | None]
+"""The one subject on which a message may come; None where it does not matter."""
 
 
 class Link:
@@ -142,15 +144,21 @@ class Link:
             except NatsError as error:
                 log.debug("A notice was lost.", subject=subject, error=str(error))
 
-    async def serve(self, subject: str, handler: Handler, *, in_order: bool = False) -> Subscription:
+    async def serve(
+        self, subject: str, handler: Handler, *, in_order: bool = False, due_on: DueOn | None = None
+    ) -> Subscription:
         """Give each message on ``subject`` to ``handler``; what it returns is the answer.
 
-        Messages are handled side by side, or one after the other when ``in_order``.
+        Messages are handled side by side, or one after the other when ``in_order``. The broker
+        holds each sender to its subjects; ``due_on`` holds what is said to the subject it came on.
         """
 
         async def one(message: Msg) -> None:
             try:
-                answer = await handler(decode(message.data))
+                received = decode(message.data)
+                if due_on and due_on(received) not in (None, message.subject):
+                    raise MessageError("It speaks for someone else.")
+                answer = await handler(received)
             except MessageError as error:
                 self._set_aside.labels(subject=subject).inc()
                 log.warning("A message was set aside.", subject=message.subject, reason=str(error)[:500])
