@@ -160,7 +160,14 @@ async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_lin
             wire_link(settings, "endpoint") as endpoint,
         ):
             await cluster.serve(SUBJECTS.commands, answer, in_order=in_order)
-            await cluster._client.flush()
+
+            async def is_heard() -> bool:
+                try:
+                    return bool(await endpoint.request(SUBJECTS.commands, Hello(), Mark))
+                except LinkDown:
+                    return False
+
+            await eventually(is_heard)
             for garbage in (b"", b"garbage", b"\xff" * 1000, b'{"type":"mark"}', b"[" * 10_000):
                 reply = await endpoint._client.request(SUBJECTS.commands, garbage, timeout=5)
                 refused = decode(reply.data)

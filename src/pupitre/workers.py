@@ -73,8 +73,7 @@ class Workers:
                     continue
                 if delay is None:
                     return
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(bell.wait(), delay)
+                await rung(bell, delay)
         finally:
             # Between the last look at the bell and here nothing is awaited, so no ring is lost.
             del self._tasks[key], self._bells[key]
@@ -90,8 +89,7 @@ async def persist(
     pause: float | None = None
     longer = pauses[0]
     while True:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(due.wait(), pause)
+        await rung(due, pause)
         due.clear()
         try:
             done = await work()
@@ -102,3 +100,14 @@ async def persist(
             pause, longer = None, pauses[0]
         else:
             pause, longer = longer, min(longer * 2, pauses[1])
+
+
+async def rung(bell: asyncio.Event, seconds: float | None) -> None:
+    """Return when ``bell`` is set, or after ``seconds``.
+
+    Not by `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together
+    with what it waits for, and a loop that is to end goes on for ever.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await bell.wait()

@@ -43,7 +43,7 @@ from pupitre.wire.messages import (
     Submit,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import persist
+from pupitre.workers import persist, rung
 
 log = structlog.get_logger(__name__)
 
@@ -214,8 +214,7 @@ class WebServerEndpoint:
                 left, pause = pause, min(pause * 2, RESEND[1])
             if self._link_written is not self._reached:
                 left = min(left, RESEND[1])
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), left)
+            await rung(self._look, left)
 
     # Commands: from the rows to the cluster
 
