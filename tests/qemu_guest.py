@@ -92,6 +92,19 @@ class Guest:
                 ]
                 self.qmp("input-send-event", events=events)
 
+    def answers(self, text: str, words: bytes, seconds: float) -> bool:
+        """Press ``text`` until the serial line says ``words``.
+
+        A PS/2 keyboard holds 16 bytes, and a guest that has to wait for its turn on a busy machine loses
+        the rest, as a person's keys would be lost: who sees no answer types again.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.press("\n" + text)
+            if self.hears(words, 10):
+                return True
+        return False
+
     def screen(self, folder: Path) -> Picture.Image:
         path = folder / "screen.png"
         self.qmp("screendump", filename=str(path), format="png")

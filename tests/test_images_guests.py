@@ -16,8 +16,7 @@ def test_tiny_takes_keys_and_keeps_the_work(images: ImageStore, tmp_path: Path) 
     with Guest(images, "tiny", tmp_path) as guest:
         assert guest.hears(b"Pupitre tiny", 60)
         assert guest.hears(b"# ", 30)
-        guest.press("echo answer-$((6*7)) > /dev/ttyS0\n")
-        assert guest.hears(b"answer-42", 30)
+        assert guest.answers("echo answer-$((6*7)) > /dev/ttyS0\n", b"answer-42", 90)
         guest.say("echo mine > note; pwd\n")
         assert guest.hears(b"/home/student", 30)
         assert guest.power_button(60) == 0

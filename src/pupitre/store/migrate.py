@@ -1,5 +1,6 @@
 """Making and upgrading the databases, by Alembic; both may be repeated."""
 
+from contextlib import suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, insert, make_url, select
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import IntegrityError
 
 from pupitre.errors import SetupError
 from pupitre.store.schema import DATABASES
@@ -70,9 +72,10 @@ def _config(folder: Path, name: str, url: URL) -> Config:
 def _seed(name: str, url: URL) -> None:
     """Counters start at nought."""
     engine = create_engine(url)
-    with engine.begin() as connection:
-        for table in ("counter", "epochs"):
-            found = DATABASES[name].tables.get(table)
+    for table in ("counter", "epochs"):
+        found = DATABASES[name].tables.get(table)
+        # Whoever else upgrades at this moment may write the row first: then it is there, which is all we want.
+        with suppress(IntegrityError), engine.begin() as connection:
             if found is not None and connection.execute(select(found.c.id)).first() is None:
                 connection.execute(insert(found).values(id=1, value=0))
     engine.dispose()
