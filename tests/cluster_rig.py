@@ -18,7 +18,7 @@ import uuid_utils
 from prometheus_client import CollectorRegistry
 
 from pupitre import pki
-from pupitre.bell import Bell
+from pupitre.bell import Listener
 from pupitre.clock import now_ms
 from pupitre.cluster.process import run as run_cluster
 from pupitre.config import Settings
@@ -35,9 +35,9 @@ from pupitre.host.simulated import Behaviour, SimulatedHypervisor
 from pupitre.images.store import ImageStore, Manifest
 from pupitre.ops import Ops
 from pupitre.store import migrate
-from pupitre.store.commands import Commands
-from pupitre.store.engine import Database
-from pupitre.store.status import Status
+from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.engine import Database, open_database
+from pupitre.store.status import CHANGED, Status
 from pupitre.wire.broker import write_config
 from pupitre.wire.link import Link
 
@@ -46,6 +46,17 @@ PROGRAM = Path(sys.executable).with_name("nats-server")
 PATIENCE = 20.0
 IMAGE = "plain"
 USER = "0190aaaa-0000-7000-8000-000000000001"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What a test waits for: commits to ``database`` that wake ``name``."""
+
+    database: Database
+    name: str
+
+    def listen(self) -> Listener:
+        return self.database.listen(self.name)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]] | Callable[[], bool], what: str = "") -> None:
@@ -177,12 +188,10 @@ class Room:
         self.hosts: list[HostRig] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.ops: dict[str, Ops] = {}
-        bells = settings.bells_dir
-        self.answered, self.changed = Bell(bells, "answered"), Bell(bells, "status")
-        self.commands = Commands(
-            Database(settings.database_url("commands")), asked=Bell(bells, "asked"), answered=self.answered
-        )
-        self.status = Status(Database(settings.database_url("status"), read_only=True), changed=self.changed)
+        self.commands = Commands(open_database(settings, "portal", "commands"))
+        self.status = Status(open_database(settings, "portal", "status", read_only=True))
+        self.answered = Topic(self.commands.database, ANSWERED)
+        self.changed = Topic(self.status.database, CHANGED)
 
     async def start_cluster(self) -> None:
         self._start("cluster", run_cluster)
@@ -297,11 +306,11 @@ class Room:
         await self.broker.kill()
 
 
-async def until(bell: Bell, look: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> T:
+async def until(topic: Topic, look: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> T:
     """What ``look`` gives once ``condition`` holds for it, looking again with each ring."""
     last: T | None = None
     try:
-        async with bell.listen() as listener, asyncio.timeout(PATIENCE):
+        async with topic.listen() as listener, asyncio.timeout(PATIENCE):
             while True:
                 last = await look()
                 if condition(last):

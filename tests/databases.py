@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from pupitre.bell import Bell
 from pupitre.store import migrate
 from pupitre.store.commands import Commands
 from pupitre.store.engine import Database
@@ -20,7 +19,7 @@ def url(folder: Path, name: str) -> str:
 
 @asynccontextmanager
 async def database(folder: Path, name: str, *, read_only: bool = False) -> AsyncIterator[Database]:
-    opened = Database(url(folder, name), read_only=read_only)
+    opened = Database(url(folder, name), bells=folder / "bells", read_only=read_only)
     try:
         yield opened
     finally:
@@ -30,10 +29,10 @@ async def database(folder: Path, name: str, *, read_only: bool = False) -> Async
 @asynccontextmanager
 async def commands(folder: Path) -> AsyncIterator[Commands]:
     async with database(folder, "commands") as opened:
-        yield Commands(opened, asked=Bell(folder, "asked"), answered=Bell(folder, "answered"))
+        yield Commands(opened)
 
 
 @asynccontextmanager
 async def status(folder: Path, *, read_only: bool = False) -> AsyncIterator[Status]:
     async with database(folder, "status", read_only=read_only) as opened:
-        yield Status(opened, changed=Bell(folder, "changed"))
+        yield Status(opened)

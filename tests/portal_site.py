@@ -22,7 +22,6 @@ from PIL import Image as Picture
 from PIL import ImageDraw
 
 from pupitre import pki, web
-from pupitre.bell import Bell
 from pupitre.config import Settings
 from pupitre.domain.access import Role, User
 from pupitre.domain.command import BootDesktop, Command, CommandEvent, Fault
@@ -36,8 +35,8 @@ from pupitre.ops import Ops
 from pupitre.portal.passwords import hash_password
 from pupitre.portal.sessions import COOKIE, digest
 from pupitre.store.accounts import Accounts, SessionKind
-from pupitre.store.commands import Commands
-from pupitre.store.engine import Database
+from pupitre.store.commands import ASKED, Commands
+from pupitre.store.engine import open_database
 from pupitre.store.migrate import upgrade
 from pupitre.store.status import Status
 
@@ -78,7 +77,7 @@ class Endpoint:
 
     async def next_command(self) -> Command:
         """The oldest command not yet sent, as soon as there is one; it is then accepted."""
-        async with self.commands.asked.listen() as bell, asyncio.timeout(10):
+        async with self.commands.database.listen(ASKED) as bell, asyncio.timeout(10):
             while not (waiting := await self.commands.to_send()):
                 await bell.heard()
         await self.commands.advance(waiting[0].id, CommandEvent.SEND, now=now())
@@ -214,16 +213,15 @@ async def open_site(home: Path, **options: object) -> AsyncIterator[Site]:
         upgrade(name, settings.database_url(name))
     for role in ("gateway", "portal", "host-host-1"):
         pki.ensure_certificate(settings, role)
-    bells = settings.run_dir / "bells"
-    databases = {name: Database(settings.database_url(name)) for name in ("accounts", "commands", "status")}
+    databases = {name: open_database(settings, "owner", name) for name in ("accounts", "commands", "status")}
     accounts = Accounts(databases["accounts"])
     users = {}
     for name, role in PEOPLE.items():
         users[name] = User(str(uuid_utils.uuid7()), name, role)
         await accounts.add_user(users[name], _HASH, now=now())
     endpoint = Endpoint(
-        Commands(databases["commands"], asked=Bell(bells, "asked"), answered=Bell(bells, "answered")),
-        Status(databases["status"], changed=Bell(bells, "status")),
+        Commands(databases["commands"]),
+        Status(databases["status"]),
     )
     screens = Screens()
     consoles = ConsoleServer("host-1", pki.directory(settings, "host-host-1"), screens, home / "host")

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from pupitre import pki
-from pupitre.bell import Bell
 from pupitre.config import DatabaseName, Settings
 from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import DesktopState
@@ -22,7 +21,7 @@ from pupitre.endpoint.endpoint import WebServerEndpoint
 from pupitre.endpoint.status import StatusMirror
 from pupitre.errors import EndpointError, LinkDown, MessageError
 from pupitre.host.simulated import Behaviour
-from pupitre.store.engine import Database
+from pupitre.store.engine import open_database
 from pupitre.store.status import Status
 from pupitre.wire.link import Link
 from pupitre.wire.messages import AnyMessage, Changed, Done, Mark, Report, Submit
@@ -35,8 +34,8 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def mirror(here: Room) -> AsyncIterator[tuple[Status, Link, Subjects]]:
     """The status database for writing, and the endpoint's place at the broker."""
-    database = Database(here.settings.database_url("status"))
-    status = Status(database, changed=Bell(here.settings.bells_dir, "status"))
+    database = open_database(here.settings, "endpoint", "status")
+    status = Status(database)
     try:
         async with wire_link(here.settings, "endpoint") as link:
             yield status, link, Subjects(here.settings.cluster)
@@ -187,8 +186,10 @@ async def test_a_silent_hosts_desktops_are_lost_and_found_again(tmp_path: Path) 
 
 async def test_the_endpoint_says_why_it_cannot_connect(tmp_path: Path) -> None:
     async with room(tmp_path, start=()) as here:
-        endpoint = WebServerEndpoint("main", here.settings.bells_dir, CollectorRegistry())
-        endpoint.connect_to_databases(here.settings.database_url("commands"), here.settings.database_url("status"))
+        endpoint = WebServerEndpoint("main", CollectorRegistry())
+        endpoint.connect_to_databases(
+            open_database(here.settings, "endpoint", "commands"), open_database(here.settings, "endpoint", "status")
+        )
         try:
             with pytest.raises(EndpointError, match=r"did not answer at tls://.* within 0.5 s"):
                 await endpoint.connect_to_cluster_server(

@@ -13,6 +13,7 @@ from pupitre.domain.image import CopyState, Image
 from pupitre.domain.status import HostImage, Link, Position, Rows
 from pupitre.errors import SetupError, Unavailable
 from pupitre.store.engine import Database
+from pupitre.store.status import CHANGED
 from tests import databases
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +67,7 @@ async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) ->
 
 
 async def test_the_link_is_written_when_it_changes_and_not_before(tmp_path: Path) -> None:
-    async with databases.status(tmp_path) as status, status.changed.listen() as listener:
+    async with databases.status(tmp_path) as status, status.database.listen(CHANGED) as listener:
         await status.set_link(Link("main", False, 1, "away"))
         await listener.heard()
         version = await status.version()
@@ -120,4 +121,4 @@ async def test_a_reader_of_changes_misses_none_while_many_write(tmp_path: Path) 
 
 def test_a_database_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="pupitre db create"):
-        Database(f"sqlite+aiosqlite:///{tmp_path}/none.sqlite")
+        Database(f"sqlite+aiosqlite:///{tmp_path}/none.sqlite", bells=tmp_path)

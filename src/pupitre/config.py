@@ -14,6 +14,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pupitre.errors import SetupError
 
 DatabaseName = Literal["accounts", "commands", "status", "cluster"]
+DatabaseRole = Literal["portal", "endpoint", "cluster", "owner"]
+"""As whom a database is opened; the owner makes and migrates it."""
 
 
 def default_home() -> Path:
@@ -66,9 +68,20 @@ class Settings(BaseSettings):
     # Commands
     min_command_interval: float = Field(0.5, ge=0, description="Least seconds between two commands of one user.")
     command_timeout: float = Field(120, gt=0, description="Seconds after which a command without outcome is timed out.")
+    command_timeouts: dict[str, float] = Field(
+        {"retire_host": 600, "boot_up_host": 600, "halt": 600},
+        description="The same for single kinds of command, as {boot_desktop = 60}.",
+    )
     command_timeout_check_interval: float = Field(5, gt=0, description="Longest wait between two checks for time-outs.")
     connection_grace: float = Field(
         10, gt=0, description="Seconds a command waits for an unreachable cluster before CONNECTION_ERROR."
+    )
+    when_unreachable: Literal["queue", "refuse"] = Field(
+        "queue",
+        description="A command while the cluster is not reached: queue it for connection_grace, or refuse it at once.",
+    )
+    user_in_flight: int = Field(
+        8, ge=1, description="Starts of one user that the cluster works on at the same time; more wait in a queue."
     )
     status_update_interval: float = Field(
         10, gt=0, description="Seconds within which a lost status change is repaired."
@@ -170,7 +183,11 @@ class Settings(BaseSettings):
         scheme = "https" if self.tls_cert else "http"
         return f"{scheme}://{self.portal_host}:{self.portal_port}"
 
-    def database_url(self, name: DatabaseName) -> str:
+    def timeout_of(self, kind: str) -> float:
+        """Seconds that a command of this kind may take."""
+        return self.command_timeouts.get(kind, self.command_timeout)
+
+    def database_url(self, name: DatabaseName, role: DatabaseRole = "owner") -> str:
         return f"sqlite+aiosqlite:///{self.home / 'db' / name}.sqlite"
 
 

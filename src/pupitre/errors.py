@@ -17,10 +17,16 @@
     │   ├── TimedOut            no outcome within the command's time-out
     │   ├── BootFailure         VM_BOOT_FAILURE
     │   ├── DestructionFault    DOMAIN_DESTRUCTION_ERROR
-    │   └── RegistrationFault   VM_SERVER_REGISTRATION_ERROR
+    │   ├── RegistrationFault   VM_SERVER_REGISTRATION_ERROR
+    │   ├── UnregistrationFault VM_SERVER_UNREGISTRATION_ERROR
+    │   ├── ShutdownFault       VM_SERVER_SHUTDOWN_ERROR
+    │   ├── BootUpFault         VM_SERVER_BOOTUP_ERROR
+    │   ├── ConfigurationFault  VM_SERVER_CONFIGURATION_CHANGE_ERROR
+    │   └── Halted              the cluster was halted before there was an outcome
     ├── Unavailable             ours, and passing: try again
     │   ├── LinkDown            the message broker or the peer does not answer
-    │   └── EndpointError       the endpoint cannot reach what it joins
+    │   ├── EndpointError       the endpoint cannot reach what it joins
+    │   └── Deposed             another cluster server has taken over
     ├── HypervisorError         what libvirt or QEMU said, in one sentence
     │   ├── NoSuchDomain
     │   └── ImageFault          a disk or image that cannot be used
@@ -111,6 +117,26 @@ class RegistrationFault(CommandError):
     code = "VM_SERVER_REGISTRATION_ERROR"
 
 
+class UnregistrationFault(CommandError):
+    code = "VM_SERVER_UNREGISTRATION_ERROR"
+
+
+class ShutdownFault(CommandError):
+    code = "VM_SERVER_SHUTDOWN_ERROR"
+
+
+class BootUpFault(CommandError):
+    code = "VM_SERVER_BOOTUP_ERROR"
+
+
+class ConfigurationFault(CommandError):
+    code = "VM_SERVER_CONFIGURATION_CHANGE_ERROR"
+
+
+class Halted(CommandError):
+    code = "HALTED"
+
+
 class Unavailable(PupitreError):
     code = "unavailable"
 
@@ -121,6 +147,10 @@ class LinkDown(Unavailable):
 
 class EndpointError(Unavailable):
     code = "endpoint_error"
+
+
+class Deposed(Unavailable):
+    code = "deposed"
 
 
 class HypervisorError(PupitreError):

@@ -11,13 +11,13 @@ from pupitre.config import Settings
 from pupitre.domain.access import User
 from pupitre.errors import Invalid, NotFound
 from pupitre.store.accounts import Accounts, SessionKind
-from pupitre.store.engine import Database
+from pupitre.store.engine import open_database
 
 
 @asynccontextmanager
 async def open_accounts(settings: Settings) -> AsyncIterator[Accounts]:
     """Raises `SetupError` when there is no such database."""
-    database = Database(settings.database_url("accounts"))
+    database = open_database(settings, "portal", "accounts")
     try:
         yield Accounts(database)
     finally:

@@ -4,7 +4,7 @@ from pupitre import pki
 from pupitre.cluster.server import ClusterServer
 from pupitre.config import Settings
 from pupitre.ops import Ops
-from pupitre.store.engine import Database
+from pupitre.store.engine import open_database
 from pupitre.wire.link import Link
 
 ROLE = "cluster"
@@ -12,7 +12,7 @@ ROLE = "cluster"
 
 async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
-    database = Database(settings.database_url("cluster"))
+    database = open_database(settings, "cluster", "cluster")
     server: ClusterServer | None = None
 
     def broker_changed(connected: bool) -> None:

@@ -11,7 +11,7 @@ from pupitre.clock import now_ms
 from pupitre.cluster.decisions import abandon, accept, apply_report, lose_desktops
 from pupitre.cluster.hosts import Liveness
 from pupitre.config import Settings
-from pupitre.domain.command import CommandState, Fault, RegisterHost
+from pupitre.domain.command import CommandState, Fault, RegisterHost, desktop_of
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HOST_LIFE, Host, HostEvent
 from pupitre.domain.status import Rows
@@ -140,8 +140,8 @@ class ClusterServer:
     def _wake_for(self, entry: Entry) -> None:
         if isinstance(entry.order, RegisterHost):
             self._registrations.wake(entry.id)
-        else:
-            self._desktops.wake(entry.order.desktop)
+        elif desktop := desktop_of(entry.order):
+            self._desktops.wake(desktop)
 
     # From hosts
 
@@ -313,8 +313,8 @@ class ClusterServer:
     async def _report_outcome(self, entry: Entry) -> bool:
         assert entry.outcome is not None
         rows, sequence = Rows(), await self._store.sequence()
-        if not isinstance(entry.order, RegisterHost):
-            placed = await self._store.desktop(entry.order.desktop)
+        if desktop := desktop_of(entry.order):
+            placed = await self._store.desktop(desktop)
             rows = Rows(desktops=(placed.seen,)) if placed else rows
         outcome = Outcome(
             id=entry.id,

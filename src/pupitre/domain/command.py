@@ -13,6 +13,10 @@ class CommandKind(StrEnum):
     BOOT_DESKTOP = "boot_desktop"
     DESTROY_DESKTOP = "destroy_desktop"
     REGISTER_HOST = "register_host"
+    RETIRE_HOST = "retire_host"
+    BOOT_UP_HOST = "boot_up_host"
+    CONFIGURE_HOST = "configure_host"
+    HALT = "halt"
 
 
 class CommandState(StrEnum):
@@ -56,11 +60,15 @@ FINAL_STATES = frozenset(state for state in CommandState if COMMAND_LIFE.is_fina
 
 
 class BootDesktop(msgspec.Struct, frozen=True, tag_field="kind", tag="boot_desktop"):
-    """VM_BOOT_REQUEST. The portal chooses the desktop's id, so that a repeat is the same desktop."""
+    """VM_BOOT_REQUEST. The portal chooses the desktop's id, so that a repeat is the same desktop.
+
+    ``edition``: on an edition host, to change the image; all others go to the other hosts.
+    """
 
     kind: ClassVar[CommandKind] = CommandKind.BOOT_DESKTOP
     desktop: str
     image: str
+    edition: bool = False
 
 
 class DestroyDesktop(msgspec.Struct, frozen=True, tag_field="kind", tag="destroy_desktop"):
@@ -71,16 +79,65 @@ class DestroyDesktop(msgspec.Struct, frozen=True, tag_field="kind", tag="destroy
 
 
 class RegisterHost(msgspec.Struct, frozen=True, tag_field="kind", tag="register_host"):
-    """REGISTER_VM_SERVER. ``address`` and ``port`` are where the gateway reaches its consoles."""
+    """REGISTER_VM_SERVER. ``address`` and ``port`` are where the gateway reaches its consoles.
+
+    ``mac`` is the address of the network card that wakes the machine, as ``52:54:00:12:34:56``.
+    """
 
     kind: ClassVar[CommandKind] = CommandKind.REGISTER_HOST
     name: str
     address: str
     port: int
     edition: bool = False
+    mac: str | None = None
 
 
-Order = BootDesktop | DestroyDesktop | RegisterHost
+class RetireHost(msgspec.Struct, frozen=True, tag_field="kind", tag="retire_host"):
+    """UNREGISTER_OR_SHUTDOWN_VM_SERVER.
+
+    With ``unregister`` the host leaves the cluster, without it its machine is shut down and may be booted
+    up again. Orderly: its users are warned, then their desktops are shut down; ``at_once``: desktops end now.
+    ``host`` is a name, label or address, here and below.
+    """
+
+    kind: ClassVar[CommandKind] = CommandKind.RETIRE_HOST
+    host: str
+    unregister: bool
+    at_once: bool = False
+
+
+class BootUpHost(msgspec.Struct, frozen=True, tag_field="kind", tag="boot_up_host"):
+    """BOOTUP_VM_SERVER: wake the machine, then wait for its agent."""
+
+    kind: ClassVar[CommandKind] = CommandKind.BOOT_UP_HOST
+    host: str
+
+
+class ConfigureHost(msgspec.Struct, frozen=True, tag_field="kind", tag="configure_host"):
+    """VM_SERVER_CONFIGURATION_CHANGE. What is None stays as it is; an empty ``mac`` takes it away."""
+
+    kind: ClassVar[CommandKind] = CommandKind.CONFIGURE_HOST
+    host: str
+    label: str | None = None
+    address: str | None = None
+    port: int | None = None
+    edition: bool | None = None
+    mac: str | None = None
+
+
+class Halt(msgspec.Struct, frozen=True, tag_field="kind", tag="halt"):
+    """HALT: stop endpoint and cluster, and the hosts too if asked. Pending commands end as cancelled."""
+
+    kind: ClassVar[CommandKind] = CommandKind.HALT
+    hosts: bool = False
+
+
+Order = BootDesktop | DestroyDesktop | RegisterHost | RetireHost | BootUpHost | ConfigureHost | Halt
+
+
+def desktop_of(order: Order) -> str | None:
+    """The desktop that the order is about."""
+    return order.desktop if isinstance(order, BootDesktop | DestroyDesktop) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +174,17 @@ class Command:
 
     @property
     def desktop(self) -> str | None:
-        return None if isinstance(self.order, RegisterHost) else self.order.desktop
+        return desktop_of(self.order)
+
+    @property
+    def subject(self) -> str:
+        """What the command is about: a desktop's id, a host, or nothing by name."""
+        match self.order:
+            case BootDesktop(desktop=desktop) | DestroyDesktop(desktop=desktop):
+                return desktop
+            case RegisterHost(name=host):
+                return host
+            case RetireHost(host=host) | BootUpHost(host=host) | ConfigureHost(host=host):
+                return host
+            case Halt():
+                return ""

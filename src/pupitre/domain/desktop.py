@@ -58,7 +58,8 @@ class Desktop:
 
     ``since`` is when the present state began, ``created`` when it was asked for,
     both in Unix milliseconds. ``boot`` is the boot generation: it grows with every
-    start of the guest, and a console ticket names the one it is for.
+    start of the guest, and a console ticket names the one it is for. ``until`` (Unix ms) is when
+    a host that is being shut down takes the desktop away.
     """
 
     id: str
@@ -70,3 +71,4 @@ class Desktop:
     created: int
     reason: str | None = None
     boot: int = 0
+    until: int | None = None

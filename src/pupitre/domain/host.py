@@ -58,7 +58,11 @@ class HostFacts:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A registered host. ``address`` and ``port`` are its console server's."""
+    """A registered host. ``address`` and ``port`` are its console server's.
+
+    ``name`` is the agent's own: it stands in its certificate and never changes. ``label`` is what people
+    call the host. ``mac`` wakes its machine. ``viewer_port`` serves native viewers, where the host allows them.
+    """
 
     name: str
     state: HostState
@@ -68,3 +72,11 @@ class Host:
     since: int
     reason: str | None = None
     facts: HostFacts | None = None
+    label: str = ""
+    mac: str | None = None
+    viewer_port: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.label or self.name

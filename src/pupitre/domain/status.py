@@ -41,12 +41,16 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Whether the endpoint reaches the cluster, and since when (Unix ms)."""
+    """Whether the endpoint reaches the cluster, and since when (Unix ms).
+
+    ``heard`` is when the cluster last said that all rows are as they stand (Unix ms).
+    """
 
     cluster: str
     connected: bool
     since: int
     reason: str | None = None
+    heard: int = 0
 
 
 _BEST_FIRST = (CopyState.READY, CopyState.FETCHING, CopyState.STALE, CopyState.WANTED, CopyState.FAILED)

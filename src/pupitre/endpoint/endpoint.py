@@ -14,7 +14,6 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from pupitre import pki
-from pupitre.bell import Bell
 from pupitre.clock import now_ms
 from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
 from pupitre.domain.status import Link as LinkState
@@ -28,7 +27,7 @@ from pupitre.errors import (
     TimedOut,
     Unavailable,
 )
-from pupitre.store.commands import Commands
+from pupitre.store.commands import ASKED, Commands
 from pupitre.store.engine import Database
 from pupitre.store.status import Status
 from pupitre.wire.link import Link
@@ -64,12 +63,10 @@ OUTCOMES = {
 class WebServerEndpoint:
     """Use: `connect_to_databases`, `connect_to_cluster_server`, `run`; `disconnect_from_cluster_server` ends it."""
 
-    def __init__(self, cluster: str, bells: Path, registry: CollectorRegistry) -> None:
+    def __init__(self, cluster: str, registry: CollectorRegistry) -> None:
         self._cluster = cluster
         self._subjects = Subjects(cluster)
-        self._bells = bells
         self._registry = registry
-        self._asked = Bell(bells, "asked")
         self._wake = asyncio.Event()
         self._asked_since = asyncio.Event()
         self._silence_limit = 0.0
@@ -89,13 +86,11 @@ class WebServerEndpoint:
         self._outcomes = Counter("pupitre_outcomes", "Outcomes of commands", ["outcome"], registry=registry)
         self._reached_gauge = Gauge("pupitre_cluster_reached", "1 while the cluster answers", registry=registry)
 
-    def connect_to_databases(self, commands_url: str, status_url: str) -> None:
-        """Open ``commands`` and ``status``. Raises `SetupError` when they do not exist."""
-        answered, changed = Bell(self._bells, "answered"), Bell(self._bells, "status")
-        self._commands = Commands(Database(commands_url), asked=self._asked, answered=answered)
-        self._open.push_async_callback(self._commands.database.close)
-        self._status = Status(Database(status_url), changed=changed)
-        self._open.push_async_callback(self._status.database.close)
+    def connect_to_databases(self, commands: Database, status: Database) -> None:
+        """Use these databases, and close them at the end."""
+        self._commands, self._status = Commands(commands), Status(status)
+        for database in (commands, status):
+            self._open.push_async_callback(database.close)
 
     async def connect_to_cluster_server(
         self,
@@ -219,7 +214,7 @@ class WebServerEndpoint:
     # Commands: from the rows to the cluster
 
     async def _listen(self) -> None:
-        async with self._asked.listen() as listener:
+        async with self._commands.database.listen(ASKED) as listener:
             while True:
                 self._wake.set()
                 self._asked_since.set()

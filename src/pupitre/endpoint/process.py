@@ -4,12 +4,15 @@ from pupitre import pki
 from pupitre.config import Settings
 from pupitre.endpoint.endpoint import ROLE, WebServerEndpoint
 from pupitre.ops import Ops
+from pupitre.store.engine import open_database
 
 
 async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
-    endpoint = WebServerEndpoint(settings.cluster, settings.bells_dir, ops.registry)
-    endpoint.connect_to_databases(settings.database_url("commands"), settings.database_url("status"))
+    endpoint = WebServerEndpoint(settings.cluster, ops.registry)
+    endpoint.connect_to_databases(
+        open_database(settings, "endpoint", "commands"), open_database(settings, "endpoint", "status")
+    )
     try:
         await endpoint.connect_to_cluster_server(
             pki.directory(settings, ROLE),

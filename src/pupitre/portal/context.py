@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.requests import HTTPConnection
 
 from pupitre import pki
-from pupitre.bell import Bell
 from pupitre.config import Settings
 from pupitre.portal.events import Feed
 from pupitre.portal.metrics import Metrics
@@ -17,7 +16,7 @@ from pupitre.portal.passwords import Checker
 from pupitre.portal.throttle import Throttle
 from pupitre.store.accounts import Accounts
 from pupitre.store.commands import Commands
-from pupitre.store.engine import Database
+from pupitre.store.engine import open_database
 from pupitre.store.status import Status
 
 
@@ -38,14 +37,12 @@ class Portal:
 async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Portal]:
     """Raises `SetupError` when a database or the ticket key is missing."""
     signer = pki.load_ticket_signer(pki.directory(settings, "portal"))
-    bells = settings.run_dir / "bells"
-    asked, answered, changed = (Bell(bells, topic) for topic in ("asked", "answered", "status"))
-    accounts = Database(settings.database_url("accounts"))
-    commands = Database(settings.database_url("commands"))
-    status = Database(settings.database_url("status"), read_only=True)
+    accounts = open_database(settings, "portal", "accounts")
+    commands = open_database(settings, "portal", "commands")
+    status = open_database(settings, "portal", "status", read_only=True)
     try:
-        command_rows = Commands(commands, asked=asked, answered=answered)
-        status_rows = Status(status, changed=changed)
+        command_rows = Commands(commands)
+        status_rows = Status(status)
         async with Feed(command_rows, status_rows, metrics).listening() as feed:
             yield Portal(
                 settings=settings,

@@ -207,7 +207,7 @@ async def _request(portal: Portal, user: User, order: Order, allowance: Allowanc
         order=order,
         state=CommandState.QUEUED,
         created=now,
-        deadline=now + int(portal.settings.command_timeout * 1000),
+        deadline=now + int(portal.settings.timeout_of(order.kind) * 1000),
     )
     interval = int(portal.settings.min_command_interval * 1000)
     return await portal.commands.request(command, interval_ms=interval, allowance=allowance)

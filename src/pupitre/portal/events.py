@@ -18,8 +18,8 @@ from pupitre.bell import Listener
 from pupitre.domain.access import User, may_manage_hosts
 from pupitre.errors import Unavailable
 from pupitre.portal.metrics import Metrics
-from pupitre.store.commands import Commands
-from pupitre.store.status import Status
+from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.status import CHANGED, Status
 
 log = structlog.get_logger()
 BACK_OFF = 1.0
@@ -112,7 +112,8 @@ class Feed:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Feed"]:
-        async with self._commands.answered.listen() as answered, self._status.changed.listen() as changed:
+        commands, status = self._commands.database, self._status.database
+        async with commands.listen(ANSWERED) as answered, status.listen(CHANGED) as changed:
             self._versions = Versions(await self._commands.version(), await self._status.version())
             rung = asyncio.Event()
             async with asyncio.TaskGroup() as tasks:

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Table, and_, case, delete, func, insert, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pupitre.domain.command import CommandKind, CommandState, Fault, Order
+from pupitre.domain.command import CommandKind, CommandState, Fault, Order, desktop_of
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image, ImageSpec
@@ -82,7 +82,7 @@ class Transaction:
                 user_id=entry.user,
                 kind=entry.order.kind,
                 payload=encode_order(entry.order),
-                desktop=getattr(entry.order, "desktop", None),
+                desktop=desktop_of(entry.order),
                 accepted=now,
                 deadline=entry.deadline,
                 outcome=entry.outcome,
@@ -138,7 +138,9 @@ class Transaction:
         return host_from_row(row) if row else None
 
     async def put_host(self, host: Host) -> None:
-        await self._put(cluster_hosts, host_to_row(host))
+        held = await self.host(host.name)
+        fresh = {"wanted": "ready", "drained_by": None, "used_memory_mib": 0, "used_vcpus": 0}
+        await self._put(cluster_hosts, {**host_to_row(host), **({} if held else fresh)})
 
     async def put_copies(self, host: str, copies: Sequence[tuple[Image, ImageSpec | None]]) -> None:
         """Replace the copies of one host; those not named are marked gone."""

@@ -12,7 +12,6 @@ import msgspec
 from sqlalchemy import Row, and_, false, func, insert, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pupitre.bell import Bell
 from pupitre.domain.command import (
     COMMAND_LIFE,
     FINAL_STATES,
@@ -44,13 +43,13 @@ class CommandChange:
     command: Command
 
 
-class Commands:
-    """``asked`` wakes the endpoint, ``answered`` wakes the portals (a request too: the user's other tabs show it)."""
+ASKED, ANSWERED = "asked", "answered"
+"""What wakes the endpoint, and what wakes the portals (a request too: the user's other tabs show it)."""
 
-    def __init__(self, database: Database, *, asked: Bell, answered: Bell) -> None:
+
+class Commands:
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self.asked = asked
-        self.answered = answered
 
     async def request(
         self,
@@ -64,14 +63,12 @@ class Commands:
         Interval, limit and row are one transaction, which the user's gate row puts in
         order: of any number of requests at once, only as many pass as the limit allows.
         """
-        async with self.database.write() as connection:
+        async with self.database.write(ASKED, ANSWERED) as connection:
             version = await next_version(connection, commands_counter)
             await self._pass_gate(connection, command, interval_ms)
             if allowance is not None:
                 await self._check_allowance(connection, command, allowance)
             await connection.execute(insert(commands).values(version=version, abandon=False, **_to_row(command)))
-        self.asked.ring()
-        self.answered.ring()
         return command
 
     async def _pass_gate(self, connection: AsyncConnection, command: Command, interval_ms: int) -> None:
@@ -137,14 +134,13 @@ class Commands:
 
     async def dismiss(self, desktop_id: str) -> None:
         """The user has seen what came of this desktop: do not show it any more."""
-        async with self.database.write() as connection:
+        async with self.database.write(ANSWERED) as connection:
             version = await next_version(connection, commands_counter)
             await connection.execute(
                 update(commands)
                 .where(commands.c.desktop == desktop_id, commands.c.state.in_(FINAL_STATES))
                 .values(dismissed=True, version=version)
             )
-        self.answered.ring()
 
     async def version(self) -> int:
         async with self.database.read() as connection:
@@ -196,7 +192,7 @@ class Commands:
             }
         if abandon:
             values["abandon"] = True
-        async with self.database.write() as connection:
+        async with self.database.write(ANSWERED) as connection:
             version = await next_version(connection, commands_counter)
             here = commands.c.id == command_id
             moved = await connection.execute(
@@ -212,7 +208,6 @@ class Commands:
                     .where(here, gave_up, commands.c.late.is_(None))
                     .values(version=version, late=target)
                 )
-        self.answered.ring()
         return bool(moved.rowcount)
 
     async def to_abandon(self) -> list[Command]:

@@ -12,14 +12,20 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from pupitre.bell import Bell, Listener
+from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import Conflict, SetupError, Unavailable
 
 
 class Database:
-    """One database. ``write`` is one transaction, ``read`` one consistent look."""
+    """One database. ``write`` is one transaction, ``read`` one consistent look, ``listen`` waits for news.
 
-    def __init__(self, url: str, *, read_only: bool = False) -> None:
+    ``bells`` is the folder in which processes of one machine wake each other, where the database itself cannot.
+    """
+
+    def __init__(self, url: str, *, bells: Path, read_only: bool = False) -> None:
         self.url = make_url(url)
+        self._bells = bells
         self.read_only = read_only
         target = self.url
         # SQLite has one writer at a time, and who waits for it in its own queue wakes late and out of turn.
@@ -53,8 +59,8 @@ class Database:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that commits at the end of the block.
+    async def write(self, *topics: str) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end of the block, and then wakes who listens to ``topics``.
 
         Raises `Conflict` for a duplicate key and `Unavailable` when the database takes no change.
         """
@@ -63,6 +69,8 @@ class Database:
                 await connection.execution_options(pupitre_writes=True)
                 async with connection.begin():
                     yield connection
+            for topic in topics:
+                Bell(self._bells, topic).ring()
         except IntegrityError as error:
             raise Conflict("There is already one with that name.") from error
         except DBAPIError as error:
@@ -80,8 +88,17 @@ class Database:
         except PoolTimeout as error:
             raise Unavailable(f"The database {self.url.database} has too much to do.") from error
 
+    def listen(self, topic: str) -> Listener:
+        """An async context manager; ``heard()`` returns after each commit that wakes ``topic``."""
+        return Bell(self._bells, topic).listen()
+
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+def open_database(settings: Settings, role: DatabaseRole, name: DatabaseName, *, read_only: bool = False) -> Database:
+    """The database ``name`` as ``role`` may use it. Raises `SetupError` when it does not exist."""
+    return Database(settings.database_url(name, role), bells=settings.bells_dir, read_only=read_only)
 
 
 async def next_version(connection: AsyncConnection, counter: Table) -> int:

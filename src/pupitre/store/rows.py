@@ -22,6 +22,9 @@ def host_to_row(host: Host) -> dict[str, object]:
         "since": host.since,
         "reason": host.reason,
         "facts": msgspec.json.encode(host.facts).decode() if host.facts else None,
+        "label": host.label,
+        "mac": host.mac,
+        "viewer_port": host.viewer_port,
     }
 
 
@@ -35,6 +38,9 @@ def host_from_row(row: AnyRow) -> Host:
         since=row.since,
         reason=row.reason,
         facts=msgspec.json.decode(row.facts, type=HostFacts) if row.facts else None,
+        label=row.label,
+        mac=row.mac,
+        viewer_port=row.viewer_port,
     )
 
 
@@ -78,6 +84,7 @@ def desktop_to_row(desktop: Desktop) -> dict[str, object]:
         "created": desktop.created,
         "reason": desktop.reason,
         "boot": desktop.boot,
+        "until": desktop.until,
     }
 
 
@@ -92,4 +99,5 @@ def desktop_from_row(row: AnyRow) -> Desktop:
         created=row.created,
         reason=row.reason,
         boot=row.boot,
+        until=row.until,
     )

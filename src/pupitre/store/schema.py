@@ -81,6 +81,26 @@ gates = Table(
     Column("last", BigInteger, nullable=False),
 )
 
+# Who asked for what, and what came of it. Rows are added, and never changed or removed.
+audit = Table(
+    "audit",
+    commands_db,
+    Column("id", _ID, primary_key=True),
+    Column("at", BigInteger, nullable=False, index=True),
+    # A user's id, or ``cluster`` for what it settled by itself.
+    Column("actor", _ID, nullable=False),
+    Column("actor_name", _NAME, nullable=False),
+    # The address that the request came from; empty for what no request asked for.
+    Column("origin", String(64), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", String(255), nullable=False),
+    Column("command", _ID, index=True),
+    # Empty for a command that was asked for; its outcome is a row of its own.
+    Column("outcome", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+    Index(None, "actor", "at"),
+)
+
 # status: what the cluster says. The endpoint writes, the portal only reads.
 status = MetaData(naming_convention=NAMING)
 status_counter = _counter(status)
@@ -91,6 +111,7 @@ links = Table(
     Column("connected", Boolean, nullable=False),
     Column("since", BigInteger, nullable=False),
     Column("reason", Text),
+    Column("heard", BigInteger, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("sequence", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
@@ -107,6 +128,9 @@ def _host() -> "tuple[Column[Any], ...]":
         Column("since", BigInteger, nullable=False),
         Column("reason", Text),
         Column("facts", Text),
+        Column("label", _NAME, nullable=False),
+        Column("mac", String(17)),
+        Column("viewer_port", Integer),
     )
 
 
@@ -136,6 +160,7 @@ def _desktop() -> "tuple[Column[Any], ...]":
         Column("created", BigInteger, nullable=False),
         Column("reason", Text),
         Column("boot", Integer, nullable=False),
+        Column("until", BigInteger),
     )
 
 
@@ -151,7 +176,19 @@ desktops = Table("desktops", status, *_desktop(), _version())
 cluster = MetaData(naming_convention=NAMING)
 cluster_counter = _counter(cluster)
 epochs = Table("epochs", cluster, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
-cluster_hosts = Table("hosts", cluster, *_host(), _version())
+cluster_hosts = Table(
+    "hosts",
+    cluster,
+    *_host(),
+    # What an administrator wants of it: 'ready', 'shut_down' or 'unregistered'; see ``cluster.hosts``.
+    Column("wanted", String(16), nullable=False),
+    # When its desktops are taken away (Unix ms), while it drains.
+    Column("drained_by", BigInteger),
+    # The sum over desktops that are placed here and not gone.
+    Column("used_memory_mib", Integer, nullable=False),
+    Column("used_vcpus", Integer, nullable=False),
+    _version(),
+)
 cluster_copies = Table(
     "copies",
     cluster,
@@ -186,6 +223,17 @@ journal = Table(
     # The endpoint has confirmed the outcome.
     Column("reported", Boolean, nullable=False),
     Index(None, "reported", "accepted"),
+)
+
+# What the cluster settled by itself, until the endpoint has it in the audit log.
+notes = Table(
+    "notes",
+    cluster,
+    Column("id", _ID, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("subject", String(255), nullable=False),
+    Column("detail", Text, nullable=False),
 )
 
 DATABASES: dict[str, MetaData] = {"accounts": accounts, "commands": commands_db, "status": status, "cluster": cluster}

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from sqlalchemy import Table, and_, delete, insert, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pupitre.bell import Bell
 from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import Image
 from pupitre.domain.status import HostImage, Link, Position, Rows, catalogue
 from pupitre.store.engine import Database, next_version
 from pupitre.store.rows import (
+    AnyRow,
     copy_to_row,
     desktop_from_row,
     desktop_to_row,
@@ -36,12 +36,13 @@ class StatusChanges:
     links: tuple[Link, ...]
 
 
-class Status:
-    """``changed`` wakes the portal."""
+CHANGED = "status"
+"""What wakes the portals."""
 
-    def __init__(self, database: Database, *, changed: Bell) -> None:
+
+class Status:
+    def __init__(self, database: Database) -> None:
         self.database = database
-        self.changed = changed
 
     # Reading
 
@@ -92,7 +93,7 @@ class Status:
     async def links(self) -> list[Link]:
         async with self.database.read() as connection:
             rows = await connection.execute(select(links).order_by(links.c.cluster))
-        return [Link(row.cluster, row.connected, row.since, row.reason) for row in rows]
+        return [_link(row) for row in rows]
 
     async def version(self) -> int:
         async with self.database.read() as connection:
@@ -112,9 +113,7 @@ class Status:
             copies=tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows),
             desktops=tuple(desktop_from_row(row) for row in desktop_rows),
         )
-        return StatusChanges(
-            version, rows, tuple(Link(row.cluster, row.connected, row.since, row.reason) for row in link_rows)
-        )
+        return StatusChanges(version, rows, tuple(_link(row) for row in link_rows))
 
     # Writing
 
@@ -126,7 +125,7 @@ class Status:
 
     async def apply(self, cluster_name: str, rows: Rows, position: Position | None = None) -> None:
         """Write rows as they are now, and how far they bring us, in one transaction."""
-        async with self.database.write() as connection:
+        async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)
             for host in rows.hosts:
                 await _upsert(connection, hosts, host_to_row(host), version)
@@ -140,11 +139,10 @@ class Status:
                     .where(links.c.cluster == cluster_name)
                     .values(epoch=position.epoch, sequence=position.sequence)
                 )
-        self.changed.ring()
 
     async def retain(self, kept: Rows) -> None:
         """After a full set of pages: what the cluster did not name is gone."""
-        async with self.database.write() as connection:
+        async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)
             await connection.execute(delete(hosts).where(hosts.c.name.not_in([host.name for host in kept.hosts])))
             named = {(copy.host, copy.image.id) for copy in kept.copies if not copy.gone}
@@ -160,24 +158,27 @@ class Status:
                 )
                 .values(state=DesktopState.GONE, version=version)
             )
-        self.changed.ring()
 
     async def set_link(self, link: Link) -> None:
         """Record whether the cluster is reached; while nothing changes, nothing is written and nobody woken."""
-        async with self.database.write() as connection:
-            here = links.c.cluster == link.cluster
+        here = links.c.cluster == link.cluster
+        async with self.database.read() as connection:
             held = (await connection.execute(select(links).where(here))).one_or_none()
-            if held is not None and (held.connected, held.reason) == (link.connected, link.reason):
-                return
+        if held is not None and (held.connected, held.reason) == (link.connected, link.reason):
+            return
+        values = {"connected": link.connected, "since": link.since, "reason": link.reason}
+        if held is not None and held.connected == link.connected:
+            values["since"] = held.since
+        async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)
-            values = {"connected": link.connected, "since": link.since, "reason": link.reason, "version": version}
-            if held is None:
-                await connection.execute(insert(links).values(cluster=link.cluster, epoch=0, sequence=0, **values))
-            else:
-                if held.connected == link.connected:
-                    values["since"] = held.since
-                await connection.execute(update(links).where(here).values(**values))
-        self.changed.ring()
+            moved = await connection.execute(update(links).where(here).values(version=version, **values))
+            if not moved.rowcount:
+                values |= {"epoch": 0, "sequence": 0, "heard": 0, "version": version}
+                await connection.execute(insert(links).values(cluster=link.cluster, **values))
+
+
+def _link(row: AnyRow) -> Link:
+    return Link(row.cluster, row.connected, row.since, row.reason, row.heard)
 
 
 async def _upsert(connection: AsyncConnection, table: Table, values: dict[str, object], version: int) -> None:

@@ -11,7 +11,7 @@ from pupitre.config import Settings
 from pupitre.domain.access import Role, User
 from pupitre.portal.passwords import hash_password
 from pupitre.store.accounts import Accounts
-from pupitre.store.engine import Database
+from pupitre.store.engine import open_database
 from pupitre.up.demo_file import accounts_file, read_accounts
 
 _CONSONANTS, _VOWELS = "bdfghjkmnprstvz", "aeiou"
@@ -28,7 +28,7 @@ async def ensure_accounts(settings: Settings) -> None:
     The file is written before the rows, so that no password is ever lost half-way.
     """
     known = {entry["name"]: entry["password"] for entry in read_accounts(settings)}
-    database = Database(settings.database_url("accounts"))
+    database = open_database(settings, "portal", "accounts")
     try:
         accounts = Accounts(database)
         missing = [role for role in Role if await accounts.user_named(role.value) is None]

@@ -9,20 +9,19 @@ import sys
 import uuid_utils
 
 from pupitre import config
-from pupitre.bell import Bell
 from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.access import Role
-from pupitre.domain.command import FINAL_STATES, Command, CommandState, RegisterHost
+from pupitre.domain.command import FINAL_STATES, Command, CommandKind, CommandState, RegisterHost
 from pupitre.errors import PupitreError, RegistrationFault, SetupError
 from pupitre.store.accounts import Accounts
-from pupitre.store.commands import Commands
-from pupitre.store.engine import Database
+from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.engine import Database, open_database
 
 
 async def register(settings: Settings) -> None:
     """Raises `RegistrationFault` with the cluster's reason."""
-    accounts, commands = (Database(settings.database_url(name)) for name in ("accounts", "commands"))
+    accounts, commands = (open_database(settings, "portal", name) for name in ("accounts", "commands"))
     try:
         admin = await _administrator(Accounts(accounts))
         await _request_and_wait(settings, admin, commands)
@@ -39,9 +38,7 @@ async def _administrator(accounts: Accounts) -> str:
 
 
 async def _request_and_wait(settings: Settings, admin: str, database: Database) -> None:
-    bells = settings.bells_dir
-    answered = Bell(bells, "answered")
-    commands = Commands(database, asked=Bell(bells, "asked"), answered=answered)
+    commands = Commands(database)
     now = now_ms()
     command = Command(
         id=str(uuid_utils.uuid7()),
@@ -49,9 +46,9 @@ async def _request_and_wait(settings: Settings, admin: str, database: Database) 
         order=RegisterHost(settings.host_name, settings.host_address, settings.console_port),
         state=CommandState.QUEUED,
         created=now,
-        deadline=now + int(settings.command_timeout * 1000),
+        deadline=now + int(settings.timeout_of(CommandKind.REGISTER_HOST) * 1000),
     )
-    async with answered.listen() as listener:
+    async with database.listen(ANSWERED) as listener:
         await commands.request(command, interval_ms=0)
         while (seen := await commands.get(command.id)) and seen.state not in FINAL_STATES:
             await listener.heard()

@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("boot", sa.Integer(), nullable=False),
+        sa.Column("until", sa.BigInteger(), nullable=True),
         sa.Column("wanted", sa.String(length=16), nullable=False),
         sa.Column("memory_mib", sa.Integer(), nullable=False),
         sa.Column("vcpus", sa.Integer(), nullable=False),
@@ -73,6 +74,13 @@ def upgrade() -> None:
         sa.Column("since", sa.BigInteger(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("facts", sa.Text(), nullable=True),
+        sa.Column("label", sa.String(length=64), nullable=False),
+        sa.Column("mac", sa.String(length=17), nullable=True),
+        sa.Column("viewer_port", sa.Integer(), nullable=True),
+        sa.Column("wanted", sa.String(length=16), nullable=False),
+        sa.Column("drained_by", sa.BigInteger(), nullable=True),
+        sa.Column("used_memory_mib", sa.Integer(), nullable=False),
+        sa.Column("used_vcpus", sa.Integer(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_hosts")),
     )
@@ -97,9 +105,19 @@ def upgrade() -> None:
     with op.batch_alter_table("journal", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_journal_desktop"), ["desktop"], unique=False)
         batch_op.create_index(batch_op.f("ix_journal_reported_accepted"), ["reported", "accepted"], unique=False)
+    op.create_table(
+        "notes",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("action", sa.String(length=32), nullable=False),
+        sa.Column("subject", sa.String(length=255), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_notes")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("notes")
     with op.batch_alter_table("journal", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_journal_reported_accepted"))
         batch_op.drop_index(batch_op.f("ix_journal_desktop"))
