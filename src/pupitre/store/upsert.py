@@ -1,0 +1,39 @@
+"""Many rows into one table at once, whether or not they are there: the one statement that each database says its own way.
+
+The rows go as one prepared statement with many sets of values, in one round
+trip: the same row may come twice (the last one stays), and no number of
+values is too large for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Executable, Table
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+async def upsert_rows(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert each row, or set the columns it names in the row that has its primary key already.
+
+    All rows name the same columns. No rows, no statement.
+    """
+    if not rows:
+        return
+    # In one order, so that two of these at once wait for each other instead of locking each other out.
+    keys = [column.name for column in table.primary_key.columns]
+    ordered = sorted(rows, key=lambda row: tuple(row[key] for key in keys))
+    await connection.execute(_statement(connection.dialect.name, table, tuple(rows[0])), [dict(row) for row in ordered])
+
+
+def _statement(dialect: str, table: Table, names: tuple[str, ...]) -> Executable:
+    keys = [column.name for column in table.primary_key.columns]
+    changed = [name for name in names if name not in keys]
+    if dialect in {"mysql", "mariadb"}:
+        insert = mysql.insert(table)
+        # Without anything to change, a key set to itself leaves the row as it is.
+        return insert.on_duplicate_key_update({name: insert.inserted[name] for name in changed or keys[:1]})
+    standard = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    if not changed:
+        return standard.on_conflict_do_nothing(index_elements=keys)
+    return standard.on_conflict_do_update(index_elements=keys, set_={name: standard.excluded[name] for name in changed})
