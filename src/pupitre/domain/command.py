@@ -140,6 +140,15 @@ def desktop_of(order: Order) -> str | None:
     return order.desktop if isinstance(order, BootDesktop | DestroyDesktop) else None
 
 
+def outcome_word(kind: CommandKind, state: CommandState, fault: str | None) -> str:
+    """The specification's word for how a command ended (``fault``: its code); empty while it has not."""
+    if state not in FINAL_STATES:
+        return ""
+    if state is CommandState.SUCCEEDED:
+        return "VM_CONNECTION_DATA" if kind is CommandKind.BOOT_DESKTOP else "COMMAND_EXECUTED"
+    return fault or state.upper()
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Why a command did not succeed: a stable word and one sentence."""
@@ -175,6 +184,11 @@ class Command:
     @property
     def desktop(self) -> str | None:
         return desktop_of(self.order)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, in the specification's word; empty while it has not."""
+        return outcome_word(self.kind, self.state, self.fault.code if self.fault else None)
 
     @property
     def subject(self) -> str:
