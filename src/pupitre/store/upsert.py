@@ -1,4 +1,4 @@
-"""Many rows into one table at once, whether or not they are there: the one statement that each database says its own way.
+"""Many rows into one table at once, whether they are there or not, in the words that each database has for it.
 
 The rows go as one prepared statement with many sets of values, in one round
 trip: the same row may come twice (the last one stays), and no number of
