@@ -28,19 +28,18 @@ SPEC = ImageSpec("empty", disk="", disk_format=DiskFormat.ISO, memory_mib=64, vc
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """``console``, ``serial``: whether there are such sockets; ``keeps``: whether guests outlive a connection."""
+    """``console``, ``serial``: whether there are such sockets."""
 
     uri: str
     console: bool
     serial: bool
-    keeps: bool
 
 
 BACKENDS = [
-    Backend("simulated://prompt", console=True, serial=True, keeps=False),
+    Backend("simulated://prompt", console=True, serial=True),
     # libvirt's own double: no OpenGraphicsFD, no devices behind the paths
-    Backend("test:///default", console=False, serial=False, keeps=True),
-    Backend("qemu:///embed", console=True, serial=True, keeps=True),
+    Backend("test:///default", console=False, serial=False),
+    Backend("qemu:///embed", console=True, serial=True),
 ]
 
 

@@ -3,7 +3,7 @@
 It misbehaves by name: ``prompt`` does not, ``slow`` takes its time, ``never_boots`` is still
 starting when the caller gives up, ``dies_at_start`` fails. A test that passes ``delay=None``
 decides with `step` when a start goes on, and with `crash` when a guest ends.
-What it holds is lost with the process.
+With a ``ledger`` its guests outlive the process, as real ones do; without, they are lost with it.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from pupitre.domain.host import HostFacts
 from pupitre.errors import HypervisorError, NoSuchDomain, SetupError
 from pupitre.host.domain_xml import desktop_id
 from pupitre.host.hypervisor import Guest, GuestState, SeenGuest
+from pupitre.host.ledger import Ledger, ledger_path
 from pupitre.host.simulated_screen import Screen
 
 SLOW = 3.0
@@ -33,7 +34,8 @@ class Behaviour(StrEnum):
 
 @dataclass(slots=True)
 class _Simulated:
-    guest: Guest
+    desktop: str
+    boot: int
     screen: Screen
     state: GuestState = GuestState.STARTING
     go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -43,9 +45,15 @@ class SimulatedHypervisor:
     """See `pupitre.host.hypervisor.Hypervisor`. ``delay`` is that of ``slow``; None waits for `step`."""
 
     def __init__(
-        self, behaviour: Behaviour, serials: Path, delay: float | None = SLOW, memory_mib: int = 65536
+        self,
+        behaviour: Behaviour,
+        serials: Path,
+        delay: float | None = SLOW,
+        memory_mib: int = 65536,
+        ledger: Ledger | None = None,
     ) -> None:
         self.behaviour = behaviour
+        self._ledger = ledger
         self._serials = serials
         self._delay = delay
         self._memory_mib = memory_mib
@@ -56,17 +64,21 @@ class SimulatedHypervisor:
 
     @staticmethod
     def named(name: str, serials: Path, memory_mib: int | None = None) -> "SimulatedHypervisor":
-        """Raises `SetupError` for a behaviour that there is not."""
+        """As a process has it, with a ledger beside ``serials``. Raises `SetupError` for an unknown behaviour."""
         try:
             behaviour = Behaviour(name)
         except ValueError:
             raise SetupError(
                 f"There is no simulated hypervisor {name!r}.", f"Choose one of: {', '.join(Behaviour)}."
             ) from None
-        return SimulatedHypervisor(behaviour, serials, memory_mib=memory_mib or 65536)
+        ledger = Ledger(ledger_path(serials.parent))
+        return SimulatedHypervisor(behaviour, serials, memory_mib=memory_mib or 65536, ledger=ledger)
 
     async def open(self) -> None:
         self._serials.mkdir(parents=True, exist_ok=True)
+        for desktop, boot in (self._ledger.running() if self._ledger else {}).items():
+            there = self._guests[desktop] = _Simulated(desktop, boot, Screen(desktop), GuestState.RUNNING)
+            there.go.set()
 
     async def close(self) -> None:
         for viewer in self._viewers:
@@ -88,15 +100,13 @@ class SimulatedHypervisor:
 
     async def ensure_running(self, guest: Guest) -> None:
         there = self._guests.get(desktop_id(guest.desktop))
-        if there and there.guest.boot > guest.boot:
-            raise HypervisorError(
-                f"Boot {guest.boot} of this desktop was overtaken: boot {there.guest.boot} runs already."
-            )
-        if there and there.guest.boot < guest.boot:
+        if there and there.boot > guest.boot:
+            raise HypervisorError(f"Boot {guest.boot} of this desktop was overtaken: boot {there.boot} runs already.")
+        if there and there.boot < guest.boot:
             self._end(there, "The guest was stopped.")
             there = None
         if there is None:
-            there = self._guests[guest.desktop] = _Simulated(guest, Screen(guest.desktop))
+            there = self._guests[guest.desktop] = _Simulated(guest.desktop, guest.boot, Screen(guest.desktop))
             self._begin(there)
         await there.go.wait()
         if self._guests.get(guest.desktop) is not there:
@@ -107,7 +117,7 @@ class SimulatedHypervisor:
             self._end(there, "The guest was stopped.")
 
     async def guests(self) -> dict[str, SeenGuest]:
-        return {desktop: SeenGuest(desktop, there.guest.boot, there.state) for desktop, there in self._guests.items()}
+        return {desktop: SeenGuest(desktop, there.boot, there.state) for desktop, there in self._guests.items()}
 
     async def changes(self) -> AsyncIterator[SeenGuest]:
         while (change := await self._changes.get()) is not None:
@@ -158,25 +168,34 @@ class SimulatedHypervisor:
         if self.behaviour is Behaviour.PROMPT:
             self._run(there)
         elif self.behaviour is Behaviour.DIES_AT_START:
-            self._guests.pop(there.guest.desktop)
+            self._guests.pop(there.desktop)
             there.go.set()
         elif self.behaviour is Behaviour.SLOW and self._delay is not None:
             asyncio.get_running_loop().call_later(self._delay, self._run, there)
 
     def _run(self, there: _Simulated) -> None:
-        if self._guests.get(there.guest.desktop) is there and there.state is GuestState.STARTING:
+        if self._guests.get(there.desktop) is there and there.state is GuestState.STARTING:
+            try:
+                if self._ledger:
+                    self._ledger.write("run", there.desktop, there.boot)
+            except OSError:  # as QEMU on a full disk: it does not come to be, and who waits for it is told
+                self._guests.pop(there.desktop)
+                there.go.set()
+                return
             there.state = GuestState.RUNNING
             there.go.set()
             self._tell(there, GuestState.RUNNING)
 
     def _end(self, there: _Simulated, reason: str, *, orderly: bool = False) -> None:
-        self._guests.pop(there.guest.desktop)
+        self._guests.pop(there.desktop)
+        if self._ledger and there.state is GuestState.RUNNING:
+            self._ledger.write("end", there.desktop, there.boot)
         there.go.set()
-        self._hang_up(there.guest.desktop)
+        self._hang_up(there.desktop)
         self._tell(there, GuestState.STOPPED, reason, orderly)
 
     def _tell(self, there: _Simulated, state: GuestState, reason: str | None = None, orderly: bool = False) -> None:
-        self._changes.put_nowait(SeenGuest(there.guest.desktop, there.guest.boot, state, reason, orderly))
+        self._changes.put_nowait(SeenGuest(there.desktop, there.boot, state, reason, orderly))
 
     def _running(self, desktop: str) -> _Simulated:
         there = self._guests.get(desktop)
