@@ -6,8 +6,8 @@ import time
 from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.errors import Conflict
-from pupitre.portal.context import Portal
-from pupitre.portal.desktops import desktop_of, new_id
+from pupitre.portal.context import Portal, new_id
+from pupitre.portal.desktops import desktop_of
 from pupitre.portal.sessions import Caller
 
 CONSOLE_SECONDS = 30

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import uuid_utils
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.requests import HTTPConnection
 
@@ -15,6 +16,7 @@ from pupitre.portal.metrics import Metrics
 from pupitre.portal.passwords import Checker
 from pupitre.portal.throttle import Throttle
 from pupitre.store.accounts import Accounts
+from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
 from pupitre.store.engine import open_database
 from pupitre.store.status import Status
@@ -26,6 +28,7 @@ class Portal:
     accounts: Accounts
     commands: Commands
     status: Status
+    audit: AuditLog
     feed: Feed
     signer: Ed25519PrivateKey
     passwords: Checker
@@ -49,6 +52,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
                 accounts=Accounts(accounts),
                 commands=command_rows,
                 status=status_rows,
+                audit=AuditLog(commands),
                 feed=feed,
                 signer=signer,
                 passwords=Checker(),
@@ -58,6 +62,11 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
     finally:
         for database in (accounts, commands, status):
             await database.close()
+
+
+def new_id() -> str:
+    """A UUIDv7: ids sort by the time they were made."""
+    return str(uuid_utils.uuid7())
 
 
 def portal_of(connection: HTTPConnection) -> Portal:

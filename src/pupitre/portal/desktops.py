@@ -5,12 +5,11 @@ keeps no failed wish. `seen` closes both gaps; pages, REST and live events all
 show what it returns, and nothing else. What is not the caller's does not exist.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import uuid_utils
-
 from pupitre.clock import now_ms
-from pupitre.domain.access import Role, User, may_see_command, may_see_desktop
+from pupitre.domain.access import Role, User, may_see_desktop
 from pupitre.domain.command import (
     FINAL_STATES,
     BootDesktop,
@@ -19,13 +18,15 @@ from pupitre.domain.command import (
     CommandState,
     DestroyDesktop,
     Fault,
-    Order,
-    RegisterHost,
 )
-from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
+from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
 from pupitre.errors import Conflict, NotFound
-from pupitre.portal.context import Portal
+from pupitre.portal.commands import ask
+from pupitre.portal.context import Portal, new_id
+from pupitre.portal.links import LinkState, link_state
+from pupitre.portal.sessions import Caller
 from pupitre.store.commands import Allowance
 
 SHOWN_AFTER_FAILURE_MS = 10 * 60 * 1000
@@ -37,10 +38,19 @@ _UNKNOWN = "There is no such desktop. Your desktops are on the first page, or un
 
 
 @dataclass(frozen=True, slots=True)
+class Connection:
+    """Where a native viewer finds the desktop's screen, while its host lets viewers in."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class SeenDesktop:
     """A desktop with its newest command.
 
     ``fault``: why the last thing asked of it could not be done; ``boot_fault``: why it could not be started.
+    ``link`` says how fresh the desktop's state is, None where nobody asked.
     """
 
     desktop: Desktop
@@ -48,6 +58,8 @@ class SeenDesktop:
     fault: Fault | None = None
     boot_fault: Fault | None = None
     shown: bool = True
+    link: LinkState | None = None
+    connection: Connection | None = None
 
     @property
     def id(self) -> str:
@@ -103,11 +115,6 @@ def _before_row(boot: Command, now: int) -> Desktop:
     )
 
 
-def new_id() -> str:
-    """A UUIDv7: ids sort by the time they were made."""
-    return str(uuid_utils.uuid7())
-
-
 async def desktops_of(portal: Portal, user: User) -> list[SeenDesktop]:
     """All that the user should see, newest first."""
     now = now_ms()
@@ -117,7 +124,7 @@ async def desktops_of(portal: Portal, user: User) -> list[SeenDesktop]:
     rows |= {row.id: row for row in await portal.status.desktops(wanted)}
     commands = await portal.commands.of_desktops(rows.keys() | wanted)
     found = [seen(rows.get(id), commands.get(id, []), now=now) for id in sorted(rows.keys() | wanted, reverse=True)]
-    return [desktop for desktop in found if desktop and desktop.shown]
+    return await _connected(portal, [desktop for desktop in found if desktop and desktop.shown])
 
 
 async def desktop_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
@@ -127,24 +134,41 @@ async def desktop_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop
     found = seen(row, commands, now=now_ms())
     if found is None or not may_see_desktop(user, found.desktop):
         raise NotFound(_UNKNOWN)
-    return found
+    return (await _connected(portal, [found]))[0]
 
 
-async def start(portal: Portal, user: User, image_id: str) -> Command:
+async def _connected(portal: Portal, desktops: list[SeenDesktop]) -> list[SeenDesktop]:
+    """The same, with how fresh they are and where native viewers find those that run."""
+    if not desktops:
+        return []
+    link = await link_state(portal)
+    running = any(found.desktop.state in OPEN_STATES for found in desktops)
+    hosts = {host.name: host for host in await portal.status.hosts()} if running else {}
+    return [replace(found, link=link, connection=_connection(found.desktop, hosts)) for found in desktops]
+
+
+def _connection(desktop: Desktop, hosts: Mapping[str, Host]) -> Connection | None:
+    host = hosts.get(desktop.host or "")
+    if host is None or host.viewer_port is None or desktop.state not in OPEN_STATES:
+        return None
+    return Connection(host.address, host.viewer_port)
+
+
+async def start(portal: Portal, caller: Caller, image_id: str) -> Command:
     """Ask for a desktop. Raises `NotFound`, `Conflict`, `LimitReached` or `TooEarly`; then nothing has changed."""
     image = await image_named(portal, image_id)
     if image.state is not CopyState.READY:
         raise Conflict(_not_ready(image))
-    allowance = Allowance(limit_of(portal, user), lambda: portal.status.counted_of(user.id))
-    return await _request(portal, user, BootDesktop(desktop=new_id(), image=image.id), allowance)
+    allowance = Allowance(limit_of(portal, caller.user), lambda: portal.status.counted_of(caller.user.id))
+    return await ask(portal, caller, BootDesktop(desktop=new_id(), image=image.id), allowance)
 
 
-async def stop(portal: Portal, user: User, desktop_id: str) -> Command | None:
+async def stop(portal: Portal, caller: Caller, desktop_id: str) -> Command | None:
     """Ask for the end of a desktop, or put away one that failed before it came to be (then None).
 
     Raises `NotFound`, `Conflict` when it is gone already, `TooEarly`.
     """
-    found = await desktop_of(portal, user, desktop_id)
+    found = await desktop_of(portal, caller.user, desktop_id)
     if found.desktop.state is DesktopState.GONE:
         raise Conflict("This desktop is gone already. There is nothing left to stop.")
     if found.desktop.state is DesktopState.FAILED:
@@ -155,20 +179,7 @@ async def stop(portal: Portal, user: User, desktop_id: str) -> Command | None:
         found.command and found.command.kind is CommandKind.DESTROY_DESKTOP and found.command.state not in FINAL_STATES
     ):
         return found.command  # asked twice is asked once
-    return await _request(portal, user, DestroyDesktop(desktop=desktop_id), None)
-
-
-async def register_host(portal: Portal, user: User, order: RegisterHost) -> Command:
-    """Ask the cluster to take a host. Raises `TooEarly`."""
-    return await _request(portal, user, order, None)
-
-
-async def command_of(portal: Portal, user: User, command_id: str) -> Command:
-    """Raises `NotFound` alike for another's command and for none."""
-    found = await portal.commands.get(command_id)
-    if found is None or not may_see_command(user, found):
-        raise NotFound("There is no such command. Yours are under GET /api/v1/commands.")
-    return found
+    return await ask(portal, caller, DestroyDesktop(desktop=desktop_id))
 
 
 async def image_named(portal: Portal, image_id: str) -> Image:
@@ -197,17 +208,3 @@ def _not_ready(image: Image) -> str:
     if image.state is CopyState.FAILED:
         return f"{image.name} could not be prepared{step}. Choose another image or tell your administrator."
     return f"{image.name} is still being prepared{done}{step}. Its page shows when it is ready."
-
-
-async def _request(portal: Portal, user: User, order: Order, allowance: Allowance | None) -> Command:
-    now = now_ms()
-    command = Command(
-        id=new_id(),
-        user=user.id,
-        order=order,
-        state=CommandState.QUEUED,
-        created=now,
-        deadline=now + int(portal.settings.timeout_of(order.kind) * 1000),
-    )
-    interval = int(portal.settings.min_command_interval * 1000)
-    return await portal.commands.request(command, interval_ms=interval, allowance=allowance)

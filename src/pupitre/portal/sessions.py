@@ -27,11 +27,15 @@ DAY = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent the request. ``bearer`` is the SHA-256 (hex) of the cookie or token; ``browser``: it was a cookie."""
+    """Who sent the request. ``bearer`` is the SHA-256 (hex) of the cookie or token; ``browser``: it was a cookie.
+
+    ``origin`` is the address it came from.
+    """
 
     user: User
     bearer: str
     browser: bool
+    origin: str = ""
 
 
 def digest(token: str) -> str:
@@ -58,7 +62,7 @@ async def caller_of(request: Request) -> Caller | None:
     session = await portal_of(request).accounts.session(digest(token), now=int(time.time() * 1000))
     if session is None or session.kind is not kind:
         return None
-    return Caller(session.user, session.token_hash, browser)
+    return Caller(session.user, session.token_hash, browser, address_of(request))
 
 
 async def signed_in(request: Request) -> Caller:

@@ -7,6 +7,7 @@ fill a disk or to forge a line.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import uuid_utils
 from sqlalchemy import insert, or_, select
@@ -20,6 +21,21 @@ CLUSTER = "cluster"
 NOBODY = ""
 """The actor of what somebody tried who is not known."""
 MAX_DETAIL = 1000
+
+
+class Act(StrEnum):
+    """What is written down besides commands, whose kind is their action."""
+
+    SIGN_IN = "sign_in"
+    SIGN_OUT = "sign_out"
+    TOKEN_MADE = "token_made"  # noqa: S105
+    TOKEN_REVOKED = "token_revoked"  # noqa: S105
+    PASSWORD_CHANGED = "password_changed"  # noqa: S105
+    USER_ADDED = "user_added"
+    USER_REMOVED = "user_removed"
+    ROLE_CHANGED = "role_changed"
+    CONSOLE_OPENED = "console_opened"
+    VIEWER_FILE_GIVEN = "viewer_file_given"
 
 
 def _new_id() -> str:

@@ -10,7 +10,7 @@ from pupitre.domain.access import User
 from pupitre.domain.command import CommandKind, RegisterHost
 from pupitre.errors import Invalid
 from pupitre.portal.context import Portal, portal_of
-from pupitre.portal.desktops import register_host
+from pupitre.portal.hosts import register_host
 from pupitre.portal.roles import HostKeeper
 from pupitre.portal.shapes import HostRequest
 from pupitre.portal.views import render
@@ -52,7 +52,7 @@ async def add_host(
         ) from error
     portal = portal_of(request)
     order = RegisterHost(name=asked.name, address=asked.address, port=asked.port, edition=asked.edition)
-    await register_host(portal, caller.user, order)
+    await register_host(portal, caller, order)
     if "hx-request" in request.headers:
         return render(request, "_hosts.html", await hosts_board(portal, caller.user))
     return RedirectResponse("/admin/hosts", 303)

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter, Request
 
+from pupitre.portal.commands import command_of
 from pupitre.portal.context import portal_of
-from pupitre.portal.desktops import command_of
 from pupitre.portal.rest.paging import After, Limit, page
 from pupitre.portal.sessions import SignedIn
 from pupitre.portal.shapes import CommandOut, Page, command_out

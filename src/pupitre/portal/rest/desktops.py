@@ -26,7 +26,7 @@ async def start_desktop(
     request: Request, response: Response, caller: SignedIn, body: DesktopRequest
 ) -> DesktopAccepted:
     """Ask for a desktop. The answer comes when the wish is on disk; the desktop follows."""
-    command = await start(portal_of(request), caller.user, body.image)
+    command = await start(portal_of(request), caller, body.image)
     response.headers["Location"] = f"/api/v1/commands/{command.id}"
     return DesktopAccepted(command=command.id, desktop=command.desktop or "")
 
@@ -46,7 +46,7 @@ async def desktop(request: Request, caller: SignedIn, desktop: str) -> DesktopOu
 @router.delete("/desktops/{desktop}", status_code=202, responses={204: {"description": "Put away: it never ran."}})
 async def stop_desktop(request: Request, caller: SignedIn, desktop: str) -> Accepted:
     """Stop a desktop. What was done on it is lost."""
-    command = await stop(portal_of(request), caller.user, desktop)
+    command = await stop(portal_of(request), caller, desktop)
     if command is None:
         return Response(status_code=204)  # type: ignore[return-value]  # FastAPI sends a Response as it is
     location = {"Location": f"/api/v1/commands/{command.id}"}

@@ -17,8 +17,9 @@ from pupitre.domain.access import may_manage_hosts
 from pupitre.domain.command import FINAL_STATES
 from pupitre.domain.status import Link
 from pupitre.errors import NotFound
+from pupitre.portal.commands import command_of
 from pupitre.portal.context import Portal, portal_of
-from pupitre.portal.desktops import command_of, desktop_of, desktops_of
+from pupitre.portal.desktops import desktop_of, desktops_of
 from pupitre.portal.events import News
 from pupitre.portal.sessions import Caller, SignedIn, caller_of
 from pupitre.portal.shapes import command_out, desktop_out, host_out, image_out, link_out

@@ -4,8 +4,7 @@ from fastapi import APIRouter, Request
 
 from pupitre.clock import now_ms
 from pupitre.domain.access import User
-from pupitre.portal.context import portal_of
-from pupitre.portal.desktops import new_id
+from pupitre.portal.context import new_id, portal_of
 from pupitre.portal.rest.paging import After, Limit, page
 from pupitre.portal.roles import UserKeeper
 from pupitre.portal.shapes import Page, UserOut, UserRequest, user_out

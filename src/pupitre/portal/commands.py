@@ -1,0 +1,52 @@
+"""Commands: how they are asked for, and what came of them in words."""
+
+from pupitre.clock import now_ms
+from pupitre.domain.access import User, may_see_command
+from pupitre.domain.command import Command, CommandKind, CommandState, Order
+from pupitre.errors import NotFound
+from pupitre.portal.context import Portal, new_id
+from pupitre.portal.links import check_reached
+from pupitre.portal.sessions import Caller
+from pupitre.store.commands import Allowance
+
+
+async def ask(portal: Portal, caller: Caller, order: Order, allowance: Allowance | None = None) -> Command:
+    """Write down a command. Raises `TooEarly`, `LimitReached` or `LinkDown`; then nothing has changed."""
+    await check_reached(portal)
+    now = now_ms()
+    command = Command(
+        id=new_id(),
+        user=caller.user.id,
+        order=order,
+        state=CommandState.QUEUED,
+        created=now,
+        deadline=now + int(portal.settings.timeout_of(order.kind) * 1000),
+    )
+    interval = int(portal.settings.min_command_interval * 1000)
+    return await portal.commands.request(command, interval_ms=interval, allowance=allowance)
+
+
+async def command_of(portal: Portal, user: User, command_id: str) -> Command:
+    """Raises `NotFound` alike for another's command and for none."""
+    found = await portal.commands.get(command_id)
+    if found is None or not may_see_command(user, found):
+        raise NotFound("There is no such command. Yours are under GET /api/v1/commands.")
+    return found
+
+
+_LATE = {
+    CommandState.SUCCEEDED: "it had succeeded",
+    CommandState.FAILED: "it had failed",
+    CommandState.TIMED_OUT: "it had taken too long",
+    CommandState.CANCELLED: "it was cancelled",
+}
+
+
+def why(command: Command) -> str | None:
+    """Why the command did not succeed, and what it did after all; None when there is nothing to say."""
+    reason = command.fault.reason if command.fault else None
+    if command.late is None:
+        return reason
+    undone = command.late is CommandState.SUCCEEDED and command.kind is CommandKind.BOOT_DESKTOP
+    late = f"a late outcome came: {_LATE[command.late]}{', and was undone' if undone else ''}."
+    return f"{(reason or 'There was no outcome in time').rstrip('.')}; {late}"
