@@ -10,6 +10,7 @@ from pupitre.domain.desktop import COUNTED_STATES
 from pupitre.domain.image import CopyState
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of, limit_of, start, stop
+from pupitre.portal.pages.link import banner, freshness
 from pupitre.portal.sessions import SignedIn
 from pupitre.portal.views import render
 
@@ -26,13 +27,9 @@ async def board(portal: Portal, user: User) -> dict[str, Any]:
         "names": {image.id: image.name for image in images},
         "limit": limit_of(portal, user),
         "have": sum(seen.desktop.state in COUNTED_STATES for seen in desktops),
+        "host_titles": {host.name: host.title for host in await portal.status.hosts()},
+        **await freshness(portal),
     }
-
-
-async def banner(portal: Portal) -> dict[str, Any]:
-    """Clusters out of reach. A cluster that was never heard of is one too."""
-    links = await portal.status.links()
-    return {"down": [link for link in links if not link.connected], "known": bool(links)}
 
 
 @router.get("/")
@@ -44,7 +41,7 @@ async def home(request: Request, caller: SignedIn) -> Response:
 @router.post("/desktops")
 async def start_desktop(request: Request, caller: SignedIn, image: Annotated[str, Form(max_length=64)]) -> Response:
     portal = portal_of(request)
-    await start(portal, caller.user, image)
+    await start(portal, caller, image)
     return await _changed(request, portal, caller.user)
 
 
@@ -61,7 +58,7 @@ async def confirm_stop(request: Request, caller: SignedIn, desktop: str) -> Resp
 async def stop_desktop(request: Request, caller: SignedIn, desktop: str) -> Response:
     """Stop a desktop, or put away one that failed."""
     portal = portal_of(request)
-    await stop(portal, caller.user, desktop)
+    await stop(portal, caller, desktop)
     return await _changed(request, portal, caller.user)
 
 

@@ -7,8 +7,9 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from pupitre.portal.context import portal_of
 from pupitre.portal.events import News
-from pupitre.portal.pages.desktops import banner, board
+from pupitre.portal.pages.desktops import board
 from pupitre.portal.pages.hosts import hosts_board
+from pupitre.portal.pages.link import banner
 from pupitre.portal.roles import HostKeeper
 from pupitre.portal.sessions import Caller, SignedIn, caller_of
 from pupitre.portal.views import fragment
