@@ -1,0 +1,151 @@
+"""Gathers the evidence that `pupitre.bench.history` judges: databases, journals, disks, ledgers, processes.
+
+Only reads. A host's journal is its process's alone, so a copy of it is read.
+"""
+
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import psutil
+from sqlalchemy import Table, select
+
+from pupitre.bench.history import CommandSeen, EntrySeen, Evidence, HostSeen, PlacedSeen, ShownSeen
+from pupitre.config import DatabaseName, Settings
+from pupitre.domain.command import CommandKind, CommandState
+from pupitre.domain.desktop import DesktopState
+from pupitre.host.agent import journal_path
+from pupitre.host.journal import Record
+from pupitre.host.ledger import Ledger, ledger_path
+from pupitre.host.overlays import SUFFIX
+from pupitre.store import schema
+from pupitre.store.engine import open_database
+from pupitre.store.rows import AnyRow
+
+_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+async def gather(
+    settings: Settings,
+    hosts: Collection[str],
+    *,
+    answered: Collection[str] = (),
+    told: Mapping[str, CommandState] | None = None,
+) -> Evidence:
+    """All that is known of the instance ``settings`` and of these hosts of it, all under its home."""
+    commands, audit = await _rows(settings, "commands", schema.commands, schema.audit)
+    shown, _ = await _rows(settings, "status", schema.desktops, schema.status_counter)
+    journal, placed, used = await _rows(
+        settings, "cluster", schema.journal, schema.cluster_desktops, schema.cluster_hosts
+    )
+    return Evidence(
+        commands={row.id: _command(row) for row in commands},
+        audit=tuple((row.command, row.outcome) for row in audit if row.command),
+        journal={row.id: EntrySeen(_state(row.outcome), row.reported) for row in journal},
+        placed={row.id: _placed(row) for row in placed},
+        shown={row.id: ShownSeen(row.host, DesktopState(row.state), row.boot) for row in shown},
+        used={row.name: (row.used_memory_mib, row.used_vcpus) for row in used},
+        hosts={name: host(settings, name) for name in hosts},
+        answered=frozenset(answered),
+        told=dict(told or {}),
+    )
+
+
+def host(settings: Settings, name: str) -> HostSeen:
+    """What is on the host ``name``."""
+    folder = settings.home / "hosts" / name
+    seen = HostSeen(
+        overlays=frozenset(path.name.removesuffix(SUFFIX) for path in (folder / "overlays").glob(f"[!.]*{SUFFIX}")),
+        records=_records(journal_path(settings.model_copy(update={"host_name": name}))),
+    )
+    if not settings.hypervisor.startswith("simulated://"):
+        return replace(seen, guests=tuple(_emulated(seen.overlays | (seen.records or {}).keys())))
+    running: set[str] = set()
+    ran: set[str] = set()
+    restarted: set[str] = set()
+    for line in Ledger(ledger_path(folder)).lines():
+        if line.happened == "end":
+            running.discard(line.desktop)
+            continue
+        if line.desktop in running:
+            restarted.add(line.desktop)
+        running.add(line.desktop)
+        ran.add(line.desktop)
+    return replace(seen, guests=tuple(sorted(running)), ran=frozenset(ran), restarted=frozenset(restarted))
+
+
+def emulators() -> dict[str, list[psutil.Process]]:
+    """All QEMU processes of this machine by the desktop that they name."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.process_iter(["name", "cmdline", "status"]):
+        if not (process.info["name"] or "").startswith("qemu-system") or process.info["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        line = process.info["cmdline"] or []
+        for desktop in {match for word in line for match in _ID.findall(word)}:
+            found.setdefault(desktop, []).append(process)
+    return found
+
+
+def _emulated(desktops: Collection[str]) -> list[str]:
+    """Those of these desktops for which there is a QEMU, once for each."""
+    return [desktop for desktop, processes in emulators().items() if desktop in desktops for _ in processes]
+
+
+async def _rows(settings: Settings, name: DatabaseName, *tables: Table) -> list[list[AnyRow]]:
+    database = open_database(settings, "owner", name)
+    try:
+        async with database.read() as connection:
+            return [list(await connection.execute(select(table))) for table in tables]
+    finally:
+        await database.close()
+
+
+def _command(row: AnyRow) -> CommandSeen:
+    return CommandSeen(
+        id=row.id,
+        kind=CommandKind(row.kind),
+        desktop=row.desktop,
+        state=CommandState(row.state),
+        fault=row.fault_code,
+        late=_state(row.late),
+        abandon=row.abandon,
+    )
+
+
+def _placed(row: AnyRow) -> PlacedSeen:
+    return PlacedSeen(
+        host=row.host,
+        state=DesktopState(row.state),
+        wanted=DesktopState(row.wanted),
+        boot=row.boot,
+        reason=row.reason,
+        memory_mib=row.memory_mib,
+        vcpus=row.vcpus,
+    )
+
+
+def _state(value: str | None) -> CommandState | None:
+    return CommandState(value) if value else None
+
+
+def _records(path: Path) -> dict[str, DesktopState] | None:
+    """What a host's journal wants, by desktop; None where there is none."""
+    if not path.exists():
+        return None
+    with tempfile.TemporaryDirectory(prefix="pupitre-evidence-") as folder:
+        for suffix in ("", "-wal"):
+            file = path.with_name(path.name + suffix)
+            if file.exists():
+                shutil.copy(file, Path(folder) / file.name)
+        connection = sqlite3.connect(Path(folder) / path.name)
+        try:
+            rows = connection.execute("SELECT record FROM desktops").fetchall()
+        finally:
+            connection.close()
+    records = (msgspec.json.decode(row[0], type=Record) for row in rows)
+    return {record.desktop: record.wanted for record in records}
