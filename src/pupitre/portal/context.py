@@ -14,6 +14,7 @@ from pupitre.config import Settings
 from pupitre.portal.events import Feed
 from pupitre.portal.metrics import Metrics
 from pupitre.portal.passwords import Checker
+from pupitre.portal.presence import Presence
 from pupitre.portal.throttle import Throttle
 from pupitre.store.accounts import Accounts
 from pupitre.store.audit import AuditLog
@@ -30,6 +31,7 @@ class Portal:
     status: Status
     audit: AuditLog
     feed: Feed
+    presence: Presence
     signer: Ed25519PrivateKey
     passwords: Checker
     throttle: Throttle
@@ -46,14 +48,19 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
     try:
         command_rows = Commands(commands)
         status_rows = Status(status)
-        async with Feed(command_rows, status_rows, metrics).listening() as feed:
+        account_rows = Accounts(accounts)
+        async with (
+            Presence(account_rows).listening() as presence,
+            Feed(command_rows, status_rows, metrics).listening() as feed,
+        ):
             yield Portal(
                 settings=settings,
-                accounts=Accounts(accounts),
+                accounts=account_rows,
                 commands=command_rows,
                 status=status_rows,
                 audit=AuditLog(commands),
                 feed=feed,
+                presence=presence,
                 signer=signer,
                 passwords=Checker(),
                 throttle=Throttle(settings.sign_in_per_minute),

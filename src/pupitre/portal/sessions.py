@@ -13,16 +13,20 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 from starlette.requests import HTTPConnection
 
+from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.access import User
 from pupitre.errors import Invalid, NotSignedIn
+from pupitre.portal.audit import REFUSED, note
 from pupitre.portal.context import Portal, portal_of
 from pupitre.store.accounts import SessionKind
+from pupitre.store.audit import Act
 
 COOKIE = "pupitre_session"
 """The gateway reads this cookie too: its name must not move."""
 MAX_NAME = 64
 DAY = 24 * 3600
+_KINDS = {SessionKind.COOKIE: "in a browser", SessionKind.BEARER: "for programs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ async def caller_of(request: Request) -> Caller | None:
         return None
     token, browser = found
     kind = SessionKind.COOKIE if browser else SessionKind.BEARER
-    session = await portal_of(request).accounts.session(digest(token), now=int(time.time() * 1000))
+    session = await portal_of(request).presence.session(digest(token))
     if session is None or session.kind is not kind:
         return None
     return Caller(session.user, session.token_hash, browser, address_of(request))
@@ -77,8 +81,8 @@ async def signed_in(request: Request) -> Caller:
 SignedIn = Annotated[Caller, Depends(signed_in)]
 
 
-async def authenticate(portal: Portal, name: str, password: str, address: str) -> User:
-    """The user with that password. Raises `NotSignedIn`, and `TooEarly` after too many failures."""
+async def authenticate(portal: Portal, name: str, password: str, address: str, act: Act = Act.SIGN_IN) -> User:
+    """The user with that password, to do ``act``. Raises `NotSignedIn`, and `TooEarly` after too many failures."""
     name = name.strip()[:MAX_NAME]
     async with portal.passwords.turn:
         await portal.throttle.check(name, address)
@@ -87,7 +91,42 @@ async def authenticate(portal: Portal, name: str, password: str, address: str) -
             return user
         await portal.throttle.failed(name, address)
     portal.metrics.failed_sign_ins.inc()
+    await note(portal, act, user=user, name=name, origin=address, outcome=REFUSED, detail="Wrong name or password.")
     raise NotSignedIn("The name or the password is wrong. Check both and try again.")
+
+
+async def sign_in(portal: Portal, name: str, password: str, address: str, kind: SessionKind) -> str:
+    """A new cookie or token for whoever has that password. Raises `NotSignedIn` and `TooEarly`."""
+    user = await authenticate(portal, name, password, address)
+    token = await open_session(portal, user, kind)
+    await note(portal, Act.SIGN_IN, user=user, origin=address, detail=_KINDS[kind])
+    return token
+
+
+async def make_token(portal: Portal, caller: Caller, seconds: float) -> str:
+    """A token for the caller's programs."""
+    token = await open_session(portal, caller.user, SessionKind.BEARER, seconds=seconds)
+    days = f"for {seconds / DAY:.0f} days"
+    await note(portal, Act.TOKEN_MADE, user=caller.user, origin=caller.origin, subject=mark(digest(token)), detail=days)
+    return token
+
+
+async def end_session(portal: Portal, caller: Caller, token_hash: str) -> None:
+    """End the caller's sign-in or token with that hash, if they have it: this one (then they sign out) or another."""
+    sessions = {
+        session.token_hash: session for session in await portal.accounts.sessions_of(caller.user.id, now=now_ms())
+    }
+    if token_hash not in sessions or not await portal.accounts.close_session(token_hash):
+        return
+    portal.presence.forget()
+    act = Act.SIGN_OUT if token_hash == caller.bearer else Act.TOKEN_REVOKED
+    detail = _KINDS[sessions[token_hash].kind]
+    await note(portal, act, user=caller.user, origin=caller.origin, subject=mark(token_hash), detail=detail)
+
+
+def mark(token_hash: str) -> str:
+    """What tells one token from another in lists and in the audit log, and opens nothing."""
+    return token_hash[:8]
 
 
 async def open_session(portal: Portal, user: User, kind: SessionKind, *, seconds: float | None = None) -> str:
@@ -99,12 +138,15 @@ async def open_session(portal: Portal, user: User, kind: SessionKind, *, seconds
     return token
 
 
-async def change_password(portal: Portal, user: User, current: str, new: str, address: str) -> None:
+async def change_password(portal: Portal, caller: Caller, current: str, new: str) -> None:
     """Set a new password; every sign-in and token of the user ends. Raises `NotSignedIn`, `Invalid`, `TooEarly`."""
-    await authenticate(portal, user.name, current, address)
+    user = caller.user
+    await authenticate(portal, user.name, current, caller.origin, Act.PASSWORD_CHANGED)
     if new == current:
         raise Invalid("The new password is the old one. Choose another.")
     await portal.accounts.set_password(user.id, await portal.passwords.hash(new))
+    portal.presence.forget()
+    await note(portal, Act.PASSWORD_CHANGED, user=user, origin=caller.origin, subject=user.name)
 
 
 def set_cookie(response: Response, token: str, settings: Settings) -> None:

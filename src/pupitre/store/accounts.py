@@ -1,5 +1,6 @@
 """The database ``accounts``: users and their sign-ins. Only the portal opens it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,6 +28,10 @@ class Session:
     expires: int
 
 
+SESSIONS = "sessions"
+"""What wakes every portal when sign-ins or tokens have ended."""
+
+
 class Accounts:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -45,12 +50,18 @@ class Accounts:
 
     async def set_password(self, user_id: str, password_hash: str) -> None:
         """Change the password and end every session of the user."""
-        async with self.database.write() as connection:
+        async with self.database.write(SESSIONS) as connection:
             await connection.execute(update(users).where(users.c.id == user_id).values(password_hash=password_hash))
             await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
 
+    async def set_role(self, user_id: str, role: Role) -> None:
+        """Change what the user may do and end every session of theirs."""
+        async with self.database.write(SESSIONS) as connection:
+            await connection.execute(update(users).where(users.c.id == user_id).values(role=role))
+            await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+
     async def remove_user(self, user_id: str) -> None:
-        async with self.database.write() as connection:
+        async with self.database.write(SESSIONS) as connection:
             await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
             await connection.execute(delete(users).where(users.c.id == user_id))
 
@@ -73,30 +84,35 @@ class Accounts:
 
     async def session(self, token_hash: str, *, now: int) -> Session | None:
         """The live session with this token."""
-        query = (
-            select(users, sessions.c.kind, sessions.c.expires)
-            .join(sessions, sessions.c.user_id == users.c.id)
-            .where(sessions.c.token_hash == token_hash, sessions.c.expires > now)
-        )
+        return (await self.live([token_hash], now=now)).get(token_hash)
+
+    async def live(self, token_hashes: Collection[str], *, now: int) -> dict[str, Session]:
+        """Those of these sessions that have not ended, by the hash of their token."""
+        query = _SESSIONS.where(sessions.c.token_hash.in_(token_hashes), sessions.c.expires > now)
         async with self.database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return Session(token_hash, _user(row), SessionKind(row.kind), row.expires) if row else None
+            found = [_session(row) for row in await connection.execute(query)]
+        return {session.token_hash: session for session in found}
 
     async def sessions_of(self, user_id: str, *, now: int) -> list[Session]:
         """The user's live sign-ins and tokens, the one that ends first first."""
-        query = (
-            select(users, sessions.c.token_hash, sessions.c.kind, sessions.c.expires)
-            .join(sessions, sessions.c.user_id == users.c.id)
-            .where(users.c.id == user_id, sessions.c.expires > now)
-            .order_by(sessions.c.expires)
-        )
+        query = _SESSIONS.where(users.c.id == user_id, sessions.c.expires > now).order_by(sessions.c.expires)
         async with self.database.read() as connection:
-            rows = await connection.execute(query)
-        return [Session(row.token_hash, _user(row), SessionKind(row.kind), row.expires) for row in rows]
+            return [_session(row) for row in await connection.execute(query)]
 
-    async def close_session(self, token_hash: str) -> None:
-        async with self.database.write() as connection:
-            await connection.execute(delete(sessions).where(sessions.c.token_hash == token_hash))
+    async def close_session(self, token_hash: str) -> bool:
+        """False when there was none."""
+        async with self.database.write(SESSIONS) as connection:
+            closed = await connection.execute(delete(sessions).where(sessions.c.token_hash == token_hash))
+        return bool(closed.rowcount)
+
+
+_SESSIONS = select(
+    users.c.id, users.c.name, users.c.role, sessions.c.token_hash, sessions.c.kind, sessions.c.expires
+).join(sessions, sessions.c.user_id == users.c.id)
+
+
+def _session(row: AnyRow) -> Session:
+    return Session(row.token_hash, _user(row), SessionKind(row.kind), row.expires)
 
 
 def _user(row: AnyRow) -> User:

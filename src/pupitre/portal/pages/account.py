@@ -9,7 +9,15 @@ from pupitre.clock import now_ms
 from pupitre.errors import Invalid, NotSignedIn, RequestError, TooEarly
 from pupitre.portal.context import portal_of
 from pupitre.portal.passwords import MIN_LENGTH
-from pupitre.portal.sessions import DAY, SignedIn, address_of, change_password, open_session, set_cookie
+from pupitre.portal.sessions import (
+    DAY,
+    SignedIn,
+    change_password,
+    end_session,
+    make_token,
+    open_session,
+    set_cookie,
+)
 from pupitre.portal.views import render
 from pupitre.store.accounts import SessionKind
 
@@ -41,16 +49,13 @@ async def add_token(request: Request, caller: SignedIn, days: Annotated[int, For
     """The one answer that shows the token."""
     if days not in TOKEN_DAYS:
         raise Invalid(f"A token lives for {', '.join(str(choice) for choice in TOKEN_DAYS)} days. Choose one of these.")
-    token = await open_session(portal_of(request), caller.user, SessionKind.BEARER, seconds=days * DAY)
+    token = await make_token(portal_of(request), caller, days * DAY)
     return await _page(request, caller, token=token)
 
 
 @router.post("/account/tokens/{token_hash}/end")
 async def end_token(request: Request, caller: SignedIn, token_hash: str) -> Response:
-    accounts = portal_of(request).accounts
-    mine = {session.token_hash for session in await accounts.sessions_of(caller.user.id, now=now_ms())}
-    if token_hash in mine:
-        await accounts.close_session(token_hash)
+    await end_session(portal_of(request), caller, token_hash)
     return RedirectResponse("/account", 303)
 
 
@@ -63,7 +68,7 @@ async def set_password(
 ) -> Response:
     portal = portal_of(request)
     try:
-        await change_password(portal, caller.user, current, new, address_of(request))
+        await change_password(portal, caller, current, new)
     except RequestError as error:
         words = "The present password is wrong." if isinstance(error, NotSignedIn) else error.reason
         status = 429 if isinstance(error, TooEarly) else 422

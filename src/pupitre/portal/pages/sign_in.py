@@ -6,17 +6,9 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pupitre.errors import NotSignedIn, TooEarly
+from pupitre.portal import sessions
 from pupitre.portal.context import portal_of
-from pupitre.portal.sessions import (
-    COOKIE,
-    address_of,
-    authenticate,
-    caller_of,
-    clear_cookie,
-    digest,
-    open_session,
-    set_cookie,
-)
+from pupitre.portal.sessions import address_of, caller_of, clear_cookie, set_cookie
 from pupitre.portal.views import render
 from pupitre.store.accounts import SessionKind
 
@@ -45,24 +37,24 @@ async def sign_in(
 ) -> Response:
     portal = portal_of(request)
     try:
-        user = await authenticate(portal, name, password, address_of(request))
+        token = await sessions.sign_in(portal, name, password, address_of(request), SessionKind.COOKIE)
     except TooEarly as error:
         headers = {"Retry-After": str(round(error.retry_after + 0.499))}
         return _again(request, name, to, error.reason, 429, headers)
     except NotSignedIn as error:
         return _again(request, name, to, error.reason, 401, {})
     response = RedirectResponse(own_path(to), 303)
-    if old := request.cookies.get(COOKIE):
-        await portal.accounts.close_session(digest(old))
-    set_cookie(response, await open_session(portal, user, SessionKind.COOKIE), portal.settings)
+    if old := await caller_of(request):
+        await sessions.end_session(portal, old, old.bearer)
+    set_cookie(response, token, portal.settings)
     return response
 
 
 @router.post("/signout")
 async def sign_out(request: Request) -> Response:
     portal = portal_of(request)
-    if token := request.cookies.get(COOKIE):
-        await portal.accounts.close_session(digest(token))
+    if caller := await caller_of(request):
+        await sessions.end_session(portal, caller, caller.bearer)
     response = RedirectResponse("/signin", 303)
     clear_cookie(response, portal.settings)
     return response

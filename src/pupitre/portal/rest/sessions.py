@@ -4,8 +4,9 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
+from pupitre.portal import sessions
 from pupitre.portal.context import portal_of
-from pupitre.portal.sessions import SignedIn, address_of, authenticate, open_session
+from pupitre.portal.sessions import SignedIn, address_of
 from pupitre.portal.shapes import SignIn, Token, moment
 from pupitre.store.accounts import SessionKind
 
@@ -16,13 +17,12 @@ router = APIRouter(tags=["sessions"])
 async def sign_in(request: Request, body: SignIn) -> Token:
     """A bearer token for programs. It ends by itself after the session time."""
     portal = portal_of(request)
-    user = await authenticate(portal, body.name, body.password, address_of(request))
-    token = await open_session(portal, user, SessionKind.BEARER)
+    token = await sessions.sign_in(portal, body.name, body.password, address_of(request), SessionKind.BEARER)
     return Token(token=token, expires=moment(int((time.time() + portal.settings.session_hours * 3600) * 1000)))
 
 
 @router.delete("/sessions/current", status_code=204)
 async def sign_out(request: Request, caller: SignedIn) -> Response:
     """End the token or the cookie that this request was made with."""
-    await portal_of(request).accounts.close_session(caller.bearer)
+    await sessions.end_session(portal_of(request), caller, caller.bearer)
     return Response(status_code=204)

@@ -1,0 +1,91 @@
+"""Who is signed in, as this process last saw it: many requests a second ask, and few questions reach the database.
+
+An answer is remembered for `REMEMBERED` seconds at most. Whatever ends a session wakes
+every portal, which then forgets all answers; the process that ends one forgets before
+it says so. An answer that was on its way meanwhile is given to who asked, and not kept.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from pupitre.bell import Listener
+from pupitre.clock import now_ms
+from pupitre.errors import Unavailable
+from pupitre.store.accounts import SESSIONS, Accounts, Session
+
+REMEMBERED = 0.5
+MOST = 10_000
+"""Answers kept at most; then all are forgotten."""
+
+
+class _Answer(NamedTuple):
+    session: Session
+    until: float
+
+
+class Presence:
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._kept: dict[str, _Answer] = {}
+        self._asked: dict[str, asyncio.Future[Session | None]] = {}
+        self._wake = asyncio.Event()
+        self._generation = 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator["Presence"]:
+        async with self._accounts.database.listen(SESSIONS) as ended, asyncio.TaskGroup() as tasks:
+            workers = [tasks.create_task(self._answer()), tasks.create_task(self._hear(ended))]
+            try:
+                yield self
+            finally:
+                for worker in workers:
+                    worker.cancel()
+
+    async def session(self, token_hash: str) -> Session | None:
+        """The live session with this token. Raises `Unavailable`."""
+        kept = self._kept.get(token_hash)
+        if kept and kept.until > time.monotonic() and kept.session.expires > now_ms():
+            return kept.session
+        asked = self._asked.get(token_hash)
+        if asked is None:
+            asked = self._asked[token_hash] = asyncio.get_running_loop().create_future()
+            self._wake.set()
+        return await asyncio.shield(asked)  # others may wait for the same answer
+
+    def forget(self) -> None:
+        """A session has ended, or may have."""
+        self._generation += 1
+        self._kept.clear()
+
+    async def _answer(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            # Who asks from here on waits for the next look, which sees all that ended until then.
+            asked, self._asked = self._asked, {}
+            generation = self._generation
+            try:
+                found = await self._accounts.live(asked.keys(), now=now_ms())
+            except Unavailable as error:
+                for future in asked.values():
+                    future.set_exception(error)
+                    future.exception()  # who asked may have gone since
+                continue
+            if generation == self._generation:
+                self._keep(found)
+            for token_hash, future in asked.items():
+                future.set_result(found.get(token_hash))
+
+    def _keep(self, found: dict[str, Session]) -> None:
+        if len(self._kept) > MOST:
+            self._kept.clear()
+        until = time.monotonic() + REMEMBERED
+        self._kept |= {token_hash: _Answer(session, until) for token_hash, session in found.items()}
+
+    async def _hear(self, ended: Listener) -> None:
+        while True:
+            await ended.heard()
+            self.forget()
