@@ -18,13 +18,13 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
 from pupitre.domain.status import Position, Rows
 from pupitre.endpoint.endpoint import WebServerEndpoint
-from pupitre.endpoint.status import StatusMirror
+from pupitre.endpoint.status import Ask, StatusMirror
 from pupitre.errors import EndpointError, LinkDown, MessageError
 from pupitre.host.simulated import Behaviour
 from pupitre.store.engine import open_database
 from pupitre.store.status import Status
 from pupitre.wire.link import Link
-from pupitre.wire.messages import AnyMessage, Changed, Done, Mark, Report, Submit
+from pupitre.wire.messages import AnyMessage, Changed, Done, GetPage, Mark, Page, Report, Submit
 from pupitre.wire.subjects import Subjects
 from tests.cluster_rig import Room, eventually, room, wire_link
 
@@ -41,6 +41,13 @@ async def mirror(here: Room) -> AsyncIterator[tuple[Status, Link, Subjects]]:
             yield status, link, Subjects(here.settings.cluster)
     finally:
         await database.close()
+
+
+def pages(link: Link, subjects: Subjects) -> Ask:
+    async def ask(page: GetPage) -> Page:
+        return await link.request(subjects.commands, page, Page, timeout=5)
+
+    return ask
 
 
 async def test_a_cluster_that_stays_away_is_a_connection_error(tmp_path: Path) -> None:
@@ -211,7 +218,7 @@ async def test_a_lost_change_is_repaired_by_the_mark(tmp_path: Path) -> None:
         boot = await here.running()
         async with mirror(here) as (status, link, subjects):
             # A mirror that is told nothing, and then only where the cluster stands.
-            reader = StatusMirror("elsewhere", status, link, subjects)
+            reader = StatusMirror("elsewhere", status, pages(link, subjects))
             await reader.open()
             marks: list[Mark] = []
 
@@ -237,7 +244,7 @@ async def test_rows_foretold_by_an_outcome_never_undo_a_newer_change(tmp_path: P
         assert seen is not None
         await here.stop("endpoint")
         async with mirror(here) as (status, link, subjects):
-            reader = StatusMirror("main", status, link, subjects)
+            reader = StatusMirror("main", status, pages(link, subjects))
             await reader.open()
             at = await status.position("main")
             failed = Rows(desktops=(replace(seen, state=DesktopState.FAILED),))

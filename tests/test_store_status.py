@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
@@ -13,7 +13,7 @@ from pupitre.domain.image import CopyState, Image
 from pupitre.domain.status import HostImage, Link, Position, Rows
 from pupitre.errors import SetupError, Unavailable
 from pupitre.store.engine import Database
-from pupitre.store.status import CHANGED
+from pupitre.store.status import CHANGED, Named
 from tests import databases
 
 pytestmark = pytest.mark.anyio
@@ -57,7 +57,17 @@ async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) ->
     async with databases.status(tmp_path) as status:
         await status.apply("main", EVERYTHING)
         await status.apply("main", Rows(desktops=(other,)))
-        await status.retain(Rows(desktops=(other,)))
+        await status.set_link(Link("main", True, 1))
+        before = await status.changes(0)
+        assert before.host_names == {"host-1"}
+        named = Named()
+        named.add(Rows(desktops=(other,)))
+        await status.retain("main", named, Position(1, 7))
+        assert await status.position("main") == Position(1, 7)
+        after = await status.changes(before.version)
+        assert after.host_names == frozenset()
+        assert after.rows.copies == (replace(COPY, gone=True),)
+        assert [desktop.id for desktop in after.rows.desktops] == ["d1"]
         assert await status.hosts() == []
         assert await status.images() == []
         assert await status.desktops_of("u1") == [other]
@@ -80,6 +90,45 @@ async def test_the_link_is_written_when_it_changes_and_not_before(tmp_path: Path
         await status.set_link(Link("main", True, 4))
         assert await status.links() == [Link("main", True, 4)]
         assert (await status.changes(version)).links == (Link("main", True, 4),)
+
+
+async def test_when_the_cluster_was_heard_is_written_and_wakes_nobody(tmp_path: Path) -> None:
+    async with databases.status(tmp_path) as status:
+        await status.set_link(Link("main", True, 1))
+        version = await status.version()
+        async with status.database.listen(CHANGED) as listener:
+            await status.heard("main", 17)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(listener.heard(), 0.05)
+        assert await status.links() == [Link("main", True, 1, heard=17)]
+        assert await status.version() == version
+
+
+class Statements:
+    """How many statements a database was given."""
+
+    def __init__(self, database: Database) -> None:
+        self.count = 0
+        event.listen(database.engine.sync_engine, "before_cursor_execute", self._one)
+
+    def _one(self, *_: object) -> None:
+        self.count += 1
+
+
+async def test_what_a_change_costs_does_not_depend_on_how_many_rows_it_has_or_there_are(tmp_path: Path) -> None:
+    async with databases.status(tmp_path) as status:
+        statements = Statements(status.database)
+        many = tuple(replace(DESKTOP, id=f"d{number}") for number in range(400))
+
+        async def cost(rows: tuple[Desktop, ...]) -> int:
+            before = statements.count
+            await status.apply("main", Rows(desktops=rows))
+            return statements.count - before
+
+        alone = await cost(many[:1])
+        assert await cost(many) == alone
+        assert await cost((replace(DESKTOP, id="d7", state=DesktopState.STOPPING),)) == alone
+        assert await cost(many[:1]) == alone - 1  # nothing is new: nothing is written
 
 
 async def test_position_is_written_with_its_rows(tmp_path: Path) -> None:

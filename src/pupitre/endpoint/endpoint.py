@@ -18,7 +18,7 @@ from pupitre.clock import now_ms
 from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
 from pupitre.domain.status import Link as LinkState
 from pupitre.domain.status import Position
-from pupitre.endpoint.status import StatusMirror
+from pupitre.endpoint.status import HEARD_EVERY_MS, StatusMirror
 from pupitre.errors import (
     ConnectionFault,
     EndpointError,
@@ -36,9 +36,11 @@ from pupitre.wire.messages import (
     AnyMessage,
     Changed,
     Done,
+    GetPage,
     Hello,
     Mark,
     Outcome,
+    Page,
     Submit,
 )
 from pupitre.wire.subjects import Subjects
@@ -114,7 +116,8 @@ class WebServerEndpoint:
         tls = pki.client_context(certificate_path, ROLE)
         self._link = Link(servers, ROLE, tls, registry=self._registry, on_change=self._broker_changed)
         self._open.push_async_callback(self._link.close)
-        self._mirror = StatusMirror(self._cluster, self._status, self._link, self._subjects)
+        heard_every = min(HEARD_EVERY_MS, int(status_update_interval * 250))
+        self._mirror = StatusMirror(self._cluster, self._status, self._page, heard_every=heard_every)
         try:
             async with asyncio.timeout(answer_within):
                 await self._link.open()
@@ -210,6 +213,9 @@ class WebServerEndpoint:
             if self._link_written is not self._reached:
                 left = min(left, RESEND[1])
             await rung(self._look, left)
+
+    async def _page(self, page: GetPage) -> Page:
+        return await self._link.request(self._subjects.commands, page, Page, timeout=5)
 
     # Commands: from the rows to the cluster
 

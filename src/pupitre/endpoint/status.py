@@ -2,31 +2,40 @@
 
 A change that does not follow the last one seen, a mark beyond it, or another epoch
 means that something was missed: then all pages are read again. Rows say how things
-are, not what happened, so taking one twice does no harm.
+are, not what happened, so taking one twice does no harm. Whenever the mirror is known
+to be whole, the time is written beside it, so that a reader knows how old it may be.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
+from pupitre.clock import now_ms
 from pupitre.domain.status import Position, Rows
 from pupitre.errors import LinkDown, MessageError
-from pupitre.store.status import Status
-from pupitre.wire.link import Link
+from pupitre.store.status import Named, Status
 from pupitre.wire.messages import Changed, GetPage, Mark, Page
-from pupitre.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
 
 SECTIONS = ("hosts", "copies", "desktops")
+HEARD_EVERY_MS = 1000
+"""The time is written no more often than this."""
+
+Ask = Callable[[GetPage], Awaitable[Page]]
+"""Asks the cluster for a page. Raises `LinkDown` or `MessageError`."""
 
 
 class StatusMirror:
-    def __init__(self, cluster: str, status: Status, link: Link, subjects: Subjects) -> None:
+    """``heard_every`` in ms; see `HEARD_EVERY_MS`."""
+
+    def __init__(self, cluster: str, status: Status, ask: Ask, *, heard_every: int = HEARD_EVERY_MS) -> None:
         self._cluster = cluster
         self._status = status
-        self._link = link
-        self._subjects = subjects
+        self._ask = ask
+        self._heard_every = heard_every
+        self._heard = 0
         self._position = Position()
         self._turn = asyncio.Lock()  # a change must not come between the pages and what they leave out
 
@@ -42,37 +51,36 @@ class StatusMirror:
                 position = Position(change.epoch, change.sequence)
                 await self._status.apply(self._cluster, change.rows, position)
                 self._position = position
+                await self._note_heard()
 
     async def mark(self, mark: Mark) -> None:
         async with self._turn:
             if mark.epoch != self._position.epoch or mark.sequence > self._position.sequence:
                 await self._read_all()
+            elif mark.sequence == self._position.sequence:
+                await self._note_heard()
 
     async def foretell(self, rows: Rows, at: Position) -> None:
         """Rows as of ``at`` ahead of their change; nothing if what is written is as new or newer."""
         async with self._turn:
-            if rows and (at.epoch != self._position.epoch or at.sequence > self._position.sequence):
+            here = self._position
+            if rows and (at.epoch, at.sequence) > (here.epoch, here.sequence):
                 await self._status.apply(self._cluster, rows)
 
     async def _read_all(self) -> None:
         """Every page of every section; what the cluster does not name is gone."""
-        kept = Rows()
+        named = Named()
         start: Position | None = None
         try:
             for section in SECTIONS:
                 after: str | None = None
                 while True:
-                    ask = GetPage(section=section, after=after)
-                    page = await self._link.request(self._subjects.commands, ask, Page, timeout=5)
+                    page = await self._ask(GetPage(section=section, after=after))
                     start = start or Position(page.epoch, page.sequence)
                     if page.epoch != start.epoch:
                         return  # the cluster was restarted meanwhile; its mark brings us back here
                     await self._status.apply(self._cluster, page.rows)
-                    kept = Rows(
-                        kept.hosts + page.rows.hosts,
-                        kept.copies + page.rows.copies,
-                        kept.desktops + page.rows.desktops,
-                    )
+                    named.add(page.rows)
                     after = page.next
                     if after is None:
                         break
@@ -80,7 +88,13 @@ class StatusMirror:
             log.warning("The cluster's status was not read to its end.", reason=str(error))
             return
         assert start is not None
-        await self._status.retain(kept)
-        await self._status.apply(self._cluster, Rows(), start)
+        await self._status.retain(self._cluster, named, start)
         self._position = start
-        log.info("The cluster's status is read.", desktops=len(kept.desktops), hosts=len(kept.hosts))
+        await self._note_heard()
+        log.info("The cluster's status is read.", desktops=len(named.desktops), hosts=len(named.hosts))
+
+    async def _note_heard(self) -> None:
+        now = now_ms()
+        if not 0 <= now - self._heard < self._heard_every:  # a clock that was set back counts as later
+            await self._status.heard(self._cluster, now)
+            self._heard = now

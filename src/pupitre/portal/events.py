@@ -108,6 +108,7 @@ class Feed:
         self._metrics = metrics
         self._streams: set[Stream] = set()
         self._versions = Versions(0, 0)
+        self._hosts: frozenset[str] = frozenset()
         self._closed = False
 
     @asynccontextmanager
@@ -115,6 +116,7 @@ class Feed:
         commands, status = self._commands.database, self._status.database
         async with commands.listen(ANSWERED) as answered, status.listen(CHANGED) as changed:
             self._versions = Versions(await self._commands.version(), await self._status.version())
+            self._hosts = frozenset(host.name for host in await self._status.hosts())
             rung = asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 workers = [
@@ -179,7 +181,8 @@ class Feed:
         for desktop in status.rows.desktops:
             by_user[desktop.owner].desktops.add(desktop.id)
         images = {copy.image.id for copy in status.rows.copies}
-        hosts = {host.name for host in status.rows.hosts}
+        hosts = {host.name for host in status.rows.hosts} | (self._hosts - status.host_names)
+        self._hosts = status.host_names
         for stream in self._streams:
             news = News(self._versions, images=set(images), links=bool(status.links))
             if may_manage_hosts(stream.user):

@@ -2,12 +2,14 @@
 
 Each written batch takes one version for all its rows. A row that is written
 again unchanged keeps its version, so that a full page wakes nobody without need.
+What a change costs does not depend on how much else there is.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import Table, and_, delete, insert, not_, select, update
+from sqlalchemy import Table, delete, func, insert, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
@@ -25,15 +27,34 @@ from pupitre.store.rows import (
     image_from_row,
 )
 from pupitre.store.schema import copies, desktops, hosts, links, status_counter
+from pupitre.store.versioned import chunks, has_key, put_rows
 
 
 @dataclass(frozen=True, slots=True)
 class StatusChanges:
-    """All that changed after a version; ``version`` is the one to ask with next."""
+    """All that changed after a version; ``version`` is the one to ask with next.
+
+    ``host_names`` are those of all hosts there are: a host that is not among them was taken away.
+    """
 
     version: int
     rows: Rows
     links: tuple[Link, ...]
+    host_names: frozenset[str]
+
+
+@dataclass(slots=True)
+class Named:
+    """The keys of all rows in a full set of pages."""
+
+    hosts: set[str] = field(default_factory=set)
+    copies: set[tuple[str, str]] = field(default_factory=set)
+    desktops: set[str] = field(default_factory=set)
+
+    def add(self, rows: Rows) -> None:
+        self.hosts |= {host.name for host in rows.hosts}
+        self.copies |= {(copy.host, copy.image.id) for copy in rows.copies if not copy.gone}
+        self.desktops |= {desktop.id for desktop in rows.desktops}
 
 
 CHANGED = "status"
@@ -76,6 +97,13 @@ class Status:
         async with self.database.read() as connection:
             return [host_from_row(row) for row in await connection.execute(select(hosts).order_by(hosts.c.name))]
 
+    async def desktops_by_host(self) -> dict[str, int]:
+        """How many desktops that may be running somewhere have their place on each host."""
+        query = select(desktops.c.host, func.count()).where(desktops.c.state.in_(COUNTED_STATES))
+        async with self.database.read() as connection:
+            rows = await connection.execute(query.where(desktops.c.host.is_not(None)).group_by(desktops.c.host))
+            return {str(host): int(count) for host, count in rows}
+
     async def host(self, name: str) -> Host | None:
         async with self.database.read() as connection:
             row = (await connection.execute(select(hosts).where(hosts.c.name == name))).one_or_none()
@@ -108,12 +136,14 @@ class Status:
                 select(desktops).where(desktops.c.version > after).order_by(desktops.c.version)
             )
             link_rows = await connection.execute(select(links).where(links.c.version > after))
+            host_names = await connection.execute(select(hosts.c.name))
         rows = Rows(
             hosts=tuple(host_from_row(row) for row in host_rows),
             copies=tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows),
             desktops=tuple(desktop_from_row(row) for row in desktop_rows),
         )
-        return StatusChanges(version, rows, tuple(_link(row) for row in link_rows))
+        names = frozenset(str(name) for (name,) in host_names)
+        return StatusChanges(version, rows, tuple(_link(row) for row in link_rows), names)
 
     # Writing
 
@@ -127,12 +157,10 @@ class Status:
         """Write rows as they are now, and how far they bring us, in one transaction."""
         async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)
-            for host in rows.hosts:
-                await _upsert(connection, hosts, host_to_row(host), version)
-            for copy in rows.copies:
-                await _upsert(connection, copies, {**copy_to_row(copy.host, copy.image), "gone": copy.gone}, version)
-            for desktop in rows.desktops:
-                await _upsert(connection, desktops, desktop_to_row(desktop), version)
+            await put_rows(connection, hosts, [host_to_row(host) for host in rows.hosts], version)
+            copy_rows = [{**copy_to_row(copy.host, copy.image), "gone": copy.gone} for copy in rows.copies]
+            await put_rows(connection, copies, copy_rows, version)
+            await put_rows(connection, desktops, [desktop_to_row(desktop) for desktop in rows.desktops], version)
             if position:
                 await connection.execute(
                     update(links)
@@ -140,24 +168,29 @@ class Status:
                     .values(epoch=position.epoch, sequence=position.sequence)
                 )
 
-    async def retain(self, kept: Rows) -> None:
-        """After a full set of pages: what the cluster did not name is gone."""
+    async def retain(self, cluster_name: str, named: Named, position: Position) -> None:
+        """After a full set of pages: what they did not name is gone, and this is how far they bring us."""
         async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)
-            await connection.execute(delete(hosts).where(hosts.c.name.not_in([host.name for host in kept.hosts])))
-            named = {(copy.host, copy.image.id) for copy in kept.copies if not copy.gone}
-            for row in (await connection.execute(select(copies).where(not_(copies.c.gone)))).all():
-                if (row.host, row.image) not in named:
-                    key = and_(copies.c.host == row.host, copies.c.image == row.image)
-                    await connection.execute(update(copies).where(key).values(gone=True, version=version))
+            held = {(str(name),) for (name,) in await connection.execute(select(hosts.c.name))}
+            for some in chunks(sorted(held - {(name,) for name in named.hosts})):
+                await connection.execute(delete(hosts).where(has_key(hosts, some)))
+            images = await connection.execute(select(copies.c.host, copies.c.image).where(not_(copies.c.gone)))
+            lost = {(str(host), str(image)) for host, image in images} - named.copies
+            await _set(connection, copies, lost, gone=True, version=version)
+            ids = await connection.execute(select(desktops.c.id).where(desktops.c.state != DesktopState.GONE))
+            gone = {(str(desktop),) for (desktop,) in ids} - {(desktop,) for desktop in named.desktops}
+            await _set(connection, desktops, gone, state=DesktopState.GONE, version=version)
             await connection.execute(
-                update(desktops)
-                .where(
-                    desktops.c.id.not_in([desktop.id for desktop in kept.desktops]),
-                    desktops.c.state != DesktopState.GONE,
-                )
-                .values(state=DesktopState.GONE, version=version)
+                update(links)
+                .where(links.c.cluster == cluster_name)
+                .values(epoch=position.epoch, sequence=position.sequence)
             )
+
+    async def heard(self, cluster_name: str, at: int) -> None:
+        """The cluster has said that all rows are as they stand (Unix ms). No news: nobody is woken."""
+        async with self.database.write() as connection:
+            await connection.execute(update(links).where(links.c.cluster == cluster_name).values(heard=at))
 
     async def set_link(self, link: Link) -> None:
         """Record whether the cluster is reached; while nothing changes, nothing is written and nobody woken."""
@@ -181,10 +214,6 @@ def _link(row: AnyRow) -> Link:
     return Link(row.cluster, row.connected, row.since, row.reason, row.heard)
 
 
-async def _upsert(connection: AsyncConnection, table: Table, values: dict[str, object], version: int) -> None:
-    key = and_(*(column == values[column.name] for column in table.primary_key.columns))
-    held = (await connection.execute(select(table).where(key))).one_or_none()
-    if held is None:
-        await connection.execute(insert(table).values(version=version, **values))
-    elif any(held._mapping[name] != value for name, value in values.items()):
-        await connection.execute(update(table).where(key).values(version=version, **values))
+async def _set(connection: AsyncConnection, table: Table, keys: Iterable[tuple[Any, ...]], **values: Any) -> None:
+    for some in chunks(sorted(keys)):
+        await connection.execute(update(table).where(has_key(table, some)).values(values))
