@@ -141,7 +141,7 @@ class HostRig:
     link: Link = field(init=False)
     overlays: Overlays = field(init=False)
     console: ConsoleServer = field(init=False)
-    _task: asyncio.Task[None] | None = None
+    _task: asyncio.Task[bool] | None = None
 
     @property
     def name(self) -> str:
@@ -167,6 +167,12 @@ class HostRig:
         if connected:
             self.agent.report_all()
 
+    async def ended(self) -> bool:
+        """Wait until it ends by itself; whether it did so in order to shut its machine down."""
+        assert self._task is not None
+        async with asyncio.timeout(PATIENCE):
+            return await asyncio.shield(self._task)
+
     async def crash(self) -> None:
         if self._task is None:
             return
@@ -176,7 +182,7 @@ class HostRig:
         await self.agent.stop()
         await self.console.stop()
         await self.link.close()
-        self.journal.close()
+        await self.journal.close()
 
 
 class Room:

@@ -28,18 +28,22 @@ SPEC = ImageSpec("empty", disk="", disk_format=DiskFormat.ISO, memory_mib=64, vc
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """``console``, ``serial``: whether there are such sockets."""
+    """``console``, ``serial``: whether there are such sockets.
+
+    ``hears``: whether a guest without a system ends when its power button is pressed.
+    """
 
     uri: str
     console: bool
     serial: bool
+    hears: bool
 
 
 BACKENDS = [
-    Backend("simulated://prompt", console=True, serial=True),
+    Backend("simulated://prompt", console=True, serial=True, hears=True),
     # libvirt's own double: no OpenGraphicsFD, no devices behind the paths
-    Backend("test:///default", console=False, serial=False),
-    Backend("qemu:///embed", console=True, serial=True),
+    Backend("test:///default", console=False, serial=False, hears=True),
+    Backend("qemu:///embed", console=True, serial=True, hears=False),
 ]
 
 

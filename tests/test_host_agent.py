@@ -35,7 +35,7 @@ async def test_a_guest_shut_down_from_inside_is_gone(tmp_path: Path) -> None:
     async with room(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
-        host.hypervisor.shut_down(str(boot.desktop))
+        await host.hypervisor.shut_down(str(boot.desktop))
         gone = await here.wait_desktop(boot, DesktopState.GONE)
         assert gone.reason == "It was shut down from inside."
         assert host.overlays.all() == set()

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pupitre.errors import HypervisorError, NoSuchDomain
-from pupitre.host.hypervisor import GuestState, Hypervisor, SeenGuest
+from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
+from pupitre.images.store import ImageStore
 from tests.hypervisor_backends import BACKENDS, Backend, guest, hypervisor, overlays
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -80,6 +81,52 @@ async def test_a_stop_may_be_repeated(host: Hypervisor, backend: Backend) -> Non
     await host.ensure_gone(wanted.desktop)
     assert await host.guests() == {}
     assert wanted.disk.exists()
+
+
+async def test_the_power_button_may_be_pressed_again_and_a_guest_that_hears_it_ends_in_order(
+    host: Hypervisor, backend: Backend
+) -> None:
+    wanted = await guest(backend.uri)
+    with pytest.raises(NoSuchDomain):
+        await host.shut_down(wanted.desktop)
+    await host.ensure_running(wanted)
+    assert (await next_change(host)).state is GuestState.RUNNING
+    await host.shut_down(wanted.desktop)
+    if not backend.hears:  # a machine without a system: only its owner can end it
+        await host.shut_down(wanted.desktop)
+        assert (await host.guests())[wanted.desktop].state is GuestState.RUNNING
+        return
+    ended = await next_change(host)
+    assert (ended.desktop, ended.state, ended.orderly) == (wanted.desktop, GuestState.STOPPED, True)
+    assert await host.guests() == {}
+
+
+@pytest.mark.guest
+async def test_a_real_system_shuts_down_by_its_power_button(images: ImageStore) -> None:
+    uri, desktop, spec = "qemu:///embed", str(uuid.uuid4()), images.spec("tiny")
+    base = images.blob(spec.disk)
+    disk = await overlays(uri).ensure(desktop, base, spec.disk_format, spec.disk_gib)
+    assert spec.kernel is not None
+    assert spec.initrd is not None
+    host = hypervisor(uri)
+    await host.open()
+    try:
+        kernel, initrd = images.blob(spec.kernel), images.blob(spec.initrd)
+        await host.ensure_running(Guest(desktop, 1, spec, disk, backing=base, kernel=kernel, initrd=initrd))
+        assert (await next_change(host)).state is GuestState.RUNNING
+        reader, writer = await asyncio.open_unix_connection(await host.serial(desktop))
+        async with asyncio.timeout(90):
+            await reader.readuntil(b"# ")
+            await host.shut_down(desktop)
+            while await reader.read(4096):
+                pass
+        writer.close()
+        ended = await next_change(host)
+        assert (ended.state, ended.orderly) == (GuestState.STOPPED, True)
+    finally:
+        await host.ensure_gone(desktop)
+        await host.close()
+        await overlays(uri).ensure_gone(desktop)
 
 
 async def test_a_later_boot_replaces_an_earlier_one_and_never_the_other_way(host: Hypervisor, backend: Backend) -> None:

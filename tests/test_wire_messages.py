@@ -28,12 +28,14 @@ from pupitre.wire.messages import (
     Done,
     EnsureDesktop,
     EnsureGone,
+    Farewell,
     GetPage,
     Heartbeat,
     Hello,
     Mark,
     Outcome,
     Page,
+    PowerOff,
     Refused,
     Report,
     Sighting,
@@ -70,14 +72,17 @@ SAMPLES: dict[str, AnyMessage] = {
     "describe": Describe(epoch=3),
     "ensure_desktop": EnsureDesktop(epoch=3, desktop=DESKTOP_ID, boot=1, spec=SPEC),
     "ensure_gone": EnsureGone(epoch=3, desktop=DESKTOP_ID),
+    "power_off": PowerOff(epoch=3, at_once=True),
     "report": Report(
         host="host-1", run="r1", number=7, full=True, port=4433, facts=FACTS,
         desktops=(Sighting(DESKTOP_ID, 1, DesktopState.FAILED, "why"),), copies=(Copy(IMAGE, SPEC), Copy(IMAGE)),
     ),
     "heartbeat": Heartbeat(host="host-1", run="r1", number=7),
+    "farewell": Farewell(host="host-1", run="r1"),
     "done": Done(),
     "refused": Refused(code="message_error", reason="why"),
 }  # fmt: skip
+GRACE = EnsureGone(epoch=3, desktop=DESKTOP_ID, grace=30)
 REGISTER = Submit(id=COMMAND, user=USER, order=RegisterHost("host-1", "127.0.0.1", 4433), deadline=1)
 
 
@@ -93,7 +98,7 @@ def test_there_is_a_golden_file_of_every_type_in_every_version() -> None:
         assert tags <= {path.stem for path in (GOLDEN / f"v{version}").glob("*.json")}
 
 
-@pytest.mark.parametrize("message", [*SAMPLES.values(), REGISTER], ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", [*SAMPLES.values(), REGISTER, GRACE], ids=lambda message: type(message).__name__)
 def test_there_and_back(message: AnyMessage) -> None:
     assert decode(encode(message)) == message
 

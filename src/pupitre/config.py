@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from pupitre.errors import SetupError
@@ -16,6 +16,8 @@ from pupitre.errors import SetupError
 DatabaseName = Literal["accounts", "commands", "status", "cluster"]
 DatabaseRole = Literal["portal", "endpoint", "cluster", "owner"]
 """As whom a database is opened; the owner makes and migrates it."""
+
+_addresses = TypeAdapter(dict[str, dict[str, str]])
 
 
 def default_home() -> Path:
@@ -95,11 +97,28 @@ class Settings(BaseSettings):
     heartbeat: float = Field(5, gt=0, description="Seconds between two heartbeats of a host.")
     vcpu_overcommit: float = Field(8, ge=1, description="Virtual CPUs given out per CPU of a host.")
     host_timeout: float = Field(16, gt=0, description="Seconds of silence after which a host's desktops are lost.")
+    host_give_up: float = Field(
+        300, gt=0, description="Seconds of silence after which a host counts as timed out, and waking it as failed."
+    )
+    drain_notice: float = Field(
+        60, ge=0, description="Seconds that users have to save their work before their host shuts down."
+    )
+    shutdown_grace: float = Field(
+        30, ge=0, le=86400, description="Seconds a guest may take to shut down by itself before it is ended."
+    )
+    wake_address: str = Field(
+        "255.255.255.255:9",
+        pattern=r"^[^:]+:\d{1,5}$",
+        description="Where Wake-on-LAN packets are sent: a broadcast address and a UDP port.",
+    )
 
     # Host
     host_name: str = Field("host-1", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
     host_address: str = Field("127.0.0.1", description="Address where the gateway reaches this host's consoles.")
     console_port: int = Field(0, ge=0, le=65535, description="Port of the console server; 0 takes a free one.")
+    viewer_port: int | None = Field(
+        None, ge=0, le=65535, description="Port for native viewers (VNC with TLS); 0 takes a free one. Default: none."
+    )
     hypervisor: str = Field(
         "qemu:///embed",
         description="libvirt URI; qemu:///embed keeps its root under home; simulated://prompt is in memory.",
@@ -115,6 +134,21 @@ class Settings(BaseSettings):
     )
     host_memory_mib: int | None = Field(None, gt=0, description="Memory for guests; default: all but 2 GiB.")
     start_limit: int = Field(4, ge=1, description="Guests one host starts at the same time.")
+    host_power_off: tuple[str, ...] = Field(
+        (),
+        description='What shuts this machine down, as ["systemctl", "poweroff"]. Empty: the host agent only ends.',
+    )
+    hosts: int = Field(1, ge=1, le=64, description="Hosts that `up` runs on this machine, each with its share of it.")
+
+    # Databases
+    databases: Path | None = Field(
+        None,
+        description="File with each role's addresses of the databases, as `pupitre db create --url` writes it."
+        " Default: databases.json in home; without it, SQLite.",
+    )
+    database_poll: float = Field(
+        0.5, ge=0.02, description="Longest pause between two looks for news on MariaDB, which cannot wake anyone."
+    )
 
     # Processes
     ops_port: int = Field(
@@ -187,8 +221,37 @@ class Settings(BaseSettings):
         """Seconds that a command of this kind may take."""
         return self.command_timeouts.get(kind, self.command_timeout)
 
+    @property
+    def databases_file(self) -> Path:
+        return self.databases or self.home / "databases.json"
+
     def database_url(self, name: DatabaseName, role: DatabaseRole = "owner") -> str:
-        return f"sqlite+aiosqlite:///{self.home / 'db' / name}.sqlite"
+        """With its password. Raises `SetupError` when the file of addresses has none for this role."""
+        addresses = self.database_urls()
+        if addresses is None:
+            return f"sqlite+aiosqlite:///{self.home / 'db' / name}.sqlite"
+        try:
+            return addresses[role][name]
+        except KeyError:
+            raise SetupError(
+                f"{self.databases_file} has no address of the database {name} for {role}.",
+                "Run: pupitre db create --url … on the machine that has the owner's addresses.",
+            ) from None
+
+    def database_urls(self) -> dict[str, dict[str, str]] | None:
+        """Addresses by role and database; None where the databases are SQLite's. Raises `SetupError`."""
+        try:
+            return _addresses.validate_json(self.databases_file.read_bytes())
+        except FileNotFoundError as error:
+            if self.databases:
+                raise SetupError(f"{self.databases} does not exist.", "Mend the setting databases.") from error
+            return None
+        except (OSError, ValidationError) as error:
+            # Without the details: they would show passwords.
+            raise SetupError(
+                f"{self.databases_file} cannot be read as addresses by role and database.",
+                "Mend it, or move it away and run: pupitre db create --url …",
+            ) from (error if isinstance(error, OSError) else None)
 
 
 def load() -> Settings:

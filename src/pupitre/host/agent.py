@@ -11,12 +11,14 @@ from pathlib import Path
 
 import structlog
 
+from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import DiskFormat, ImageSpec
 from pupitre.errors import (
     HypervisorError,
     MessageError,
+    NoSuchDomain,
     NotFound,
     PupitreError,
     Unavailable,
@@ -24,7 +26,7 @@ from pupitre.errors import (
 from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
-from pupitre.host.overlays import Overlays
+from pupitre.host.overlays import Disks
 from pupitre.host.reports import Reporter
 from pupitre.images.store import ImageStore, bell
 from pupitre.wire.link import Link
@@ -32,42 +34,53 @@ from pupitre.wire.messages import (
     AnyMessage,
     Describe,
     Done,
+    EndSignIns,
     EnsureDesktop,
     EnsureGone,
+    PowerOff,
     Refused,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers
+from pupitre.workers import Workers, rung
 
 log = structlog.get_logger(__name__)
 
 FAREWELL = 20.0
 """Seconds that a host which stops with its guests takes to remove and report them."""
 
+PRESS_AGAIN = 5.0
+"""Seconds until a guest that still runs is asked once more to shut down."""
+
 _SETTLED = frozenset({DesktopState.RUNNING, DesktopState.FAILED})
 
 
+class _PoweredOff(Exception):
+    """Ends the loops."""
+
+
 class HostAgent:
-    """`start`, then `run` until cancelled, then `stop`."""
+    """`start`, then `run` until cancelled or powered off, then `stop`."""
 
     def __init__(
         self,
         settings: Settings,
         hypervisor: Hypervisor,
-        overlays: Overlays,
+        disks: Disks,
         images: ImageStore,
         journal: Journal,
     ) -> None:
         self._settings = settings
         self._subjects = Subjects(settings.cluster)
         self._hypervisor = hypervisor
-        self._overlays = overlays
+        self._disks = disks
         self._images = images
         self._journal = journal
         self._workers = Workers(self._settle)
         self._start_slots = asyncio.Semaphore(settings.start_limit)
         self._starting: set[str] = set()
         self._ended_early: dict[str, SeenGuest] = {}
+        self._moved = asyncio.Event()
+        self._power_off = asyncio.Event()
         self._reporter = Reporter(settings, hypervisor, images, journal)
         self._console: ConsoleServer
         self._link: Link
@@ -83,19 +96,28 @@ class HostAgent:
         for desktop in self._journal.records:
             self._workers.wake(desktop)
 
-    async def run(self) -> None:
-        """Serve until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._reporter.run())
-            tasks.create_task(self._watch_guests())
-            tasks.create_task(self._watch_images())
+    async def run(self) -> bool:
+        """Serve until cancelled, or until the machine may be shut down: then True."""
+        powered_off = False
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._reporter.run())
+                tasks.create_task(self._watch_guests())
+                tasks.create_task(self._watch_images())
+                tasks.create_task(self._leave_when_told())
+        except* _PoweredOff:
+            powered_off = True
+        return powered_off
 
     async def stop(self) -> None:
         """Leave the guests, or take them with us and say so, as the setting wants it."""
-        if self._settings.guests_on_stop == "destroy":
+        if self._settings.guests_on_stop == "destroy" and not self._power_off.is_set():
             try:
                 async with asyncio.timeout(FAREWELL):
-                    await self._remove_all()
+                    await self._remove_all("Pupitre was stopped.")
+                    for _ in range(3):
+                        if await self._reporter.send():
+                            break
             except TimeoutError:
                 log.error("Not everything is removed.", desktops=sorted(self._journal.records))
         await self._workers.close()
@@ -124,21 +146,23 @@ class HostAgent:
     # Orders
 
     async def _on_order(self, message: AnyMessage) -> AnyMessage | None:
-        if not isinstance(message, Describe | EnsureDesktop | EnsureGone):
+        if not isinstance(message, Describe | EnsureDesktop | EnsureGone | EndSignIns | PowerOff):
             raise MessageError(f"A host takes no {type(message).__name__}.")
-        if not self._journal.raise_epoch(message.epoch):
+        if not await self._journal.raise_epoch(message.epoch):
             return Refused(code="old_epoch", reason=f"Epoch {message.epoch} is over; {self._journal.epoch} has begun.")
         if isinstance(message, Describe):
             return await self._reporter.full()
-        if isinstance(message, EnsureDesktop):
-            self._take(message)
+        if isinstance(message, EndSignIns):
+            self._console.audience.sign_ins_ended(message.bearers)
+            return Done()
+        if isinstance(message, PowerOff):
+            return await self._on_power_off(message)
+        if isinstance(message, EnsureGone):
+            await self._take_away(message.desktop, end_by=_after(message.grace))
+        elif self._power_off.is_set():
+            return Refused(code="shutting_down", reason="This host is about to shut down.")
         else:
-            record = self._journal.records.get(message.desktop) or Record(
-                message.desktop, 0, DesktopState.GONE, DesktopState.STOPPING
-            )
-            self._want_gone(record, record.reason)
-            if message.desktop in self._starting:
-                self._link.spawn(self._interrupt(message.desktop))
+            await self._take(message)
         self._workers.wake(message.desktop)
         return Done()
 
@@ -146,27 +170,61 @@ class HostAgent:
         """What the cluster says to all hosts at once."""
         if not isinstance(message, Describe):
             raise MessageError(f"All hosts together take no {type(message).__name__}.")
-        if self._journal.raise_epoch(message.epoch):
+        if await self._journal.raise_epoch(message.epoch):
             self.report_all()
+
+    async def _take(self, order: EnsureDesktop) -> None:
+        async with self._journal.turn(order.desktop):
+            held = self._journal.records.get(order.desktop)
+            if held and held.boot >= order.boot:
+                self._show(held)  # taken before; the cluster may have missed how it is
+                return
+            record = Record(order.desktop, order.boot, DesktopState.RUNNING, DesktopState.REQUESTED, order.spec)
+            await self._journal.put(record)
+        log.info("Desktop ordered.", desktop=order.desktop, image=order.spec.id)
+
+    async def _take_away(self, desktop: str, end_by: int = 0, reason: str | None = None) -> None:
+        """Want it gone: at ``end_by`` (Unix ms) at the latest if it runs, at once if it does not."""
+        async with self._journal.turn(desktop):
+            held = self._journal.records.get(desktop) or Record(desktop, 0, DesktopState.GONE, DesktopState.STOPPING)
+            await self._want_gone(held, reason or held.reason, end_by)
+        if desktop in self._starting:
+            self._link.spawn(self._interrupt(desktop))
+
+    async def _want_gone(self, held: Record, reason: str | None, end_by: int = 0) -> None:
+        """In the desktop's turn."""
+        if held.wanted is not DesktopState.GONE:
+            end_by = end_by if held.state is DesktopState.RUNNING else 0
+        elif held.desktop in self._journal.records and held.end_by <= end_by:
+            return  # a repeat never gives it more time
+        gone = Record(held.desktop, held.boot, DesktopState.GONE, DesktopState.STOPPING, held.spec, reason, end_by)
+        await self._journal.put(gone)
 
     async def _interrupt(self, desktop: str) -> None:
         """End a guest that is still starting, so that its worker comes back to remove it."""
         log.info("A start is interrupted.", desktop=desktop)
         await self._hypervisor.ensure_gone(desktop)
 
-    def _take(self, order: EnsureDesktop) -> None:
-        held = self._journal.records.get(order.desktop)
-        if held and held.boot >= order.boot:
-            self._show(held)  # taken before; the cluster may have missed how it is
-            return
-        record = Record(order.desktop, order.boot, DesktopState.RUNNING, DesktopState.REQUESTED, order.spec)
-        self._journal.put(record)
-        log.info("Desktop ordered.", desktop=order.desktop, image=order.spec.id)
+    async def _on_power_off(self, order: PowerOff) -> Done:
+        end_by = 0 if order.at_once else _after(self._settings.shutdown_grace)
+        await self._want_all_gone("Its host is shut down.", end_by)
+        if not self._power_off.is_set():
+            log.info("This host is to be shut down.", desktops=len(self._journal.records))
+            self._power_off.set()
+        return Done()
 
-    def _want_gone(self, record: Record, reason: str | None) -> None:
-        if record.wanted is not DesktopState.GONE or record.desktop not in self._journal.records:
-            gone = Record(record.desktop, record.boot, DesktopState.GONE, DesktopState.STOPPING, record.spec, reason)
-            self._journal.put(gone)
+    async def _leave_when_told(self) -> None:
+        """Once nothing is left here: say so, and end. Should this process die before, it is told again."""
+        await self._power_off.wait()
+        await self._remove_all("Its host is shut down.", end_by=_after(self._settings.shutdown_grace))
+        try:
+            async with asyncio.timeout(FAREWELL):
+                while not await self._reporter.farewell():
+                    self._moved.clear()
+                    await rung(self._moved, 1.0)
+        except TimeoutError:
+            log.warning("This host shuts down, and the cluster has not heard it.")
+        raise _PoweredOff
 
     # The worker of one desktop
 
@@ -186,8 +244,7 @@ class HostAgent:
             raise
         except PupitreError as error:
             log.warning("A desktop did not start.", desktop=desktop, reason=str(error))
-            if self._still(record):
-                self._put(record.seen(DesktopState.FAILED, str(error)))
+            await self._put_if_still(record, record.seen(DesktopState.FAILED, str(error)))
         return None
 
     async def _start(self, record: Record, spec: ImageSpec) -> None:
@@ -195,7 +252,7 @@ class HostAgent:
         base = self._images.blob(spec.disk)
         is_cd = spec.disk_format is DiskFormat.ISO
         backing = None if is_cd else base
-        disk = await self._overlays.ensure(record.desktop, backing, spec.disk_format, spec.disk_gib)
+        disk = await self._disks.ensure(record.desktop, backing, spec.disk_format, spec.disk_gib)
         if not self._still(record):
             return
         guest = Guest(
@@ -212,8 +269,7 @@ class HostAgent:
         self._starting.add(record.desktop)
         try:
             await self._hypervisor.ensure_running(guest)
-            if self._still(record):
-                self._put(record.seen(DesktopState.RUNNING))
+            if await self._put_if_still(record, record.seen(DesktopState.RUNNING)):
                 log.info("Desktop runs.", desktop=record.desktop)
                 self._starting.discard(record.desktop)
                 if ended := self._ended_early.get(record.desktop):
@@ -230,9 +286,11 @@ class HostAgent:
     async def _remove(self, record: Record) -> float | None:
         if record.state is DesktopState.GONE:
             return None
+        if record.end_by and (wait := await self._shut_down(record)):
+            return wait
         try:
             await self._hypervisor.ensure_gone(record.desktop)
-            await self._overlays.ensure_gone(record.desktop)
+            await self._disks.ensure_gone(record.desktop)
             await self._console.disconnect(record.desktop)
         except (HypervisorError, OSError) as error:
             log.warning("A desktop is not removed yet.", desktop=record.desktop, reason=str(error))
@@ -244,6 +302,19 @@ class HostAgent:
             log.info("Desktop removed.", desktop=record.desktop)
         return None
 
+    async def _shut_down(self, record: Record) -> float:
+        """Ask the guest to shut down; the seconds it still has, 0 when it runs no more."""
+        left = (record.end_by - now_ms()) / 1000
+        if left <= 0:
+            return 0
+        try:
+            await self._hypervisor.shut_down(record.desktop)
+        except NoSuchDomain:
+            return 0
+        except HypervisorError as error:
+            log.warning("A guest is not asked to shut down.", desktop=record.desktop, reason=str(error))
+        return min(left, PRESS_AGAIN)
+
     # What happens by itself
 
     async def _recover(self) -> None:
@@ -253,15 +324,18 @@ class HostAgent:
             guest = guests.get(record.desktop)
             runs = guest is not None and guest.state is not GuestState.STOPPED and guest.boot == record.boot
             if record.wanted is DesktopState.RUNNING and record.state is DesktopState.RUNNING and not runs:
-                self._journal.put(record.seen(DesktopState.FAILED, "The desktop ended while its host agent was away."))
+                await self._journal.put(
+                    record.seen(DesktopState.FAILED, "The desktop ended while its host agent was away.")
+                )
         for guest in guests.values():
             if guest.desktop not in self._journal.records:
                 log.warning("There is a guest without a record.", desktop=guest.desktop)
                 state = DesktopState.FAILED if guest.state is GuestState.STOPPED else DesktopState.RUNNING
-                self._journal.put(Record(guest.desktop, guest.boot, DesktopState.RUNNING, state, reason=guest.reason))
-        for desktop in self._overlays.all() - self._journal.records.keys():
+                adopted = Record(guest.desktop, guest.boot, DesktopState.RUNNING, state, reason=guest.reason)
+                await self._journal.put(adopted)
+        for desktop in self._disks.all() - self._journal.records.keys():
             log.warning("An overlay without a desktop is removed.", desktop=desktop)
-            await self._overlays.ensure_gone(desktop)
+            await self._disks.ensure_gone(desktop)
         if self._journal.records:
             log.info("Desktops found again.", count=len(self._journal.records))
 
@@ -276,23 +350,34 @@ class HostAgent:
                     await asyncio.sleep(1)
 
     async def _guest_changed(self, seen: SeenGuest) -> None:
-        record = self._journal.records.get(seen.desktop)
-        if record is None or record.boot != seen.boot or record.wanted is DesktopState.GONE:
-            return
-        if seen.state is GuestState.RUNNING and record.state is DesktopState.RUNNING:
-            if seen.reason != record.reason:
-                self._put(record.seen(DesktopState.RUNNING, seen.reason))
-        elif seen.state is GuestState.STOPPED and seen.desktop in self._starting:
-            self._ended_early[seen.desktop] = seen
-        elif seen.state is GuestState.STOPPED and record.state is DesktopState.RUNNING:
-            log.info("A guest ended.", desktop=seen.desktop, reason=seen.reason)
-            if seen.orderly:
-                self._want_gone(record, "It was shut down from inside.")
-                self._show(self._journal.records[seen.desktop])
-                self._workers.wake(seen.desktop)
-            else:
-                self._put(record.seen(DesktopState.FAILED, seen.reason))
+        async with self._journal.turn(seen.desktop):
+            record = self._journal.records.get(seen.desktop)
+            if record is None or record.boot != seen.boot:
+                return
+            if seen.state is GuestState.STOPPED and seen.desktop in self._starting:
+                self._ended_early[seen.desktop] = seen
+                return
+            if record.wanted is DesktopState.GONE:
+                if seen.state is GuestState.STOPPED and record.end_by:
+                    self._workers.wake(seen.desktop)  # it has shut down as it was asked to
+                return
+            if record.state is not DesktopState.RUNNING:
+                return
+            if seen.state is GuestState.STOPPED:
+                await self._guest_ended(record, seen)
+            elif seen.state is GuestState.RUNNING and seen.reason != record.reason:
+                await self._put(record.seen(DesktopState.RUNNING, seen.reason))
+        if seen.state is GuestState.STOPPED:
             await self._console.disconnect(seen.desktop)
+
+    async def _guest_ended(self, record: Record, seen: SeenGuest) -> None:
+        log.info("A guest ended.", desktop=seen.desktop, reason=seen.reason)
+        if seen.orderly:
+            await self._want_gone(record, "It was shut down from inside.")
+            self._show(self._journal.records[seen.desktop])
+            self._workers.wake(seen.desktop)
+        else:
+            await self._put(record.seen(DesktopState.FAILED, seen.reason))
 
     async def _watch_images(self) -> None:
         """Someone built, imported or removed an image, or a build moved on."""
@@ -304,9 +389,17 @@ class HostAgent:
 
     # Every change of a record is told
 
-    def _put(self, record: Record) -> None:
-        self._journal.put(record)
+    async def _put(self, record: Record) -> None:
+        await self._journal.put(record)
         self._show(record)
+
+    async def _put_if_still(self, before: Record, after: Record) -> bool:
+        """Put it unless something else is wanted of the desktop by now."""
+        async with self._journal.turn(before.desktop):
+            if not self._still(before):
+                return False
+            await self._put(after)
+            return True
 
     def _note(self, record: Record) -> None:
         self._journal.note(record)
@@ -314,20 +407,26 @@ class HostAgent:
 
     def _show(self, record: Record) -> None:
         self._reporter.desktop(record)
+        self._moved.set()
 
-    async def _remove_all(self) -> None:
-        for desktop in await self._hypervisor.guests():
-            if desktop not in self._journal.records:
-                self._journal.put(Record(desktop, 0, DesktopState.GONE, DesktopState.STOPPING))
-        for record in list(self._journal.records.values()):
-            self._want_gone(record, record.reason or "Pupitre was stopped.")
-            self._workers.wake(record.desktop)
+    # Nothing shall be left here
+
+    async def _want_all_gone(self, reason: str, end_by: int = 0) -> None:
+        there = self._journal.records.keys() | (await self._hypervisor.guests()).keys()
+        for desktop in there:
+            await self._take_away(desktop, end_by, reason)
+            self._workers.wake(desktop)
+
+    async def _remove_all(self, reason: str, end_by: int = 0) -> None:
+        await self._want_all_gone(reason, end_by)
         while any(record.state is not DesktopState.GONE for record in self._journal.records.values()):
-            self._reporter.due.clear()
-            await self._reporter.due.wait()
-        for _ in range(3):
-            if await self._reporter.send():
-                return
+            self._moved.clear()
+            await self._moved.wait()
+
+
+def _after(seconds: float) -> int:
+    """That many seconds from now, as Unix ms; 0 for at once."""
+    return now_ms() + int(seconds * 1000) if seconds else 0
 
 
 def journal_path(settings: Settings) -> Path:

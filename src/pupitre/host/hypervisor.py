@@ -81,6 +81,12 @@ class Hypervisor(Protocol):
     async def ensure_gone(self, desktop: str) -> None:
         """Return when no guest of this desktop runs. The overlay is not touched."""
 
+    async def shut_down(self, desktop: str) -> None:
+        """Press the power button (ACPI) and return at once; the end, if it comes, is an orderly change.
+
+        May be repeated. Raises `NoSuchDomain` when the guest does not run.
+        """
+
     async def guests(self) -> dict[str, SeenGuest]:
         """Every guest of ours that there is, by desktop, those of earlier processes too."""
 

@@ -1,4 +1,4 @@
-"""Which `Hypervisor` a setting means, and libvirt's own settings for the embedded one."""
+"""Which `Hypervisor` and which `Disks` a setting means, and libvirt's own settings for the embedded one."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from pupitre.host.domain_xml import Machine
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.isolation import QEMU_USER, Paths
 from pupitre.host.libvirt_driver import Connection, LibvirtHypervisor
+from pupitre.host.overlays import Disks, NoDisks, Overlays
 from pupitre.host.simulated import SimulatedHypervisor
 
 EMULATOR = "qemu-system-x86_64"
@@ -40,6 +41,15 @@ def choose(settings: Settings, paths: Paths) -> Hypervisor:
         shared_images=embedded and os.geteuid() == 0,
     )
     return LibvirtHypervisor(connection, machine)
+
+
+def disks(settings: Settings, paths: Paths) -> Disks:
+    """Where the desktops' disks are, ready to use."""
+    if settings.hypervisor.startswith("simulated://"):
+        return NoDisks(paths.overlays)
+    overlays = Overlays(paths.overlays)
+    overlays.open()
+    return overlays
 
 
 def _use_kvm(settings: Settings) -> bool:

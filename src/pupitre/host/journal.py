@@ -1,14 +1,22 @@
 """The host's own small journal: what it was ordered, on disk before it says that it has taken it.
 
-A host process that is killed finds here what it was doing, and compares it with
-what runs. SQLite with ``synchronous=FULL``; a damaged file is set aside and begun
-anew, since guests and overlays themselves say what is there.
+A host process that is killed finds here what it was doing, and compares it with what runs. SQLite
+with ``synchronous=FULL``, written by a thread of its own: what is put while the disk is at work goes
+into the next transaction together, so a hundred orders at once cost one wait for the disk, and the
+event loop never waits. Memory is never ahead of the disk, except for steps that are only noted.
+
+Each record carries a checksum. A damaged one is set aside and the others stay; a damaged file is set
+aside whole. Guests, overlays and the cluster say what is there.
 """
 
+import asyncio
 import sqlite3
 import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
@@ -20,16 +28,22 @@ from pupitre.errors import SetupError, Unavailable
 log = structlog.get_logger(__name__)
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_EPOCH, _DESKTOP = b"epoch", b"desktop "
+# Earlier journals had other tables; what they said, guests and cluster say too.
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS desktops (desktop TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS epoch (id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL);
-INSERT OR IGNORE INTO epoch VALUES (1, 0);
+DROP TABLE IF EXISTS desktops;
+DROP TABLE IF EXISTS epoch;
+CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS damaged (at INTEGER NOT NULL, key BLOB, value BLOB, checksum INTEGER);
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A desktop of this host. ``wanted`` is RUNNING or GONE; ``spec`` is None for a guest found without a record."""
+    """A desktop of this host. ``wanted`` is RUNNING or GONE; ``spec`` is None for a guest found without a record.
+
+    ``end_by`` (Unix ms) is until when a guest that shall be gone may take to shut down by itself.
+    """
 
     desktop: str
     boot: int
@@ -37,9 +51,19 @@ class Record:
     state: DesktopState
     spec: ImageSpec | None = None
     reason: str | None = None
+    end_by: int = 0
 
     def seen(self, state: DesktopState, reason: str | None = None) -> "Record":
         return replace(self, state=state, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """One key's new value, None to remove it; ``taken`` is done when it is on disk and in memory."""
+
+    key: bytes
+    value: Record | int | None
+    taken: asyncio.Future[None]
 
 
 class Journal:
@@ -47,72 +71,165 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Raises `SetupError` when another process has the journal, or it cannot be made."""
+        self.records: dict[str, Record] = {}
+        self.epoch = 0
         self._path = path
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._waiting: list[_Change] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = self._open()
             try:
-                self.records, self.epoch = self._read()
-            except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+                self._read()
+            except sqlite3.DatabaseError as error:
                 self._connection.close()
-                if isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF not in _DAMAGE:
+                if error.sqlite_errorcode & 0xFF not in _DAMAGE:
                     raise
                 self._set_aside(str(error))
                 self._connection = self._open()
-                self.records, self.epoch = self._read()
+                self._read()
         except (OSError, sqlite3.Error) as error:
             raise SetupError(
                 f"The host's journal {path} cannot be opened: {error}.",
                 "Is another `pupitre host` running under this name and home?",
             ) from error
 
-    def put(self, record: Record) -> None:
+    def turn(self, desktop: str) -> asyncio.Lock:
+        """Hold it from looking at a desktop's record until its change is put: such changes come one by one."""
+        lock = self._turns.get(desktop)
+        if lock is None:
+            lock = self._turns[desktop] = asyncio.Lock()
+        return lock
+
+    async def put(self, record: Record) -> None:
         """Keep the record; it is on disk when this returns. Raises `Unavailable`; then nothing has changed."""
-        body = msgspec.json.encode(record)
-        self._write("INSERT OR REPLACE INTO desktops VALUES (?, ?)", record.desktop, body)
-        self.records[record.desktop] = record
+        await self._write(_key(record.desktop), record)
 
     def note(self, record: Record) -> None:
         """Keep a step on the way in memory only: after a crash it is found out again."""
         self.records[record.desktop] = record
 
-    def drop(self, desktop: str) -> None:
+    async def drop(self, desktop: str) -> None:
         """Raises `Unavailable`."""
-        self._write("DELETE FROM desktops WHERE desktop = ?", desktop)
-        self.records.pop(desktop, None)
+        await self._write(_key(desktop), None)
 
-    def raise_epoch(self, epoch: int) -> bool:
+    async def raise_epoch(self, epoch: int) -> bool:
         """Remember the cluster's epoch; False when ``epoch`` is older than one already heard.
 
         Raises `Unavailable`.
         """
         if epoch > self.epoch:
-            self._write("UPDATE epoch SET value = ?", epoch)
-            self.epoch = epoch
+            await self._write(_EPOCH, epoch)
         return epoch == self.epoch
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """What was put before is on disk when this returns."""
+        if self._writing:
+            await asyncio.gather(self._writing, return_exceptions=True)
+        self._thread.shutdown()
         self._connection.close()
+
+    # How it is written
+
+    async def _write(self, key: bytes, value: Record | int | None) -> None:
+        change = _Change(key, value, asyncio.get_running_loop().create_future())
+        self._waiting.append(change)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_all(), name="journal")
+        await change.taken
+
+    async def _write_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                changes, self._waiting = self._waiting, []
+                failure: Unavailable | None = None
+                try:
+                    await loop.run_in_executor(self._thread, self._commit, changes)
+                except sqlite3.Error as error:
+                    failure = Unavailable(f"The host's journal {self._path} does not take the change: {error}.")
+                for change in changes:
+                    if failure is None:
+                        self._apply(change)
+                    if not change.taken.done():
+                        change.taken.set_exception(failure) if failure else change.taken.set_result(None)
+        finally:
+            self._writing = None
+
+    def _apply(self, change: _Change) -> None:
+        if isinstance(change.value, int):
+            self.epoch = max(self.epoch, change.value)
+        elif change.value is None:
+            self.records.pop(change.key.removeprefix(_DESKTOP).decode(), None)
+        else:
+            self.records[change.value.desktop] = change.value
+
+    def _commit(self, changes: list[_Change]) -> None:
+        """In the journal's own thread."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            for change in changes:
+                if change.value is None:
+                    self._connection.execute("DELETE FROM kept WHERE key = ?", (change.key,))
+                else:
+                    self._insert(change.key, change.value)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _insert(self, key: bytes, kept: Record | int) -> None:
+        value = msgspec.json.encode(kept)
+        row = (key, value, _checksum(key, value))
+        self._connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", row)
+
+    # How it is read
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=2)
 
-    def _read(self) -> tuple[dict[str, Record], int]:
+    def _read(self) -> None:
         # One process alone: two agents of one host would undo each other's work.
         self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.executescript(SCHEMA)
-        rows = self._connection.execute("SELECT record FROM desktops").fetchall()
-        records = [msgspec.json.decode(row[0], type=Record) for row in rows]
-        epoch: int = self._connection.execute("SELECT value FROM epoch").fetchone()[0]
-        return {record.desktop: record for record in records}, epoch
+        self.records, self.epoch = {}, 0
+        rows = self._connection.execute("SELECT key, value, checksum FROM kept").fetchall()
+        damaged = [row for row in rows if not self._load(*row)]
+        if damaged:
+            log.error(
+                "Records of the host's journal are damaged and set aside; what runs says more.", count=len(damaged)
+            )
+            self._keep_without(damaged)
 
-    def _write(self, statement: str, *values: object) -> None:
+    def _load(self, key: object, value: object, checksum: object) -> bool:
+        """Take a row into memory; False when it is damaged."""
+        if not (isinstance(key, bytes) and isinstance(value, bytes) and checksum == _checksum(key, value)):
+            return False
         try:
-            self._connection.execute(statement, values)
-        except sqlite3.Error as error:
-            raise Unavailable(f"The host's journal {self._path} does not take the change: {error}.") from error
+            if key == _EPOCH:
+                self.epoch = msgspec.json.decode(value, type=int)
+            else:
+                record = msgspec.json.decode(value, type=Record)
+                self.records[record.desktop] = record
+        except msgspec.MsgspecError:
+            return False  # another version's
+        return True
+
+    def _keep_without(self, damaged: list[tuple[object, ...]]) -> None:
+        """Write the table anew: what is damaged may not be found by its key."""
+        at = time.time_ns()
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.executemany("INSERT INTO damaged VALUES (?, ?, ?, ?)", [(at, *row) for row in damaged])
+        self._connection.execute("DELETE FROM kept")
+        self._insert(_EPOCH, self.epoch)
+        for desktop, record in self.records.items():
+            self._insert(_key(desktop), record)
+        self._connection.execute("COMMIT")
 
     def _set_aside(self, reason: str) -> None:
         aside = self._path.with_suffix(f".damaged-{time.time_ns()}")
@@ -121,3 +238,12 @@ class Journal:
             damaged = self._path.with_name(self._path.name + suffix)
             if damaged.exists():
                 damaged.rename(aside.with_name(aside.name + suffix))
+
+
+def _key(desktop: str) -> bytes:
+    return _DESKTOP + desktop.encode()
+
+
+def _checksum(key: bytes, value: bytes) -> int:
+    """CRC-32: notices any damage of up to four bytes side by side."""
+    return zlib.crc32(value, zlib.crc32(key))

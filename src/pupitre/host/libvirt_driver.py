@@ -191,6 +191,13 @@ class LibvirtHypervisor:
             await self._destroy(desktop)
         self._locks.pop(desktop, None)
 
+    async def shut_down(self, desktop: str) -> None:
+        dom = await self._find(desktop)
+        try:
+            await self._call(dom.shutdown)  # by ACPI: our guests have no agent channel
+        except libvirt.libvirtError as error:
+            raise _lost(error, "does not hear its power button") from error
+
     async def guests(self) -> dict[str, SeenGuest]:
         try:
             domains = await self._call(self._connection.listAllDomains, 0)

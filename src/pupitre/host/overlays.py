@@ -9,6 +9,7 @@ import asyncio
 import os
 import uuid
 from pathlib import Path
+from typing import Protocol
 
 from pupitre.errors import ImageFault
 from pupitre.host.diagnosis import LEAST_FREE_MIB, is_qcow2
@@ -17,6 +18,36 @@ from pupitre.host.domain_xml import desktop_id
 SUFFIX = ".qcow2"
 LIMIT = 60.0
 """Seconds for one ``qemu-img``."""
+
+
+class Disks(Protocol):
+    """Desktops' own disks. `Overlays` in earnest; `NoDisks` beside a hypervisor that has no guests."""
+
+    async def ensure(self, desktop: str, backing: Path | None, backing_format: str | None, size_gib: int) -> Path:
+        """Where the desktop's disk is. Raises `ImageFault`."""
+
+    async def ensure_gone(self, desktop: str) -> None: ...
+
+    def all(self) -> set[str]:
+        """The desktops that have a disk here."""
+
+
+class NoDisks:
+    """Names without files: what is simulated reads no disk. They are lost with the process, as its guests are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._there: set[str] = set()
+
+    async def ensure(self, desktop: str, _backing: Path | None, _format: str | None, _size_gib: int) -> Path:
+        self._there.add(desktop_id(desktop))
+        return self._folder / f"{desktop}{SUFFIX}"
+
+    async def ensure_gone(self, desktop: str) -> None:
+        self._there.discard(desktop)
+
+    def all(self) -> set[str]:
+        return set(self._there)
 
 
 class Overlays:

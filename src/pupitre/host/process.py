@@ -1,6 +1,9 @@
 """`pupitre host`: the host agent as a process."""
 
+import asyncio
 import functools
+
+import structlog
 
 from pupitre import config, pki
 from pupitre.config import Settings
@@ -10,11 +13,12 @@ from pupitre.host.agent import HostAgent, journal_path
 from pupitre.host.console import ConsoleServer
 from pupitre.host.isolation import Paths
 from pupitre.host.journal import Journal
-from pupitre.host.overlays import Overlays
 from pupitre.images.store import ImageStore
 from pupitre.ops import Ops, run_process
 from pupitre.splice import prepare_process
 from pupitre.wire.link import Link
+
+log = structlog.get_logger(__name__)
 
 
 def main() -> int:
@@ -28,13 +32,18 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
     role = pki.host_role(settings.host_name)
     certificates = pki.directory(settings, role)
-    overlays = Overlays(paths.overlays)
-    overlays.open()
+    disks = hypervisors.disks(settings, paths)
     hypervisor = hypervisors.choose(settings, paths)
     journal = Journal(journal_path(settings))
-    agent = HostAgent(settings, hypervisor, overlays, ImageStore(paths.images), journal)
+    agent = HostAgent(settings, hypervisor, disks, ImageStore(paths.images), journal)
     console = ConsoleServer(
-        settings.host_name, certificates, agent, settings.host_dir, settings.host_address, settings.console_port
+        settings.host_name,
+        certificates,
+        agent,
+        settings.host_dir,
+        settings.host_address,
+        settings.console_port,
+        settings.viewer_port,
     )
 
     def broker_changed(connected: bool) -> None:
@@ -58,20 +67,32 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
         try:
             await console.start()
         except OSError as error:
-            where = f"{settings.host_address}:{settings.console_port}"
+            ports = " and ".join(str(p) for p in (settings.console_port, settings.viewer_port) if p is not None)
             raise SetupError(
-                f"The console server cannot listen on {where}: {error.strerror}.",
-                "Choose another console_port, or 0 for a free one.",
+                f"The console server cannot listen on {settings.host_address}, port {ports}: {error.strerror}.",
+                "Choose another console_port or viewer_port, or 0 for a free one.",
             ) from error
         await link.open()
         await agent.start(link, console)
         started = True
         ops.ready()
-        await agent.run()
+        power_off = await agent.run()
     finally:
         if started:
             await agent.stop()
         await console.stop()
         await link.close()
         await hypervisor.close()
-        journal.close()
+        await journal.close()
+    if power_off:
+        await shut_machine_down(settings.host_power_off)
+
+
+async def shut_machine_down(command: tuple[str, ...]) -> None:
+    """Run what shuts this machine down; without it, only this process ends. Raises `SetupError`."""
+    log.info("This host is down.", command=list(command))
+    if not command:
+        return
+    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
+    if code := await process.wait():
+        raise SetupError(f"{command[0]} ended with exit code {code}.", "See the setting host_power_off.")

@@ -14,13 +14,13 @@ import structlog
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
-from pupitre.errors import HypervisorError, LinkDown, PupitreError
+from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError, Unavailable
 from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.journal import Journal, Record
 from pupitre.images.store import ImageStore
 from pupitre.wire.link import Link
-from pupitre.wire.messages import Copy, Done, Heartbeat, Report, Sighting
+from pupitre.wire.messages import Copy, Done, Farewell, Heartbeat, Report, Sighting
 from pupitre.wire.subjects import Subjects
 from pupitre.workers import persist
 
@@ -94,10 +94,29 @@ class Reporter:
             self._facts_dirty |= facts
             self._dirty |= dirty
             return False
-        for sighting in report.desktops:
-            held = self._journal.records.get(sighting.desktop)
-            if sighting.state is DesktopState.GONE and held and held.state is DesktopState.GONE:
-                self._journal.drop(sighting.desktop)
+        gone = {sighting.desktop for sighting in report.desktops if sighting.state is DesktopState.GONE}
+        try:
+            await asyncio.gather(*(self._forget(desktop) for desktop in gone))
+        except Unavailable:
+            self._dirty |= gone
+            raise
+        return True
+
+    async def _forget(self, desktop: str) -> None:
+        async with self._journal.turn(desktop):
+            held = self._journal.records.get(desktop)
+            if held and held.state is DesktopState.GONE:
+                await self._journal.drop(desktop)
+
+    async def farewell(self) -> bool:
+        """Tell the cluster that nothing is left here and this machine shuts down; False when it is to be told again."""
+        if not await self.send():
+            return False
+        try:
+            await self._link.request(self._subjects.reports(self._name), Farewell(host=self._name, run=self._run), Done)
+        except (LinkDown, MessageError) as error:
+            log.debug("The farewell was not heard.", reason=str(error))
+            return False
         return True
 
     async def full(self) -> Report:
@@ -123,6 +142,7 @@ class Reporter:
             number=number,
             full=full,
             port=self._console.port,
+            viewer_port=self._console.viewer_port,
             facts=self._told if facts else None,
             desktops=tuple(sightings),
             copies=None if found is None else tuple(Copy(copy.image, copy.spec) for copy in found),

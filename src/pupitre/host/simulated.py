@@ -1,8 +1,8 @@
 """A `Hypervisor` in memory, for tests and for load: thousands of starts a second, no guest.
 
 It misbehaves by name: ``prompt`` does not, ``slow`` takes its time, ``never_boots`` is still
-starting when the caller gives up, ``dies_at_start`` fails. A test that passes ``delay=None``
-decides with `step` when a start goes on, and with `crash` when a guest ends.
+starting when the caller gives up, ``dies_at_start`` fails, ``deaf`` does not hear its power
+button. A test that passes ``delay=None`` decides with `step` when a start goes on, and with `crash` when a guest ends.
 With a ``ledger`` its guests outlive the process, as real ones do; without, they are lost with it.
 """
 
@@ -30,6 +30,7 @@ class Behaviour(StrEnum):
     SLOW = "slow"
     NEVER_BOOTS = "never_boots"
     DIES_AT_START = "dies_at_start"
+    DEAF = "deaf"
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class SimulatedHypervisor:
         ledger: Ledger | None = None,
     ) -> None:
         self.behaviour = behaviour
+        self.pressed: dict[str, int] = {}
+        """How often each guest's power button was pressed."""
         self._ledger = ledger
         self._serials = serials
         self._delay = delay
@@ -116,6 +119,12 @@ class SimulatedHypervisor:
         if there := self._guests.get(desktop):
             self._end(there, "The guest was stopped.")
 
+    async def shut_down(self, desktop: str) -> None:
+        there = self._running(desktop)
+        self.pressed[desktop] = self.pressed.get(desktop, 0) + 1
+        if self.behaviour is not Behaviour.DEAF:
+            self._end(there, "The guest shut itself down.", orderly=True)
+
     async def guests(self) -> dict[str, SeenGuest]:
         return {desktop: SeenGuest(desktop, there.boot, there.state) for desktop, there in self._guests.items()}
 
@@ -158,14 +167,10 @@ class SimulatedHypervisor:
         """End a guest from inside."""
         self._end(self._running(desktop), reason)
 
-    def shut_down(self, desktop: str) -> None:
-        """End a guest as its user does from inside."""
-        self._end(self._running(desktop), "The guest shut itself down.", orderly=True)
-
     # -- how it goes
 
     def _begin(self, there: _Simulated) -> None:
-        if self.behaviour is Behaviour.PROMPT:
+        if self.behaviour in {Behaviour.PROMPT, Behaviour.DEAF}:
             self._run(there)
         elif self.behaviour is Behaviour.DIES_AT_START:
             self._guests.pop(there.desktop)

@@ -22,6 +22,7 @@ MAX_SIZE = 1_000_000
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """What every database can hold."""
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -101,6 +102,16 @@ class Outcome(Message, frozen=True, tag="outcome"):
     sequence: Number = 0
 
 
+class EndSignIns(Message, frozen=True, tag="end_sign_ins"):
+    """Endpoint to cluster, and on to each host: who came by these sign-ins shall watch no screen any more.
+
+    ``bearers`` are SHA-256 (hex) of cookies and tokens. Answered by `Done` when every host that is there has done it.
+    """
+
+    bearers: tuple[str, ...]
+    epoch: Number = 0
+
+
 # Cluster and host
 
 
@@ -120,10 +131,24 @@ class EnsureDesktop(Message, frozen=True, tag="ensure_desktop"):
 
 
 class EnsureGone(Message, frozen=True, tag="ensure_gone"):
-    """Cluster: nothing of this desktop shall be left. Answered by `Done`."""
+    """Cluster: nothing of this desktop shall be left. Answered by `Done`.
+
+    Its guest is asked to shut down and ended after ``grace`` seconds; a repeat may shorten that, never prolong it.
+    """
 
     epoch: Number
     desktop: str
+    grace: Seconds = 0
+
+
+class PowerOff(Message, frozen=True, tag="power_off"):
+    """Cluster: no desktop shall be left, then this machine shall shut down. Answered by `Done`.
+
+    Sent until the host says `Farewell`. ``at_once``: guests end without being asked to shut down.
+    """
+
+    epoch: Number
+    at_once: bool = False
 
 
 class Sighting(msgspec.Struct, frozen=True):
@@ -147,7 +172,7 @@ class Report(Message, frozen=True, tag="report"):
 
     ``run`` names this life of the host process and ``number`` grows within it. A
     ``full`` report names every desktop and every image; what it does not name is not there.
-    ``port`` is where its console server listens now.
+    ``port`` is where its console server listens now, ``viewer_port`` where it lets native viewers in.
     """
 
     host: str
@@ -155,6 +180,7 @@ class Report(Message, frozen=True, tag="report"):
     number: Number
     full: bool
     port: Number
+    viewer_port: Number | None = None
     facts: HostFacts | None = None
     desktops: tuple[Sighting, ...] = ()
     copies: tuple[Copy, ...] | None = None
@@ -166,6 +192,13 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     host: str
     run: str
     number: Number
+
+
+class Farewell(Message, frozen=True, tag="farewell"):
+    """Host: nothing is left here and this machine shuts down, as `PowerOff` wanted it. Answered by `Done`."""
+
+    host: str
+    run: str
 
 
 # Any
@@ -191,11 +224,14 @@ AnyMessage = (
     | Page
     | Changed
     | Outcome
+    | EndSignIns
     | Describe
     | EnsureDesktop
     | EnsureGone
+    | PowerOff
     | Report
     | Heartbeat
+    | Farewell
     | Done
     | Refused
 )
