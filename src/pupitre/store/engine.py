@@ -1,104 +1,147 @@
-"""Opening a database. On SQLite every commit is on disk (WAL, synchronous=FULL) before anyone is told."""
+"""Opening a database: SQLite, PostgreSQL or MariaDB, with the same surface and the same errors.
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+Every commit is on disk before anyone is told. A commit whose answer is lost is an
+error, whether it was made or not: who asked tries again with the same ids.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-from sqlalchemy import Connection, Table, event, make_url, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy import Table, make_url, select, update
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from pupitre.bell import Bell, Listener
 from pupitre.config import DatabaseName, DatabaseRole, Settings
-from pupitre.errors import Conflict, SetupError, Unavailable
+from pupitre.errors import Conflict, Invalid, SetupError, Unavailable
+from pupitre.store.dialect import Dialect, Listening
+
+KINDS = ("sqlite", "postgresql", "mariadb")
 
 
 class Database:
     """One database. ``write`` is one transaction, ``read`` one consistent look, ``listen`` waits for news.
 
-    ``bells`` is the folder in which processes of one machine wake each other, where the database itself cannot.
+    ``bells`` is the folder in which processes of one machine wake each other, where the database itself cannot;
+    ``poll`` the longest pause (s) between two looks for news where neither can.
     """
 
-    def __init__(self, url: str, *, bells: Path, read_only: bool = False) -> None:
+    def __init__(self, url: str, *, bells: Path, read_only: bool = False, poll: float = 0.5) -> None:
         self.url = make_url(url)
-        self._bells = bells
         self.read_only = read_only
-        target = self.url
-        # SQLite has one writer at a time, and who waits for it in its own queue wakes late and out of turn.
-        self._turn: AbstractAsyncContextManager[object] = nullcontext()
-        if self.url.get_backend_name() == "sqlite":
-            if self.url.database and not Path(self.url.database).exists():
-                raise SetupError(f"The database {self.url.database} does not exist.", "Run: pupitre db create")
-            if read_only:
-                path = quote(self.url.database or "")
-                target = self.url.set(database=f"file:{path}", query={"mode": "ro", "uri": "true"})
-            self._turn = asyncio.Lock()
-        self.engine: AsyncEngine = create_async_engine(target, pool_size=4, max_overflow=4)
-        if self.url.get_backend_name() == "sqlite":
-            event.listen(self.engine.sync_engine, "connect", self._sqlite_connect)
-            event.listen(self.engine.sync_engine, "begin", self._sqlite_begin)
+        self._dialect = self._open(bells, poll)
 
-    def _sqlite_connect(self, connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout = 10000")
-        if self.read_only:
-            cursor.execute("PRAGMA query_only = ON")
-        else:
-            cursor.execute("PRAGMA journal_mode = WAL")
-            cursor.execute("PRAGMA synchronous = FULL")
-        cursor.close()
+    def _open(self, bells: Path, poll: float) -> Dialect:
+        # Each process imports the one driver that it uses.
+        match self.kind:
+            case "sqlite":
+                from pupitre.store.sqlite import Sqlite
 
-    def _sqlite_begin(self, connection: Connection) -> None:
-        # IMMEDIATE: a writer queues here and never fails half-way on a stale snapshot.
-        writes = connection.get_execution_options().get("pupitre_writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+                return Sqlite(self.url, bells=bells, read_only=self.read_only)
+            case "postgresql":
+                from pupitre.store.postgresql import Postgres
+
+                return Postgres(self.url, read_only=self.read_only)
+            case "mariadb":
+                from pupitre.store.mariadb import Maria
+
+                return Maria(self.url, poll=poll, read_only=self.read_only)
+            case other:
+                raise SetupError(f"{other} is not a database that Pupitre knows.", f"Use one of {', '.join(KINDS)}.")
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        return self.url.get_backend_name()
 
     @asynccontextmanager
     async def write(self, *topics: str) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits at the end of the block, and then wakes who listens to ``topics``.
 
-        Raises `Conflict` for a duplicate key and `Unavailable` when the database takes no change.
+        Raises `Conflict` for a duplicate key, `Invalid` for a value that no row can hold, and
+        `Unavailable` when the database takes no change; then it is as before, or the answer was lost.
         """
-        try:
-            async with self._turn, self.engine.connect() as connection:
-                await connection.execution_options(pupitre_writes=True)
-                async with connection.begin():
+        async with self._dialect.turn:
+            with self._errors("does not take the change"):
+                async with _transaction(self._dialect.writing) as connection:
                     yield connection
-            for topic in topics:
-                Bell(self._bells, topic).ring()
-        except IntegrityError as error:
-            raise Conflict("There is already one with that name.") from error
-        except DBAPIError as error:
-            raise Unavailable(f"The database {self.url.database} does not take the change: {error.orig}") from error
-        except PoolTimeout as error:
-            raise Unavailable(f"The database {self.url.database} has too much to do.") from error
+                    await self._dialect.announce(connection, topics)
+                    await connection.commit()
+        self._dialect.announced(topics)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self.engine.connect() as connection:
+        """A transaction that sees one state of the database. Raises `Unavailable`."""
+        with self._errors("does not answer"):
+            async with _transaction(self._dialect.reading) as connection:
                 yield connection
-        except DBAPIError as error:
-            raise Unavailable(f"The database {self.url.database} does not answer: {error.orig}") from error
-        except PoolTimeout as error:
-            raise Unavailable(f"The database {self.url.database} has too much to do.") from error
 
-    def listen(self, topic: str) -> Listener:
+    def listen(self, topic: str) -> Listening:
         """An async context manager; ``heard()`` returns after each commit that wakes ``topic``."""
-        return Bell(self._bells, topic).listen()
+        return self._dialect.listen(topic)
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        await self._dialect.close()
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:
+            raise Conflict("There is already one with that name.") from error
+        except (DBAPIError, OSError) as error:
+            if _is_about_a_value(error):
+                raise Invalid(f"The database {self.name} cannot hold that value: {_words(error)}") from error
+            raise Unavailable(f"The database {self.name} {what}: {_words(error)}") from error
+        except PoolTimeout as error:
+            raise Unavailable(f"The database {self.name} has too much to do.") from error
+
+    @property
+    def name(self) -> str:
+        """For people: the file, or the database's name on its server."""
+        return str(self.url.database)
+
+
+@asynccontextmanager
+async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection with a transaction begun. One that went stale while it rested is replaced unseen."""
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(engine.connect())
+        try:
+            await connection.begin()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            await stack.aclose()
+            connection = await stack.enter_async_context(engine.connect())
+            await connection.begin()
+        yield connection
+
+
+def _is_about_a_value(error: DBAPIError | OSError) -> bool:
+    """SQLSTATE class 22, by whatever name the driver has for it."""
+    if isinstance(error, OSError):
+        return False
+    return isinstance(error, DataError) or str(getattr(error.orig, "sqlstate", "") or "").startswith("22")
+
+
+def _words(error: DBAPIError | OSError) -> str:
+    """What the server said, without the statement and its values."""
+    if isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    said = (error.orig and error.orig.__cause__) or error.orig
+    return str(said.args[-1]) if said and said.args else type(said).__name__
 
 
 def open_database(settings: Settings, role: DatabaseRole, name: DatabaseName, *, read_only: bool = False) -> Database:
     """The database ``name`` as ``role`` may use it. Raises `SetupError` when it does not exist."""
-    return Database(settings.database_url(name, role), bells=settings.bells_dir, read_only=read_only)
+    return Database(
+        settings.database_url(name, role),
+        bells=settings.bells_dir,
+        read_only=read_only,
+        poll=settings.database_poll,
+    )
 
 
 async def next_version(connection: AsyncConnection, counter: Table) -> int:

@@ -1,0 +1,82 @@
+"""Listening to a database over a connection that may break: it comes back by itself and then rings.
+
+Entering never fails: while the database is away it is tried again. Who listens is
+woken once more than needed rather than once less.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import ClassVar, Self
+
+import structlog
+
+RETRY = (0.05, 2.0)
+"""Shortest and longest pause (s) before a database that does not answer is tried again."""
+
+log = structlog.get_logger(__name__)
+
+
+class RemoteListener(ABC):
+    """An async context manager; ``heard`` waits for the next ring, folding many into one."""
+
+    errors: ClassVar[tuple[type[Exception], ...]]
+    """What a driver raises when the database does not answer."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tried = asyncio.Event()
+        self._rung = asyncio.Event()
+        self._away = False
+        self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _follow(self) -> None:
+        """Connect, call `_begun`, then `_ring` at each change until the connection is lost (returns or raises)."""
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name=f"listen to {self._name}")
+        self._task.add_done_callback(self._ended)
+        await self._tried.wait()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def heard(self) -> None:
+        await self._rung.wait()
+        if self._task and self._task.done():
+            self._task.result()  # what nobody foresaw is not waited out in silence
+        self._rung.clear()
+
+    def _ended(self, _task: object) -> None:
+        self._tried.set()
+        self._ring()
+
+    def _ring(self) -> None:
+        self._rung.set()
+
+    def _begun(self) -> None:
+        """From now on no change is missed; what came before may have been."""
+        if self._away:
+            log.info("Listening to the database again.", database=self._name)
+            self._ring()
+        self._away = False
+        self._tried.set()
+
+    async def _run(self) -> None:
+        pause = RETRY[0]
+        while True:
+            try:
+                await self._follow()
+            except self.errors as error:
+                if not self._away:
+                    log.warning("The database does not answer.", database=self._name, error=str(error))
+            pause = min(pause * 2, RETRY[1]) if self._away else RETRY[0]
+            self._away = True
+            self._tried.set()
+            await asyncio.sleep(pause)
