@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends
 
-from pupitre.domain.access import may_manage_hosts, may_manage_users
+from pupitre.domain.access import may_manage_hosts, may_manage_users, may_read_audit
 from pupitre.errors import Forbidden
 from pupitre.portal.sessions import Caller, SignedIn
 
@@ -21,5 +21,12 @@ async def _user_keeper(caller: SignedIn) -> Caller:
     return caller
 
 
+async def _auditor(caller: SignedIn) -> Caller:
+    if not may_read_audit(caller.user):
+        raise Forbidden("Only administrators read the audit log. Ask yours.")
+    return caller
+
+
 HostKeeper = Annotated[Caller, Depends(_host_keeper)]
 UserKeeper = Annotated[Caller, Depends(_user_keeper)]
+Auditor = Annotated[Caller, Depends(_auditor)]

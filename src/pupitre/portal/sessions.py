@@ -33,13 +33,14 @@ _KINDS = {SessionKind.COOKIE: "in a browser", SessionKind.BEARER: "for programs"
 class Caller:
     """Who sent the request. ``bearer`` is the SHA-256 (hex) of the cookie or token; ``browser``: it was a cookie.
 
-    ``origin`` is the address it came from.
+    ``origin`` is the address it came from. The sign-in ends at ``until`` (Unix ms) at the latest.
     """
 
     user: User
     bearer: str
     browser: bool
     origin: str = ""
+    until: int = 0
 
 
 def digest(token: str) -> str:
@@ -66,7 +67,7 @@ async def caller_of(request: Request) -> Caller | None:
     session = await portal_of(request).presence.session(digest(token))
     if session is None or session.kind is not kind:
         return None
-    return Caller(session.user, session.token_hash, browser, address_of(request))
+    return Caller(session.user, session.token_hash, browser, address_of(request), session.expires)
 
 
 async def signed_in(request: Request) -> Caller:
@@ -113,14 +114,13 @@ async def make_token(portal: Portal, caller: Caller, seconds: float) -> str:
 
 async def end_session(portal: Portal, caller: Caller, token_hash: str) -> None:
     """End the caller's sign-in or token with that hash, if they have it: this one (then they sign out) or another."""
-    sessions = {
-        session.token_hash: session for session in await portal.accounts.sessions_of(caller.user.id, now=now_ms())
-    }
-    if token_hash not in sessions or not await portal.accounts.close_session(token_hash):
+    sessions = await portal.accounts.sessions_of(caller.user.id, now=now_ms())
+    session = next((session for session in sessions if session.token_hash == token_hash), None)
+    if session is None or not await portal.accounts.close_session(token_hash):
         return
     portal.presence.forget()
     act = Act.SIGN_OUT if token_hash == caller.bearer else Act.TOKEN_REVOKED
-    detail = _KINDS[sessions[token_hash].kind]
+    detail = _KINDS[session.kind]
     await note(portal, act, user=caller.user, origin=caller.origin, subject=mark(token_hash), detail=detail)
 
 

@@ -3,21 +3,37 @@
 from datetime import UTC, datetime
 from typing import Annotated, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from pupitre.domain.access import Role, User
 from pupitre.domain.command import Command, CommandKind, CommandState
 from pupitre.domain.desktop import DesktopState
-from pupitre.domain.host import Host, HostState
+from pupitre.domain.host import HostState
 from pupitre.domain.image import CopyState, Image
 from pupitre.domain.status import Link
+from pupitre.portal.commands import why
 from pupitre.portal.desktops import SeenDesktop
+from pupitre.portal.hosts import SeenHost
+from pupitre.portal.links import LinkState
+from pupitre.store.audit import AuditEntry
 
 T = TypeVar("T")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]{1,255}$")]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it holds signs that cannot be shown")
+    return text
+
+
+Label = Annotated[str, StringConstraints(strip_whitespace=True, max_length=64), AfterValidator(_printable)]
+Mac = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
+NoMac = Annotated[str, StringConstraints(max_length=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Password = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
@@ -60,20 +76,37 @@ class FaultOut(BaseModel):
 
 
 class CommandOut(BaseModel):
-    """``late`` is an outcome that came after the command had timed out."""
+    """``outcome`` is null until the command has ended; then COMMAND_EXECUTED, VM_CONNECTION_DATA or a fault's code.
+
+    ``subject`` is the desktop or host that it is about. ``late`` is an outcome that came after the command
+    had timed out; ``error`` then says what became of it.
+    """
 
     id: str
     kind: CommandKind
     state: CommandState
+    subject: str
     desktop: str | None
+    outcome: str | None
     error: FaultOut | None
     late: CommandState | None
     created: datetime
     finished: datetime | None
 
 
+class ConnectionOut(BaseModel):
+    """Where a native viewer finds the screen, with what ``pupitre desktop viewer`` gives it."""
+
+    address: str
+    port: int
+
+
 class DesktopOut(BaseModel):
-    """``since`` is when the present state began."""
+    """``since`` is when the present state began; ``until`` when its host, being shut down, takes it away.
+
+    ``stale``: the cluster has not confirmed this for ``age_s`` seconds (null: it never has). ``connection`` is null
+    unless the desktop runs on a host that lets native viewers in.
+    """
 
     id: str
     image: str
@@ -82,6 +115,10 @@ class DesktopOut(BaseModel):
     since: datetime
     created: datetime
     reason: str | None
+    until: datetime | None
+    stale: bool
+    age_s: float | None
+    connection: ConnectionOut | None
     error: FaultOut | None = Field(description="Why the last command for this desktop failed.")
 
 
@@ -117,24 +154,100 @@ class FactsOut(BaseModel):
 
 
 class HostOut(BaseModel):
+    """``name`` is the agent's own and never changes; ``label`` is what people call the host.
+
+    ``desktops``: how many have their place on it. ``viewer_port`` is null where native viewers are not let in.
+    ``heard`` is when the cluster last confirmed all rows; ``stale``: that is ``age_s`` seconds ago, which is too long.
+    """
+
     name: str
+    label: str
     state: HostState
     address: str
     port: int
     edition: bool
+    mac: str | None
+    viewer_port: int | None
     since: datetime
     reason: str | None
+    desktops: int
+    heard: datetime | None
+    stale: bool
+    age_s: float | None
     facts: FactsOut | None
 
 
 class HostRequest(BaseModel):
-    """``address`` and ``port`` are where the gateway reaches the host's consoles."""
+    """``address`` and ``port`` are where the gateway reaches the host's consoles; ``mac`` wakes its machine."""
 
     model_config = ConfigDict(extra="forbid")
     name: HostName
     address: Address
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: Port
     edition: bool = False
+    mac: Mac | None = None
+
+
+class HostChange(BaseModel):
+    """What is left out stays as it is; an empty ``label`` or ``mac`` takes it away."""
+
+    model_config = ConfigDict(extra="forbid")
+    label: Label | None = None
+    address: Address | None = None
+    port: Port | None = None
+    edition: bool | None = None
+    mac: Mac | NoMac | None = None
+
+
+class HostRetirement(BaseModel):
+    """``unregister``: the host leaves the cluster; else its machine is shut down.
+
+    ``at_once``: desktops end now; else their users are warned first.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    unregister: bool
+    at_once: bool = False
+
+
+class HaltRequest(BaseModel):
+    """``hosts``: stop the hosts too."""
+
+    model_config = ConfigDict(extra="forbid")
+    hosts: bool = False
+
+
+class StatusOut(BaseModel):
+    """Whether the cluster is reached, and since when it is or is not (null: it was never heard of).
+
+    ``heard`` is when it last confirmed all rows; ``stale``: that is ``age_s`` seconds ago, which is too long.
+    """
+
+    connected: bool
+    since: datetime | None
+    reason: str | None
+    heard: datetime | None
+    stale: bool
+    age_s: float | None
+
+
+class AuditOut(BaseModel):
+    """``actor`` is who did it: a user's name, ``cluster``, or what somebody unknown called themselves.
+
+    ``actor_id`` is empty for somebody unknown. ``outcome`` is empty for a command that was asked for:
+    its outcome is an entry of its own, with the same ``command``.
+    """
+
+    id: str
+    at: datetime
+    actor: str
+    actor_id: str
+    origin: str
+    action: str
+    subject: str
+    command: str | None
+    outcome: str
+    detail: str
 
 
 class LinkOut(BaseModel):
@@ -147,6 +260,11 @@ class LinkOut(BaseModel):
 class UserOut(BaseModel):
     id: str
     name: str
+    role: Role
+
+
+class UserChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     role: Role
 
 
@@ -179,8 +297,10 @@ def command_out(command: Command) -> CommandOut:
         id=command.id,
         kind=command.kind,
         state=command.state,
+        subject=command.subject,
         desktop=command.desktop,
-        error=FaultOut(code=command.fault.code, reason=command.fault.reason) if command.fault else None,
+        outcome=command.outcome or None,
+        error=FaultOut(code=command.fault.code, reason=why(command) or "") if command.fault else None,
         late=command.late,
         created=moment(command.created),
         finished=moment(command.finished) if command.finished else None,
@@ -197,20 +317,33 @@ def desktop_out(seen: SeenDesktop) -> DesktopOut:
         since=moment(desktop.since),
         created=moment(desktop.created),
         reason=desktop.reason,
+        until=moment(desktop.until) if desktop.until else None,
+        stale=seen.link.stale if seen.link else False,
+        age_s=seen.link.age_s if seen.link else None,
+        connection=ConnectionOut(address=seen.connection.address, port=seen.connection.port)
+        if seen.connection
+        else None,
         error=FaultOut(code=seen.fault.code, reason=seen.fault.reason) if seen.fault else None,
     )
 
 
-def host_out(host: Host) -> HostOut:
-    facts = host.facts
+def host_out(seen: SeenHost) -> HostOut:
+    host, facts, link = seen.host, seen.host.facts, seen.link
     return HostOut(
         name=host.name,
+        label=host.label,
         state=host.state,
         address=host.address,
         port=host.port,
         edition=host.edition,
+        mac=host.mac,
+        viewer_port=host.viewer_port,
         since=moment(host.since),
         reason=host.reason,
+        desktops=seen.desktops,
+        heard=moment(link.heard) if link.heard else None,
+        stale=link.stale,
+        age_s=link.age_s,
         facts=FactsOut(
             memory_mib=facts.memory_mib,
             vcpus=facts.vcpus,
@@ -226,6 +359,32 @@ def host_out(host: Host) -> HostOut:
 
 def link_out(link: Link) -> LinkOut:
     return LinkOut(cluster=link.cluster, connected=link.connected, since=moment(link.since), reason=link.reason)
+
+
+def status_out(link: LinkState) -> StatusOut:
+    return StatusOut(
+        connected=link.connected,
+        since=moment(link.since) if link.since else None,
+        reason=link.reason,
+        heard=moment(link.heard) if link.heard else None,
+        stale=link.stale,
+        age_s=link.age_s,
+    )
+
+
+def audit_out(entry: AuditEntry) -> AuditOut:
+    return AuditOut(
+        id=entry.id,
+        at=moment(entry.at),
+        actor=entry.actor_name,
+        actor_id=entry.actor,
+        origin=entry.origin,
+        action=entry.action,
+        subject=entry.subject,
+        command=entry.command,
+        outcome=entry.outcome,
+        detail=entry.detail,
+    )
 
 
 def user_out(user: User) -> UserOut:

@@ -21,6 +21,7 @@ from pupitre.portal.commands import command_of
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of
 from pupitre.portal.events import News
+from pupitre.portal.hosts import hosts_of
 from pupitre.portal.sessions import Caller, SignedIn, caller_of
 from pupitre.portal.shapes import command_out, desktop_out, host_out, image_out, link_out
 
@@ -64,7 +65,7 @@ async def _all(portal: Portal, caller: Caller) -> list[ServerSentEvent]:
     found = _links(await portal.status.links())
     found += [_event("image", image_out(image)) for image in await portal.status.images()]
     if may_manage_hosts(caller.user):
-        found += [_event("host", host_out(host)) for host in await portal.status.hosts()]
+        found += [_event("host", host_out(seen)) for seen in await hosts_of(portal)]
     for command in await portal.commands.of_user(caller.user.id):
         if command.state not in FINAL_STATES:
             found.append(_event("command", command_out(command)))
@@ -77,7 +78,7 @@ async def _some(portal: Portal, caller: Caller, news: News) -> list[ServerSentEv
         images = await portal.status.images()
         found += [_event("image", image_out(image)) for image in images if image.id in news.images]
     if news.hosts:
-        found += [_event("host", host_out(host)) for host in await portal.status.hosts() if host.name in news.hosts]
+        found += [_event("host", host_out(seen)) for seen in await hosts_of(portal) if seen.host.name in news.hosts]
     for command_id in sorted(news.commands):
         found.append(_event("command", command_out(await command_of(portal, caller.user, command_id))))
     for desktop_id in sorted(news.desktops):

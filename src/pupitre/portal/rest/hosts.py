@@ -1,27 +1,62 @@
-"""``/hosts``: for administrators."""
+"""``/hosts``: for administrators. A host is called by its name, its label or its address."""
 
 from fastapi import APIRouter, Request, Response
 
-from pupitre.domain.command import RegisterHost
+from pupitre.domain.command import Command, RegisterHost
+from pupitre.portal import hosts
 from pupitre.portal.context import portal_of
-from pupitre.portal.hosts import register_host
 from pupitre.portal.rest.paging import After, Limit, page
 from pupitre.portal.roles import HostKeeper
-from pupitre.portal.shapes import Accepted, HostOut, HostRequest, Page, host_out
+from pupitre.portal.shapes import Accepted, HostChange, HostOut, HostRequest, HostRetirement, Page, host_out
 
 router = APIRouter(tags=["hosts"])
 
 
 @router.get("/hosts")
-async def hosts(request: Request, _caller: HostKeeper, limit: Limit = 100, after: After = None) -> Page[HostOut]:
+async def list_hosts(request: Request, _caller: HostKeeper, limit: Limit = 100, after: After = None) -> Page[HostOut]:
     """Every host, by name."""
-    return page(await portal_of(request).status.hosts(), host_out, lambda host: host.name, limit, after)
+    found = await hosts.hosts_of(portal_of(request))
+    return page(found, host_out, lambda seen: seen.host.name, limit, after)
+
+
+@router.get("/hosts/{host}")
+async def host(request: Request, _caller: HostKeeper, host: str) -> HostOut:
+    return host_out(await hosts.host_called(portal_of(request), host))
 
 
 @router.post("/hosts", status_code=202)
 async def add_host(request: Request, response: Response, caller: HostKeeper, body: HostRequest) -> Accepted:
     """Ask the cluster to take a host whose agent already runs."""
-    order = RegisterHost(name=body.name, address=body.address, port=body.port, edition=body.edition)
-    command = await register_host(portal_of(request), caller, order)
+    order = RegisterHost(name=body.name, address=body.address, port=body.port, edition=body.edition, mac=body.mac)
+    return accepted(response, await hosts.register_host(portal_of(request), caller, order))
+
+
+@router.patch("/hosts/{host}", status_code=202)
+async def change_host(
+    request: Request, response: Response, caller: HostKeeper, host: str, body: HostChange
+) -> Accepted:
+    """Change what is given."""
+    portal = portal_of(request)
+    return accepted(response, await hosts.configure_host(portal, caller, host, **body.model_dump()))
+
+
+@router.post("/hosts/{host}/retire", status_code=202)
+async def retire_host(
+    request: Request, response: Response, caller: HostKeeper, host: str, body: HostRetirement
+) -> Accepted:
+    """Shut the host down, or take it out of the cluster; its desktops go first."""
+    portal = portal_of(request)
+    command = await hosts.retire_host(portal, caller, host, unregister=body.unregister, at_once=body.at_once)
+    return accepted(response, command)
+
+
+@router.post("/hosts/{host}/boot", status_code=202)
+async def boot_host(request: Request, response: Response, caller: HostKeeper, host: str) -> Accepted:
+    """Wake a host that was shut down."""
+    return accepted(response, await hosts.boot_up_host(portal_of(request), caller, host))
+
+
+def accepted(response: Response, command: Command) -> Accepted:
+    """The answer to what was written down: where its outcome will be."""
     response.headers["Location"] = f"/api/v1/commands/{command.id}"
     return Accepted(command=command.id)

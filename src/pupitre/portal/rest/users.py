@@ -1,27 +1,36 @@
 """``/users``: for administrators."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
-from pupitre.clock import now_ms
-from pupitre.domain.access import User
-from pupitre.portal.context import new_id, portal_of
+from pupitre.portal import users
+from pupitre.portal.context import portal_of
 from pupitre.portal.rest.paging import After, Limit, page
 from pupitre.portal.roles import UserKeeper
-from pupitre.portal.shapes import Page, UserOut, UserRequest, user_out
+from pupitre.portal.shapes import Page, UserChange, UserOut, UserRequest, user_out
 
 router = APIRouter(tags=["users"])
 
 
 @router.get("/users")
-async def users(request: Request, _caller: UserKeeper, limit: Limit = 100, after: After = None) -> Page[UserOut]:
+async def list_users(request: Request, _caller: UserKeeper, limit: Limit = 100, after: After = None) -> Page[UserOut]:
     """Everyone with an account, by name."""
     return page(await portal_of(request).accounts.users(), user_out, lambda user: user.name, limit, after)
 
 
 @router.post("/users", status_code=201)
-async def add_user(request: Request, _caller: UserKeeper, body: UserRequest) -> UserOut:
+async def add_user(request: Request, caller: UserKeeper, body: UserRequest) -> UserOut:
     """A new account."""
-    portal = portal_of(request)
-    user = User(new_id(), body.name, body.role)
-    await portal.accounts.add_user(user, await portal.passwords.hash(body.password), now=now_ms())
-    return user_out(user)
+    return user_out(await users.add_user(portal_of(request), caller, body.name, body.role, body.password))
+
+
+@router.patch("/users/{name}")
+async def change_user(request: Request, caller: UserKeeper, name: str, body: UserChange) -> UserOut:
+    """A new role; every sign-in and token of the user ends."""
+    return user_out(await users.set_role(portal_of(request), caller, name, body.role))
+
+
+@router.delete("/users/{name}", status_code=204)
+async def remove_user(request: Request, caller: UserKeeper, name: str) -> Response:
+    """Remove the account, its sign-ins and tokens, and stop its desktops."""
+    await users.remove_user(portal_of(request), caller, name)
+    return Response(status_code=204)

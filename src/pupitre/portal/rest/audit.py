@@ -1,0 +1,50 @@
+"""``/audit``: who asked for what, from where, when, and what came of it. For administrators."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from pupitre.portal.context import portal_of
+from pupitre.portal.rest.paging import After, Limit, page
+from pupitre.portal.roles import Auditor
+from pupitre.portal.shapes import AuditOut, Page, audit_out
+
+router = APIRouter(tags=["audit"])
+
+Words = Annotated[str, Query(max_length=255, description="In names, subjects, details, outcomes or addresses.")]
+Word = Annotated[str, Query(max_length=64)]
+Moment = Annotated[datetime | None, Query(description="ISO 8601; without an offset it is UTC.")]
+
+
+@router.get("/audit")
+async def entries(
+    request: Request,
+    _caller: Auditor,
+    text: Words = "",
+    user: Word = "",
+    action: Word = "",
+    outcome: Word = "",
+    since: Moment = None,
+    until: Moment = None,
+    limit: Limit = 100,
+    after: After = None,
+) -> Page[AuditOut]:
+    """The newest first. ``user`` is a name or an id; ``since`` is included, ``until`` is not."""
+    found = await portal_of(request).audit.search(
+        text=text,
+        actor=user,
+        action=action,
+        outcome=outcome,
+        since=_unix_ms(since),
+        until=_unix_ms(until),
+        limit=limit + 1,
+        before=after,
+    )
+    return page(found, audit_out, lambda entry: entry.id, limit, None)
+
+
+def _unix_ms(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -1,0 +1,25 @@
+"""``/status``: whether the cluster is reached. ``/cluster``: what administrators do to all of it."""
+
+from fastapi import APIRouter, Request, Response
+
+from pupitre.portal import hosts
+from pupitre.portal.context import portal_of
+from pupitre.portal.links import link_state
+from pupitre.portal.rest.hosts import accepted
+from pupitre.portal.roles import HostKeeper
+from pupitre.portal.sessions import SignedIn
+from pupitre.portal.shapes import Accepted, HaltRequest, StatusOut, status_out
+
+router = APIRouter(tags=["cluster"])
+
+
+@router.get("/status")
+async def status(request: Request, _caller: SignedIn) -> StatusOut:
+    """Whether the cluster is reached, and how old what it said is."""
+    return status_out(await link_state(portal_of(request)))
+
+
+@router.post("/cluster/halt", status_code=202)
+async def halt(request: Request, response: Response, caller: HostKeeper, body: HaltRequest) -> Accepted:
+    """Stop endpoint and cluster, and the hosts too if asked. Commands without an outcome are cancelled."""
+    return accepted(response, await hosts.halt(portal_of(request), caller, hosts=body.hosts))

@@ -1,0 +1,63 @@
+"""Accounts as administrators keep them. Whatever ends someone's rights ends what they have open, too."""
+
+from pupitre.clock import now_ms
+from pupitre.domain.access import Role, User, may_manage_users
+from pupitre.domain.command import Command, CommandState, DestroyDesktop
+from pupitre.errors import Conflict, Forbidden, NotFound
+from pupitre.portal.audit import note
+from pupitre.portal.context import Portal, new_id
+from pupitre.portal.sessions import Caller
+from pupitre.store.audit import Act
+
+
+async def add_user(portal: Portal, caller: Caller, name: str, role: Role, password: str) -> User:
+    """Raises `Conflict` when the name is taken and `Invalid` when the password is too short."""
+    _check(caller)
+    user = User(new_id(), name, role)
+    await portal.accounts.add_user(user, await portal.passwords.hash(password), now=now_ms())
+    await note(portal, Act.USER_ADDED, user=caller.user, origin=caller.origin, subject=name, detail=role)
+    return user
+
+
+async def set_role(portal: Portal, caller: Caller, name: str, role: Role) -> User:
+    """Every sign-in and token of the user ends. Raises `NotFound`, and `Conflict` for one's own account."""
+    user = await _other(portal, caller, name)
+    await portal.accounts.set_role(user.id, role)
+    portal.presence.forget()
+    detail = f"from {user.role} to {role}"
+    await note(portal, Act.ROLE_CHANGED, user=caller.user, origin=caller.origin, subject=name, detail=detail)
+    return User(user.id, user.name, role)
+
+
+async def remove_user(portal: Portal, caller: Caller, name: str) -> None:
+    """Remove the account and stop its desktops. Raises `NotFound`, and `Conflict` for one's own account."""
+    user = await _other(portal, caller, name)
+    await portal.accounts.remove_user(user.id)
+    portal.presence.forget()
+    await note(portal, Act.USER_REMOVED, user=caller.user, origin=caller.origin, subject=name, detail=user.role)
+    # Nobody else could see them, and so nobody could stop them any more.
+    for desktop in await portal.status.counted_of(user.id):
+        await _stop(portal, user, desktop)
+
+
+async def _stop(portal: Portal, user: User, desktop: str) -> None:
+    now = now_ms()
+    order = DestroyDesktop(desktop=desktop)
+    deadline = now + int(portal.settings.timeout_of(order.kind) * 1000)
+    command = Command(new_id(), user.id, order, CommandState.QUEUED, now, deadline)
+    await portal.commands.request(command, interval_ms=0)
+
+
+async def _other(portal: Portal, caller: Caller, name: str) -> User:
+    _check(caller)
+    found = await portal.accounts.user_named(name)
+    if found is None:
+        raise NotFound(f"There is no user named {name[:64]!r}. They are under GET /api/v1/users.")
+    if found[0].id == caller.user.id:
+        raise Conflict("This is your own account. Ask another administrator.")
+    return found[0]
+
+
+def _check(caller: Caller) -> None:
+    if not may_manage_users(caller.user):
+        raise Forbidden("Only administrators see and change users. Ask yours.")
