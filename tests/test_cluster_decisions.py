@@ -1,20 +1,22 @@
-"""What the cluster decides in one transaction, on its real database."""
+"""What the cluster decides, on its real database."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import uuid_utils
 
-from pupitre.cluster.decisions import abandon, accept, apply_report, lose_desktops
+from pupitre.cluster.decisions import abandon, accept, apply_report, lose_desktops, needs_of, report_needs
 from pupitre.domain.command import BootDesktop, CommandState, DestroyDesktop, Order
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
-from pupitre.store.cluster import ClusterStore, Entry, Placed
+from pupitre.store.cluster import ClusterStore
+from pupitre.store.transaction import Entry, Needs, Placed, Transaction
 from pupitre.wire.messages import Report, Sighting
 from tests import databases
 
@@ -48,27 +50,32 @@ class Cluster:
         self.store = store
 
     async def add_host(self, name: str = "host-1", memory_mib: int = 1024) -> None:
-        async with self.store.transaction() as transaction:
-            facts = HostFacts(memory_mib, 64, 100_000, "simulated", "none", "1")
-            await transaction.put_host(Host(name, HostState.READY, "127.0.0.1", 1, False, 1, facts=facts))
-            await transaction.put_copies(name, [(IMAGE, SPEC)])
+        facts = HostFacts(memory_mib, 64, 100_000, "simulated", "none", "1")
+
+        def add(transaction: Transaction) -> None:
+            transaction.put_host(Host(name, HostState.READY, "127.0.0.1", 1, False, 1, facts=facts))
+            transaction.put_copies(name, [(IMAGE, SPEC)])
+
+        await self.store.change(Needs(), add)
 
     async def accept(self, given: Entry) -> bool:
-        async with self.store.transaction() as transaction:
-            return await accept(transaction, given, now=1, overcommit=1)
+        return await self.store.change(needs_of(given), partial(accept, entry=given, now=1, overcommit=1))
 
     async def abandon(self, given: Entry) -> None:
-        async with self.store.transaction() as transaction:
-            await abandon(transaction, given, now=2)
+        await self.store.change(needs_of(given), partial(abandon, entry=given, now=2))
 
     async def report(self, given: Report) -> tuple[frozenset[str], frozenset[str]]:
-        async with self.store.transaction() as transaction:
-            found = await apply_report(transaction, given, now=3)
+        found = await self.store.change(report_needs(given), partial(apply_report, report=given, now=3))
         return found.wake, found.orphans
 
     async def lose(self, host: str) -> None:
-        async with self.store.transaction() as transaction:
-            await lose_desktops(transaction, host, now=4)
+        await self.store.change(Needs(hosts=frozenset({host})), partial(lose_desktops, host=host, now=4))
+
+    async def used(self) -> dict[str, tuple[int, int]]:
+        """Memory and CPUs, by host."""
+        return await self.store.change(
+            Needs(), lambda seen: {name: (host.used_memory_mib, host.used_vcpus) for name, host in seen.hosts.items()}
+        )
 
     async def see(self, given: Entry, state: DesktopState, boot: int = 1, reason: str | None = None) -> None:
         placed = await self.placed(given)
@@ -102,9 +109,7 @@ async def test_many_boots_at_once_never_use_more_memory_than_a_host_has(tmp_path
         ends = [await one.ended(given) for given in boots]
         assert [outcome for outcome, _ in ends].count(None) == 5
         assert [outcome for outcome, _ in ends].count(CommandState.FAILED) == 35
-        async with one.store.transaction() as transaction:
-            used = {host.name: host.used_memory_mib for host in await transaction.candidates(overcommit=1)}
-        assert used == {"host-1": 768, "host-2": 512}
+        assert await one.used() == {"host-1": (768, 3), "host-2": (512, 2)}
 
 
 async def test_a_command_that_comes_twice_or_often_at_once_is_taken_once(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ ROLES = ("endpoint", "cluster", "host-host-1", "host-host-2")
 OWN_PUBLISH = {
     "endpoint": {SUBJECTS.commands},
     "cluster": {
+        SUBJECTS.commands,
         SUBJECTS.status, SUBJECTS.outcomes, SUBJECTS.all_hosts, SUBJECTS.orders("host-1"), SUBJECTS.orders("host-2"),
     },
     "host-host-1": {SUBJECTS.reports("host-1"), SUBJECTS.heartbeats("host-1")},
@@ -35,6 +36,7 @@ OWN_PUBLISH = {
 OWN_SUBSCRIBE = {
     "endpoint": {SUBJECTS.status, SUBJECTS.outcomes},
     "cluster": {
+        SUBJECTS.commands,
         SUBJECTS.commands,
         *(say(host) for say in (SUBJECTS.reports, SUBJECTS.heartbeats) for host in ("host-1", "host-2")),
     },

@@ -1,7 +1,8 @@
-"""What a command and a host's report change, each within one transaction.
+"""What a command and a host's report change: decisions on what a `Transaction` holds in memory.
 
 A command is decided where it is journalled, so that it is never half-taken; what
 is then still to do follows from the difference between wanted and seen alone.
+Nothing here waits, and whatever raises does so before it has changed anything.
 """
 
 from dataclasses import dataclass, replace
@@ -13,10 +14,11 @@ from pupitre.domain.command import (
     CommandState,
     DestroyDesktop,
     Fault,
+    desktop_of,
 )
 from pupitre.domain.desktop import DESKTOP_LIFE, Desktop, DesktopEvent, DesktopState
 from pupitre.errors import BootFailure, DestructionFault
-from pupitre.store.cluster import Entry, Placed, Transaction
+from pupitre.store.transaction import Entry, Needs, Placed, Transaction
 from pupitre.wire.messages import Report
 
 # REQUESTED is no news: the host has the order and has yet to begin.
@@ -33,45 +35,55 @@ SEEN_EVENTS: dict[DesktopState, DesktopEvent] = {
 _ENDING = frozenset({DesktopState.STOPPING, DesktopState.FAILED, DesktopState.GONE})
 
 
-async def accept(transaction: Transaction, entry: Entry, *, now: int, overcommit: float) -> bool:
+def needs_of(entry: Entry) -> Needs:
+    """What `accept` and `abandon` have to see."""
+    desktop = desktop_of(entry.order)
+    return Needs(
+        commands=frozenset({entry.id}),
+        desktops=frozenset({desktop} if desktop else ()),
+        copies=isinstance(entry.order, BootDesktop),
+    )
+
+
+def accept(transaction: Transaction, entry: Entry, *, now: int, overcommit: float) -> bool:
     """Journal ``entry`` and decide it; False when it had been journalled before."""
-    if await transaction.entry(entry.id):
+    if transaction.entry(entry.id):
         return False
     order = entry.order
     if isinstance(order, BootDesktop):
-        entry = await _place(transaction, entry, order, now=now, overcommit=overcommit)
+        entry = _place(transaction, entry, order, now=now, overcommit=overcommit)
     elif isinstance(order, DestroyDesktop):
-        entry = await _want_gone(transaction, entry, order, now=now)
-    await transaction.add_entry(entry, now=now)
+        entry = _want_gone(transaction, entry, order, now=now)
+    transaction.add_entry(entry, now=now)
     return True
 
 
-async def abandon(transaction: Transaction, entry: Entry, *, now: int) -> None:
+def abandon(transaction: Transaction, entry: Entry, *, now: int) -> None:
     """Nobody waits for ``entry`` any more: what it made, or would make, shall not be."""
-    held = await transaction.entry(entry.id)
+    held = transaction.entry(entry.id)
     if held is None:
         cancelled = replace(entry, outcome=CommandState.CANCELLED)
-        await transaction.add_entry(cancelled, now=now)
+        transaction.add_entry(cancelled, now=now)
         return
     if held.outcome is None and not isinstance(held.order, DestroyDesktop):
-        await transaction.finish(held.id, CommandState.CANCELLED)
+        transaction.finish(held.id, CommandState.CANCELLED)
     if isinstance(held.order, BootDesktop):
-        placed = await transaction.desktop(held.order.desktop)
+        placed = transaction.desktop(held.order.desktop)
         if placed:
-            await _stop(transaction, placed, now=now, reason="its start took too long")
+            _stop(transaction, placed, now=now, reason="its start took too long")
 
 
-async def _place(transaction: Transaction, entry: Entry, order: BootDesktop, *, now: int, overcommit: float) -> Entry:
+def _place(transaction: Transaction, entry: Entry, order: BootDesktop, *, now: int, overcommit: float) -> Entry:
     def failed(reason: str) -> Entry:
         return replace(entry, outcome=CommandState.FAILED, fault=Fault(BootFailure.code, reason))
 
-    if await transaction.desktop(order.desktop):
+    if transaction.desktop(order.desktop):
         return failed("There is a desktop with this id already.")
-    image = await transaction.image(order.image)
+    image = transaction.image(order.image)
     if image is None:
         return failed(f"No host has the image {order.image} ready.")
-    need = placement.Need(image.id, image.memory_mib, image.vcpus)
-    host = placement.choose(need, await transaction.candidates(overcommit=overcommit))
+    need = placement.Need(image.id, image.memory_mib, image.vcpus, order.edition)
+    host = placement.choose(need, transaction.candidates(overcommit=overcommit))
     if isinstance(host, placement.NoPlace):
         return failed(str(host))
     desktop = Desktop(
@@ -84,23 +96,23 @@ async def _place(transaction: Transaction, entry: Entry, order: BootDesktop, *, 
         created=now,
         boot=1,
     )
-    await transaction.put_desktop(Placed(desktop, DesktopState.RUNNING, image.memory_mib, image.vcpus))
+    transaction.put_desktop(Placed(desktop, DesktopState.RUNNING, image.memory_mib, image.vcpus))
     return entry
 
 
-async def _want_gone(transaction: Transaction, entry: Entry, order: DestroyDesktop, *, now: int) -> Entry:
-    placed = await transaction.desktop(order.desktop)
+def _want_gone(transaction: Transaction, entry: Entry, order: DestroyDesktop, *, now: int) -> Entry:
+    placed = transaction.desktop(order.desktop)
     if placed is None:
         fault = Fault(DestructionFault.code, "There is no such desktop.")
         return replace(entry, outcome=CommandState.FAILED, fault=fault)
-    for boot in await transaction.open_entries(order.desktop, CommandKind.BOOT_DESKTOP):
-        await transaction.finish(boot.id, CommandState.CANCELLED)
-    if await _stop(transaction, placed, now=now, reason=None):
+    for boot in transaction.open_entries(order.desktop, CommandKind.BOOT_DESKTOP):
+        transaction.finish(boot.id, CommandState.CANCELLED)
+    if _stop(transaction, placed, now=now, reason=None):
         return replace(entry, outcome=CommandState.SUCCEEDED)
     return entry
 
 
-async def _stop(transaction: Transaction, placed: Placed, *, now: int, reason: str | None) -> bool:
+def _stop(transaction: Transaction, placed: Placed, *, now: int, reason: str | None) -> bool:
     """Want the desktop gone; True when nothing is left of it already."""
     if placed.seen.state is DesktopState.GONE:
         return True
@@ -108,21 +120,19 @@ async def _stop(transaction: Transaction, placed: Placed, *, now: int, reason: s
     state = DESKTOP_LIFE.next(placed.seen.state, event)
     since = placed.seen.since if state is placed.seen.state else now
     seen = replace(placed.seen, state=state, since=since, reason=reason)
-    await transaction.put_desktop(replace(placed, seen=seen, wanted=DesktopState.GONE))
+    transaction.put_desktop(replace(placed, seen=seen, wanted=DesktopState.GONE))
     return state is DesktopState.GONE
 
 
-async def observe(
-    transaction: Transaction, placed: Placed, event: DesktopEvent, *, reason: str | None, now: int
-) -> None:
+def observe(transaction: Transaction, placed: Placed, event: DesktopEvent, *, reason: str | None, now: int) -> None:
     """Write what a host saw of a desktop, and the outcomes of commands that waited for it."""
     if not DESKTOP_LIFE.allows(placed.seen.state, event):
         return
     desktop = placed.seen.id
-    destroying = await transaction.open_entries(desktop, CommandKind.DESTROY_DESKTOP)
+    destroying = transaction.open_entries(desktop, CommandKind.DESTROY_DESKTOP)
     if placed.seen.state is DesktopState.FAILED and event is DesktopEvent.END and not destroying:
         # Nothing is left on the host, but its owner has yet to read why it failed.
-        await transaction.put_desktop(replace(placed, seen=replace(placed.seen, host=None)))
+        transaction.put_desktop(replace(placed, seen=replace(placed.seen, host=None)))
         return
     state = DESKTOP_LIFE.next(placed.seen.state, event)
     if state is placed.seen.state and reason == placed.seen.reason:
@@ -130,37 +140,45 @@ async def observe(
     since = placed.seen.since if state is placed.seen.state else now
     seen = replace(placed.seen, state=state, since=since, reason=reason)
     wanted = DesktopState.GONE if state in _ENDING else placed.wanted
-    await transaction.put_desktop(replace(placed, seen=seen, wanted=wanted))
+    transaction.put_desktop(replace(placed, seen=seen, wanted=wanted))
 
-    booting = await transaction.open_entries(desktop, CommandKind.BOOT_DESKTOP)
+    booting = transaction.open_entries(desktop, CommandKind.BOOT_DESKTOP)
     for entry in booting:
         if state is DesktopState.RUNNING:
-            await transaction.finish(entry.id, CommandState.SUCCEEDED)
+            transaction.finish(entry.id, CommandState.SUCCEEDED)
         elif state in (DesktopState.FAILED, DesktopState.GONE):
             why = reason or "It ended before it ran."
-            await transaction.finish(entry.id, CommandState.FAILED, Fault(BootFailure.code, why))
+            transaction.finish(entry.id, CommandState.FAILED, Fault(BootFailure.code, why))
     for entry in destroying:
         if state is DesktopState.GONE:
-            await transaction.finish(entry.id, CommandState.SUCCEEDED)
+            transaction.finish(entry.id, CommandState.SUCCEEDED)
         elif event is DesktopEvent.FAIL:
             why = reason or "The host could not remove it and goes on trying."
-            await transaction.finish(entry.id, CommandState.FAILED, Fault(DestructionFault.code, why))
+            transaction.finish(entry.id, CommandState.FAILED, Fault(DestructionFault.code, why))
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
     """Of a report: desktops to look at again, and guests that belong to no desktop."""
 
-    wake: frozenset[str]
-    orphans: frozenset[str]
+    wake: frozenset[str] = frozenset()
+    orphans: frozenset[str] = frozenset()
 
 
-async def apply_report(transaction: Transaction, report: Report, *, now: int) -> Findings:
+def report_needs(report: Report) -> Needs:
+    """What `apply_report` has to see."""
+    return Needs(
+        desktops=frozenset(sighting.desktop for sighting in report.desktops),
+        hosts=frozenset({report.host} if report.full else ()),
+    )
+
+
+def apply_report(transaction: Transaction, report: Report, *, now: int) -> Findings:
     """Write what a host reports of its desktops. Only that host's desktops are touched."""
     wake: set[str] = set()
     orphans: set[str] = set()
     for sighting in report.desktops:
-        placed = await transaction.desktop(sighting.desktop)
+        placed = transaction.desktop(sighting.desktop)
         if placed is None or placed.seen.host != report.host or placed.seen.state is DesktopState.GONE:
             if sighting.state is not DesktopState.GONE:
                 orphans.add(sighting.desktop)
@@ -169,25 +187,25 @@ async def apply_report(transaction: Transaction, report: Report, *, now: int) ->
         if sighting.boot < placed.seen.boot and not nothing_left:
             continue
         if event := SEEN_EVENTS.get(sighting.state):
-            await observe(transaction, placed, event, reason=sighting.reason, now=now)
+            observe(transaction, placed, event, reason=sighting.reason, now=now)
         wake.add(sighting.desktop)
     if report.full:
         named = {sighting.desktop for sighting in report.desktops}
-        for placed in await transaction.desktops_on(report.host):
+        for placed in transaction.desktops_on(report.host):
             if placed.seen.id in named:
                 continue
             wake.add(placed.seen.id)
             if placed.wanted is DesktopState.GONE:
-                await observe(transaction, placed, DesktopEvent.END, reason=placed.seen.reason, now=now)
+                observe(transaction, placed, DesktopEvent.END, reason=placed.seen.reason, now=now)
             elif placed.seen.state is not DesktopState.REQUESTED:
                 reason = f"{report.host} no longer has this desktop: it was restarted."
-                await observe(transaction, placed, DesktopEvent.FAIL, reason=reason, now=now)
+                observe(transaction, placed, DesktopEvent.FAIL, reason=reason, now=now)
     return Findings(frozenset(wake), frozenset(orphans))
 
 
-async def lose_desktops(transaction: Transaction, host: str, *, now: int) -> None:
+def lose_desktops(transaction: Transaction, host: str, *, now: int) -> None:
     """The host has been silent too long: what runs there may run on, but nobody knows."""
-    for placed in await transaction.desktops_on(host):
+    for placed in transaction.desktops_on(host):
         if placed.seen.state is not DesktopState.LOST:
             reason = f"{host} does not answer"
-            await observe(transaction, placed, DesktopEvent.LOSE, reason=reason, now=now)
+            observe(transaction, placed, DesktopEvent.LOSE, reason=reason, now=now)

@@ -4,6 +4,7 @@ from pupitre import pki
 from pupitre.cluster.server import ClusterServer
 from pupitre.config import Settings
 from pupitre.ops import Ops
+from pupitre.store.cluster import ClusterStore
 from pupitre.store.engine import open_database
 from pupitre.wire.link import Link
 
@@ -12,7 +13,7 @@ ROLE = "cluster"
 
 async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
-    database = open_database(settings, "cluster", "cluster")
+    store = ClusterStore(open_database(settings, "cluster", "cluster"))
     server: ClusterServer | None = None
 
     def broker_changed(connected: bool) -> None:
@@ -26,8 +27,8 @@ async def run(settings: Settings, ops: Ops) -> None:
     link = Link(settings.nats_url, ROLE, tls, registry=ops.registry, on_change=broker_changed)
     try:
         await link.open()
-        server = ClusterServer(settings, database, link, ops.registry)
+        server = ClusterServer(settings, store, link, ops.registry)
         await server.run(on_started=ops.ready)
     finally:
         await link.close()
-        await database.close()
+        await store.close()

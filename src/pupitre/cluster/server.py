@@ -3,21 +3,30 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from pupitre.clock import now_ms
-from pupitre.cluster.decisions import abandon, accept, apply_report, lose_desktops
+from pupitre.cluster.decisions import (
+    Findings,
+    abandon,
+    accept,
+    apply_report,
+    lose_desktops,
+    needs_of,
+    report_needs,
+)
 from pupitre.cluster.hosts import Liveness
 from pupitre.config import Settings
 from pupitre.domain.command import CommandState, Fault, RegisterHost, desktop_of
-from pupitre.domain.desktop import DesktopState
+from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import HOST_LIFE, Host, HostEvent
 from pupitre.domain.status import Rows
-from pupitre.errors import LinkDown, MessageError, RegistrationFault, Unavailable
-from pupitre.store.cluster import ClusterStore, Entry
-from pupitre.store.engine import Database
+from pupitre.errors import Deposed, LinkDown, MessageError, RegistrationFault, Unavailable
+from pupitre.store.cluster import ClusterStore
+from pupitre.store.transaction import Entry, Needs, Transaction
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
     Abandon,
@@ -47,16 +56,19 @@ CHUNK = 500
 """Rows in one change."""
 SHORTEST = 0.25
 """Seconds until an outcome that was not taken is sent again, at first."""
+STAND_BY = 2.0
+"""Seconds of silence after which another cluster server is taken over from."""
 KEEP_MS = 24 * 3600 * 1000
 """How long gone desktops and reported commands are kept."""
 
 
 class ClusterServer:
-    def __init__(self, settings: Settings, database: Database, link: Link, registry: CollectorRegistry) -> None:
+    def __init__(self, settings: Settings, store: ClusterStore, link: Link, registry: CollectorRegistry) -> None:
         self._settings = settings
         self._link = link
         self._subjects = Subjects(settings.cluster)
-        self._store = ClusterStore(database, on_change=self._wake)
+        self._store = store
+        store.on_change = self._wake
         self._desktops = Workers(self._settle, retry=1.0)
         self._registrations = Workers(self._register, retry=1.0)
         self._liveness = Liveness(settings.host_timeout, self._host_silent)
@@ -67,7 +79,8 @@ class ClusterServer:
         self._taken = Counter("pupitre_cluster_commands", "Commands journalled", ["kind"], registry=registry)
 
     async def run(self, *, on_started: Callable[[], None] = lambda: None) -> None:
-        """Serve until cancelled. The link must be open."""
+        """Serve until cancelled. The link must be open. Raises `Deposed` when another cluster server takes over."""
+        await self._stand_by()
         self._epoch = await self._store.begin_epoch(now=now_ms())
         self._published = await self._store.sequence()
         await self._store.forget(now_ms() - KEEP_MS)
@@ -82,11 +95,27 @@ class ClusterServer:
                 tasks.create_task(persist(self._publish_changes, self._changed))
                 tasks.create_task(self._publish_marks())
                 tasks.create_task(self._liveness.watch())
+                tasks.create_task(self._store.until_deposed())
                 self._link.spawn(self.resume())
                 on_started()
+        except* Deposed as several:
+            raise several.exceptions[0] from None
         finally:
             await self._desktops.close()
             await self._registrations.close()
+
+    async def _stand_by(self) -> None:
+        """Wait while another cluster server answers; one that is silent is taken over from."""
+        said = False
+        while True:
+            try:
+                await self._link.request(self._subjects.commands, Hello(), Mark, timeout=STAND_BY)
+            except (LinkDown, MessageError):
+                return
+            if not said:
+                log.info("Another cluster server is at work; this one stands by.")
+                said = True
+            await asyncio.sleep(STAND_BY)
 
     async def resume(self) -> None:
         """Look at everything again: after a start, and when the broker is back."""
@@ -122,19 +151,17 @@ class ClusterServer:
             return Done()
         if isinstance(message, Abandon):
             entry = Entry(message.id, message.user, message.order, message.deadline)
-            async with self._store.transaction() as transaction:
-                await abandon(transaction, entry, now=now_ms())
+            await self._store.change(needs_of(entry), partial(abandon, entry=entry, now=now_ms()))
             self._wake_for(entry)
             return Done()
         raise MessageError(f"The cluster takes no {type(message).__name__} from an endpoint.")
 
     async def _submit(self, message: Submit) -> None:
         entry = Entry(message.id, message.user, message.order, message.deadline)
-        async with self._store.transaction() as transaction:
-            new = await accept(transaction, entry, now=now_ms(), overcommit=self._settings.vcpu_overcommit)
-        if new:
+        decide = partial(accept, entry=entry, now=now_ms(), overcommit=self._settings.vcpu_overcommit)
+        if await self._store.change(needs_of(entry), decide):
             self._taken.labels(kind=entry.order.kind).inc()
-            log.info("Command taken.", command=entry.id, kind=entry.order.kind)
+            log.debug("Command taken.", command=entry.id, kind=entry.order.kind)
             self._wake_for(entry)
 
     def _wake_for(self, entry: Entry) -> None:
@@ -178,38 +205,42 @@ class ClusterServer:
 
     async def _take(self, report: Report) -> bool:
         """Write a report of a registered host; False for any other."""
-        now = now_ms()
-        async with self._store.transaction() as transaction:
-            host = await transaction.host(report.host)
-            if host is None:
-                return False
-            if self._liveness.is_stale(report.host, report.run, report.number):
-                return True  # what it says, and more, is known
-            state = HOST_LIFE.next(host.state, HostEvent.REPORT)
-            await transaction.put_host(
-                replace(
-                    host,
-                    state=state,
-                    since=host.since if state is host.state else now,
-                    reason=None,
-                    facts=report.facts or host.facts,
-                    port=report.port,
-                )
-            )
-            if report.copies is not None:
-                await transaction.put_copies(host.name, [(copy.image, copy.spec) for copy in report.copies])
-            findings = await apply_report(transaction, report, now=now)
-        if state is not host.state:
-            log.info("A host is back.", host=host.name)
+        taken = await self._store.change(report_needs(report), partial(self._write_report, report=report))
+        if taken is None:
+            return False
         self._liveness.heard(report.host)
         if report.full or self._liveness.follows(report.host, report.run, report.number):
             self._liveness.took(report.host, report.run, report.number)
-        for desktop in findings.wake:
+        for desktop in taken.wake:
             self._desktops.wake(desktop)
-        for orphan in findings.orphans:
+        for orphan in taken.orphans:
             log.warning("A host has a desktop that nobody wants; it is removed.", host=report.host, desktop=orphan)
             self._link.spawn(self._remove_orphan(report.host, orphan))
         return True
+
+    def _write_report(self, transaction: Transaction, report: Report) -> Findings | None:
+        """A decision: what the report changes; None when its host is not registered."""
+        now, host = now_ms(), transaction.host(report.host)
+        if host is None:
+            return None
+        if self._liveness.is_stale(report.host, report.run, report.number):
+            return Findings()  # what it says, and more, is known
+        state = HOST_LIFE.next(host.state, HostEvent.REPORT)
+        if state is not host.state:
+            log.info("A host is there.", host=host.name)
+        transaction.put_host(
+            replace(
+                host,
+                state=state,
+                since=host.since if state is host.state else now,
+                reason=None,
+                facts=report.facts or host.facts,
+                port=report.port,
+            )
+        )
+        if report.copies is not None:
+            transaction.put_copies(host.name, [(copy.image, copy.spec) for copy in report.copies])
+        return apply_report(transaction, report, now=now)
 
     async def _remove_orphan(self, host: str, desktop: str) -> None:
         order = EnsureGone(epoch=self._epoch, desktop=desktop)
@@ -219,29 +250,32 @@ class ClusterServer:
             log.warning("An orphan stays for now.", host=host, desktop=desktop, reason=str(error))
 
     async def _host_silent(self, name: str) -> None:
-        now = now_ms()
-        async with self._store.transaction() as transaction:
-            host = await transaction.host(name)
+        def silent(transaction: Transaction) -> None:
+            now, host = now_ms(), transaction.host(name)
             if host is None or not HOST_LIFE.allows(host.state, HostEvent.MISS):
                 return
             log.warning("A host does not answer; its desktops are lost until it does.", host=name)
             state = HOST_LIFE.next(host.state, HostEvent.MISS)
-            await transaction.put_host(replace(host, state=state, since=now, reason="it does not answer"))
-            await lose_desktops(transaction, name, now=now)
+            transaction.put_host(replace(host, state=state, since=now, reason="it does not answer"))
+            lose_desktops(transaction, name, now=now)
+
+        await self._store.change(Needs(hosts=frozenset({name})), silent)
 
     # To hosts
 
     async def _settle(self, desktop: str) -> float | None:
         """One step towards what is wanted of a desktop."""
-        placed = await self._store.desktop(desktop)
-        if placed is None or placed.seen.host is None or placed.seen.state is DesktopState.GONE:
+        found = await self._store.look(desktop)
+        if found is None:
+            return None
+        placed, spec = found
+        if placed.seen.host is None or placed.seen.state is DesktopState.GONE:
             return None
         host = placed.seen.host
         order: EnsureDesktop | EnsureGone
         if placed.wanted is DesktopState.GONE:
             order = EnsureGone(epoch=self._epoch, desktop=desktop)
         elif placed.seen.state is DesktopState.REQUESTED:
-            spec = await self._store.spec(host, placed.seen.image)
             if spec is None:
                 return RESEND
             order = EnsureDesktop(epoch=self._epoch, desktop=desktop, boot=placed.seen.boot, spec=spec)
@@ -273,27 +307,30 @@ class ClusterServer:
         elif report and report.port != order.port:
             reason = f"{where}: its console server says that it listens on port {report.port}."
             fault = Fault(RegistrationFault.code, reason)
-        now = now_ms()
-        async with self._store.transaction() as transaction:
-            open_still = await transaction.entry(entry.id)
-            if open_still is None or open_still.outcome is not None:
-                return None  # abandoned meanwhile
+
+        def decide(transaction: Transaction) -> bool:
+            now, held = now_ms(), transaction.entry(entry.id)
+            if held is None or held.outcome is not None:
+                return False  # abandoned meanwhile
             if fault is None:
-                held = await transaction.host(order.name)
-                await transaction.put_host(
+                known = transaction.host(order.name)
+                transaction.put_host(
                     Host(
                         name=order.name,
-                        state=held.state if held else HOST_LIFE.initial,
+                        state=known.state if known else HOST_LIFE.initial,
                         address=order.address,
                         port=order.port,
                         edition=order.edition,
-                        since=held.since if held else now,
+                        since=known.since if known else now,
                         facts=report.facts if report else None,
+                        label=known.label if known else "",
+                        mac=order.mac,
                     )
                 )
-            state = CommandState.FAILED if fault else CommandState.SUCCEEDED
-            await transaction.finish(entry.id, state, fault)
-        if report and not fault:
+            transaction.finish(entry.id, CommandState.FAILED if fault else CommandState.SUCCEEDED, fault)
+            return fault is None
+
+        if await self._store.change(Needs(commands=frozenset({entry.id})), decide) and report:
             await self._take(report)
             log.info("Host registered.", host=order.name)
         return None
@@ -302,25 +339,21 @@ class ClusterServer:
 
     async def _report_outcomes(self) -> bool:
         """Report the oldest of the outcomes that wait; True when all of them are taken."""
-        unreported = await self._store.unreported()
-        answers = await asyncio.gather(*(self._report_outcome(entry) for entry in unreported))
-        taken = [entry.id for entry, answer in zip(unreported, answers, strict=True) if answer]
+        sequence, unreported = await self._store.unreported()
+        answers = await asyncio.gather(*(self._report_outcome(sequence, *one) for one in unreported))
+        taken = [entry.id for (entry, _), answer in zip(unreported, answers, strict=True) if answer]
         if taken:
             await self._store.reported(taken)
             self._finished.set()  # there may be more than one page of them
         return len(taken) == len(unreported)
 
-    async def _report_outcome(self, entry: Entry) -> bool:
+    async def _report_outcome(self, sequence: int, entry: Entry, desktop: Desktop | None) -> bool:
         assert entry.outcome is not None
-        rows, sequence = Rows(), await self._store.sequence()
-        if desktop := desktop_of(entry.order):
-            placed = await self._store.desktop(desktop)
-            rows = Rows(desktops=(placed.seen,)) if placed else rows
         outcome = Outcome(
             id=entry.id,
             state=entry.outcome,
             fault=entry.fault,
-            rows=rows,
+            rows=Rows(desktops=(desktop,)) if desktop else Rows(),
             epoch=self._epoch,
             sequence=sequence,
         )

@@ -40,6 +40,8 @@ class Candidate:
     disk_free_mib: int
     used_memory_mib: int = 0
     used_vcpus: int = 0
+    starting: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,33 +1,31 @@
 """The database ``cluster``: the journal of commands, and desktops as wanted beside as seen.
 
-A command is journalled and decided in one transaction, so a command that was
-answered is never lost and one that comes again changes nothing.
+A change is a decision on what is there: `ClusterStore.change` reads what the decision
+needs, lets it decide in memory, and writes what it changed; decisions that come at the
+same time share one transaction. A command is journalled and decided in one of them, so
+a command that was answered is never lost and one that comes again changes nothing.
+Each transaction first checks that this process is still the cluster (`Deposed`).
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Table, and_, case, delete, func, insert, not_, select, update
+from sqlalchemy import case, delete, exists, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pupitre.domain.command import CommandKind, CommandState, Fault, Order, desktop_of
+from pupitre.domain.command import desktop_of
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host
-from pupitre.domain.image import CopyState, Image, ImageSpec
-from pupitre.domain.placement import Candidate
+from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
-from pupitre.store.commands import decode_order, encode_order
-from pupitre.store.engine import Database, next_version
+from pupitre.errors import Deposed, PupitreError
+from pupitre.store.batch import Batch
+from pupitre.store.engine import Database
 from pupitre.store.rows import (
-    AnyRow,
-    copy_to_row,
     desktop_from_row,
-    desktop_to_row,
     host_from_row,
-    host_to_row,
     image_from_row,
 )
 from pupitre.store.schema import (
@@ -37,200 +35,38 @@ from pupitre.store.schema import (
     cluster_hosts,
     epochs,
     journal,
+    notes,
+)
+from pupitre.store.transaction import (
+    Entry,
+    Needs,
+    Note,
+    Placed,
+    Transaction,
+    entry_from_row,
+    placed_from_row,
 )
 
 PAGE = 500
+DEPOSED = "Another cluster server has taken over; this one has nothing more to say."
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A journalled command; ``outcome`` None while it is under way."""
-
-    id: str
-    user: str
-    order: Order
-    deadline: int
-    outcome: CommandState | None = None
-    fault: Fault | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A desktop as the cluster keeps it. ``wanted`` is RUNNING or GONE, whatever ``seen`` says."""
-
-    seen: Desktop
-    wanted: DesktopState
-    memory_mib: int
-    vcpus: int
-
-
-class Transaction:
-    """Reads and writes of one transaction; every write takes the transaction's one version."""
-
-    def __init__(self, connection: AsyncConnection, version: int) -> None:
-        self._connection = connection
-        self._version = version
-
-    async def entry(self, command_id: str) -> Entry | None:
-        row = (await self._connection.execute(select(journal).where(journal.c.id == command_id))).one_or_none()
-        return _entry(row) if row else None
-
-    async def add_entry(self, entry: Entry, *, now: int) -> None:
-        await self._connection.execute(
-            insert(journal).values(
-                id=entry.id,
-                user_id=entry.user,
-                kind=entry.order.kind,
-                payload=encode_order(entry.order),
-                desktop=desktop_of(entry.order),
-                accepted=now,
-                deadline=entry.deadline,
-                outcome=entry.outcome,
-                fault_code=entry.fault.code if entry.fault else None,
-                fault_reason=entry.fault.reason if entry.fault else None,
-                reported=False,
-            )
-        )
-
-    async def finish(self, command_id: str, outcome: CommandState, fault: Fault | None = None) -> None:
-        """Record the one outcome; a second one changes nothing."""
-        await self._connection.execute(
-            update(journal)
-            .where(journal.c.id == command_id, journal.c.outcome.is_(None))
-            .values(
-                outcome=outcome,
-                fault_code=fault.code if fault else None,
-                fault_reason=fault.reason if fault else None,
-            )
-        )
-
-    async def open_entries(self, desktop_id: str, kind: CommandKind) -> list[Entry]:
-        query = select(journal).where(
-            journal.c.desktop == desktop_id, journal.c.kind == kind, journal.c.outcome.is_(None)
-        )
-        return [_entry(row) for row in await self._connection.execute(query)]
-
-    async def desktop(self, desktop_id: str) -> Placed | None:
-        query = select(cluster_desktops).where(cluster_desktops.c.id == desktop_id)
-        row = (await self._connection.execute(query)).one_or_none()
-        return _placed(row) if row else None
-
-    async def desktops_on(self, host: str) -> list[Placed]:
-        query = select(cluster_desktops).where(
-            cluster_desktops.c.host == host, cluster_desktops.c.state != DesktopState.GONE
-        )
-        return [_placed(row) for row in await self._connection.execute(query)]
-
-    async def put_desktop(self, placed: Placed) -> None:
-        await self._put(
-            cluster_desktops,
-            {
-                **desktop_to_row(placed.seen),
-                "wanted": placed.wanted,
-                "memory_mib": placed.memory_mib,
-                "vcpus": placed.vcpus,
-            },
-        )
-
-    async def host(self, name: str) -> Host | None:
-        query = select(cluster_hosts).where(cluster_hosts.c.name == name)
-        row = (await self._connection.execute(query)).one_or_none()
-        return host_from_row(row) if row else None
-
-    async def put_host(self, host: Host) -> None:
-        held = await self.host(host.name)
-        fresh = {"wanted": "ready", "drained_by": None, "used_memory_mib": 0, "used_vcpus": 0}
-        await self._put(cluster_hosts, {**host_to_row(host), **({} if held else fresh)})
-
-    async def put_copies(self, host: str, copies: Sequence[tuple[Image, ImageSpec | None]]) -> None:
-        """Replace the copies of one host; those not named are marked gone."""
-        for image, spec in copies:
-            await self._put(
-                cluster_copies,
-                {
-                    **copy_to_row(host, image),
-                    "spec": msgspec.json.encode(spec).decode() if spec else None,
-                    "gone": False,
-                },
-            )
-        await self._connection.execute(
-            update(cluster_copies)
-            .where(
-                cluster_copies.c.host == host,
-                not_(cluster_copies.c.gone),
-                cluster_copies.c.image.not_in([image.id for image, _ in copies]),
-            )
-            .values(gone=True, version=self._version)
-        )
-
-    async def image(self, image_id: str) -> Image | None:
-        """The image as some host has it ready."""
-        query = select(cluster_copies).where(
-            cluster_copies.c.image == image_id,
-            cluster_copies.c.state == CopyState.READY,
-            not_(cluster_copies.c.gone),
-        )
-        row = (await self._connection.execute(query.limit(1))).one_or_none()
-        return image_from_row(row) if row else None
-
-    async def candidates(self, *, overcommit: float) -> list[Candidate]:
-        """The snapshot for placement."""
-        used = {
-            row.host: (int(row.memory or 0), int(row.vcpus or 0))
-            for row in await self._connection.execute(
-                select(
-                    cluster_desktops.c.host,
-                    func.sum(cluster_desktops.c.memory_mib).label("memory"),
-                    func.sum(cluster_desktops.c.vcpus).label("vcpus"),
-                )
-                .where(cluster_desktops.c.state != DesktopState.GONE, cluster_desktops.c.host.is_not(None))
-                .group_by(cluster_desktops.c.host)
-            )
-        }
-        images: dict[str, set[str]] = {}
-        ready = select(cluster_copies.c.host, cluster_copies.c.image).where(
-            cluster_copies.c.state == CopyState.READY, not_(cluster_copies.c.gone)
-        )
-        for row in await self._connection.execute(ready):
-            images.setdefault(row.host, set()).add(row.image)
-        found = []
-        for row in await self._connection.execute(select(cluster_hosts).order_by(cluster_hosts.c.name)):
-            host = host_from_row(row)
-            memory, vcpus = used.get(host.name, (0, 0))
-            found.append(
-                Candidate(
-                    name=host.name,
-                    state=host.state,
-                    edition=host.edition,
-                    images=frozenset(images.get(host.name, ())),
-                    memory_mib=host.facts.memory_mib if host.facts else 0,
-                    vcpus=int(host.facts.vcpus * overcommit) if host.facts else 0,
-                    disk_free_mib=host.facts.disk_free_mib if host.facts else 0,
-                    used_memory_mib=memory,
-                    used_vcpus=vcpus,
-                )
-            )
-        return found
-
-    async def _put(self, table: Table, values: dict[str, Any]) -> None:
-        """Insert or update; a row that stays as it is keeps its version."""
-        key = and_(*(column == values[column.name] for column in table.primary_key.columns))
-        held = (await self._connection.execute(select(table).where(key))).one_or_none()
-        if held is None:
-            await self._connection.execute(insert(table).values(version=self._version, **values))
-        elif any(held._mapping[name] != value for name, value in values.items()):
-            await self._connection.execute(update(table).where(key).values(version=self._version, **values))
+R = TypeVar("R")
+Decision = Callable[[Transaction], Any]
 
 
 class ClusterStore:
     """``on_change`` is called after each transaction that wrote."""
 
-    def __init__(self, database: Database, *, on_change: Callable[[], None]) -> None:
+    def __init__(self, database: Database, *, on_change: Callable[[], None] = lambda: None) -> None:
         self.database = database
-        self._on_change = on_change
+        self.epoch = 0
+        self._deposed = asyncio.Event()
+        self.on_change = on_change
+        self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
+        self._looks: Batch[str, tuple[Placed, ImageSpec | None] | None] = Batch(self._look)
 
     async def begin_epoch(self, *, now: int) -> int:
-        """A new epoch: what an earlier cluster process still says is void from here on.
+        """A new epoch: what an earlier cluster process still says or writes is void from here on.
 
         No less than ``now`` (Unix ms), so that hosts follow a cluster whose database was made anew.
         """
@@ -238,18 +74,63 @@ class ClusterStore:
             await connection.execute(
                 update(epochs).values(value=case((epochs.c.value >= now, epochs.c.value + 1), else_=now))
             )
-            return int((await connection.execute(select(epochs.c.value))).scalar_one())
+            self.epoch = int((await connection.execute(select(epochs.c.value))).scalar_one())
+        return self.epoch
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Transaction]:
+    async def change(self, needs: Needs, decide: Callable[[Transaction], R]) -> R:
+        """What ``decide`` says, once what it changed is on disk.
+
+        It decides in memory, sees what ``needs`` names, and raises before it changes anything, if it does.
+        Raises `Deposed` once another cluster server has begun an epoch, `Unavailable`.
+        """
+        result: R = await self._changes.do((needs, decide))
+        return result
+
+    async def _decide(self, group: Sequence[tuple[Needs, Decision]]) -> list[Any]:
+        results: list[Any] = []
+        wrote = False
         async with self.database.write() as connection:
-            yield Transaction(connection, await next_version(connection, cluster_counter))
-        self._on_change()
+            version = await self._next_version(connection)
+            transaction = Transaction()
+            needs = Needs()
+            for needed, _ in group:
+                needs |= needed
+            await transaction.load(connection, needs)
+            for _, decide in group:
+                try:
+                    results.append(decide(transaction))
+                except PupitreError as error:
+                    results.append(error)
+            wrote = await transaction.save(connection, version)
+            if not wrote:
+                await connection.rollback()  # nothing to write is nothing to wait for
+        if wrote:
+            self.on_change()
+        return results
+
+    async def _next_version(self, connection: AsyncConnection) -> int:
+        mine = exists().where(epochs.c.value == self.epoch)
+        taken = await connection.execute(update(cluster_counter).where(mine).values(value=cluster_counter.c.value + 1))
+        if not taken.rowcount:
+            self._deposed.set()
+            raise Deposed(DEPOSED)
+        return int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
+
+    async def close(self) -> None:
+        """Let what is under way end, then close the database."""
+        await self._changes.idle()
+        await self._looks.idle()
+        await self.database.close()
+
+    async def until_deposed(self) -> None:
+        """Wait for it. Raises `Deposed`."""
+        await self._deposed.wait()
+        raise Deposed(DEPOSED)
 
     async def entry(self, command_id: str) -> Entry | None:
         async with self.database.read() as connection:
             row = (await connection.execute(select(journal).where(journal.c.id == command_id))).one_or_none()
-        return _entry(row) if row else None
+        return entry_from_row(row) if row else None
 
     async def sequence(self) -> int:
         async with self.database.read() as connection:
@@ -258,29 +139,63 @@ class ClusterStore:
     async def unfinished(self) -> list[Entry]:
         query = select(journal).where(journal.c.outcome.is_(None)).order_by(journal.c.id)
         async with self.database.read() as connection:
-            return [_entry(row) for row in await connection.execute(query)]
+            return [entry_from_row(row) for row in await connection.execute(query)]
 
-    async def unreported(self) -> list[Entry]:
-        """Commands whose outcome the endpoint has not confirmed, oldest first."""
+    async def unreported(self) -> tuple[int, list[tuple[Entry, Desktop | None]]]:
+        """Commands whose outcome the endpoint has not confirmed, oldest first, with their desktops as they are now.
+
+        The number is the version that this is a look at.
+        """
         query = select(journal).where(not_(journal.c.reported), journal.c.outcome.is_not(None))
         async with self.database.read() as connection:
-            return [_entry(row) for row in await connection.execute(query.order_by(journal.c.id).limit(PAGE))]
+            sequence = int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
+            entries = [
+                entry_from_row(row) for row in await connection.execute(query.order_by(journal.c.id).limit(PAGE))
+            ]
+            named = {desktop for entry in entries if (desktop := desktop_of(entry.order))}
+            rows = await connection.execute(select(cluster_desktops).where(cluster_desktops.c.id.in_(named)))
+            desktops = {row.id: desktop_from_row(row) for row in rows}
+        return sequence, [(entry, desktops.get(desktop_of(entry.order) or "")) for entry in entries]
 
     async def reported(self, command_ids: Sequence[str]) -> None:
         async with self.database.write() as connection:
             await connection.execute(update(journal).where(journal.c.id.in_(command_ids)).values(reported=True))
 
-    async def desktop(self, desktop_id: str) -> Placed | None:
-        query = select(cluster_desktops).where(cluster_desktops.c.id == desktop_id)
+    async def notes(self) -> list[Note]:
+        """What the audit log has yet to be told, oldest first."""
         async with self.database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        return _placed(row) if row else None
+            return [
+                Note(**row._mapping) for row in await connection.execute(select(notes).order_by(notes.c.id).limit(PAGE))
+            ]
 
-    async def spec(self, host: str, image: str) -> ImageSpec | None:
-        query = select(cluster_copies.c.spec).where(cluster_copies.c.host == host, cluster_copies.c.image == image)
+    async def noted(self, note_ids: Sequence[str]) -> None:
+        """The audit log has them."""
+        async with self.database.write() as connection:
+            await connection.execute(delete(notes).where(notes.c.id.in_(note_ids)))
+
+    async def desktop(self, desktop_id: str) -> Placed | None:
+        found = await self.look(desktop_id)
+        return found[0] if found else None
+
+    async def look(self, desktop_id: str) -> tuple[Placed, ImageSpec | None] | None:
+        """A desktop, and what its host would start it from. Looks that come together are one."""
+        return await self._looks.do(desktop_id)
+
+    async def _look(self, ids: Sequence[str]) -> list[tuple[Placed, ImageSpec | None] | None]:
         async with self.database.read() as connection:
-            text = (await connection.execute(query)).scalar()
-        return msgspec.json.decode(text, type=ImageSpec) if text else None
+            query = select(cluster_desktops).where(cluster_desktops.c.id.in_(set(ids)))
+            found = {row.id: placed_from_row(row) for row in await connection.execute(query)}
+            images = {placed.seen.image for placed in found.values()}
+            query = select(cluster_copies.c.host, cluster_copies.c.image, cluster_copies.c.spec)
+            specs = {
+                (row.host, row.image): msgspec.json.decode(row.spec, type=ImageSpec)
+                for row in await connection.execute(query.where(cluster_copies.c.image.in_(images)))
+                if row.spec
+            }
+        return [
+            (placed, specs.get((placed.seen.host or "", placed.seen.image))) if (placed := found.get(id)) else None
+            for id in ids
+        ]
 
     async def hosts(self) -> list[Host]:
         async with self.database.read() as connection:
@@ -337,18 +252,3 @@ class ClusterStore:
                 )
             )
             await connection.execute(delete(journal).where(journal.c.reported, journal.c.accepted < before))
-
-
-def _entry(row: AnyRow) -> Entry:
-    return Entry(
-        id=row.id,
-        user=row.user_id,
-        order=decode_order(row.payload),
-        deadline=row.deadline,
-        outcome=CommandState(row.outcome) if row.outcome else None,
-        fault=Fault(row.fault_code, row.fault_reason) if row.fault_code else None,
-    )
-
-
-def _placed(row: AnyRow) -> Placed:
-    return Placed(desktop_from_row(row), DesktopState(row.wanted), row.memory_mib, row.vcpus)

@@ -65,7 +65,8 @@ def permissions(subjects: Subjects, role: str) -> Permissions:
         return Permissions((subjects.commands,), (subjects.status, subjects.outcomes, answers))
     if role == "cluster":
         return Permissions(
-            (subjects.status, subjects.outcomes, subjects.all_hosts, subjects.orders("*")),
+            # Its own requests too: it asks whether another cluster server answers them.
+            (subjects.status, subjects.outcomes, subjects.all_hosts, subjects.orders("*"), subjects.commands),
             (subjects.commands, subjects.reports("*"), subjects.heartbeats("*"), answers),
         )
     name = role.removeprefix("host-")

@@ -1,0 +1,403 @@
+"""What one transaction on the database ``cluster`` sees and changes: plain values in memory.
+
+`Transaction.load` reads what decisions need, they decide, `Transaction.save` writes
+what they changed. Many decisions may share one, each seeing what those before it did.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import msgspec
+import uuid_utils
+from sqlalchemy import ColumnElement, and_, bindparam, delete, func, insert, not_, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from pupitre.domain.command import CommandKind, CommandState, Fault, Order, desktop_of
+from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.host import Host
+from pupitre.domain.image import CopyState, Image, ImageSpec
+from pupitre.domain.placement import Candidate
+from pupitre.errors import Unavailable
+from pupitre.store.commands import decode_order, encode_order
+from pupitre.store.rows import (
+    AnyRow,
+    copy_to_row,
+    desktop_from_row,
+    desktop_to_row,
+    host_from_row,
+    host_to_row,
+    image_from_row,
+)
+from pupitre.store.schema import (
+    cluster_copies,
+    cluster_desktops,
+    cluster_hosts,
+    journal,
+    notes,
+)
+from pupitre.store.upsert import upsert_rows
+from pupitre.store.versioned import put_rows
+
+STARTING_STATES = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A journalled command; ``outcome`` None while it is under way."""
+
+    id: str
+    user: str
+    order: Order
+    deadline: int
+    outcome: CommandState | None = None
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A desktop as the cluster keeps it. ``wanted`` is RUNNING or GONE, whatever ``seen`` says."""
+
+    seen: Desktop
+    wanted: DesktopState
+    memory_mib: int
+    vcpus: int
+
+    @property
+    def counted_on(self) -> str | None:
+        """The host whose memory and CPUs it uses."""
+        return None if self.seen.state is DesktopState.GONE else self.seen.host
+
+
+@dataclass(frozen=True, slots=True)
+class HostEntry:
+    """A host as the cluster keeps it.
+
+    ``wanted`` is READY, SHUT_DOWN or UNREGISTERED (see `pupitre.store.schema`), ``drained_by`` when its
+    desktops are taken away (Unix ms); ``used_*`` is the sum over its desktops that are not gone.
+    """
+
+    host: Host
+    wanted: str = "ready"
+    drained_by: int | None = None
+    used_memory_mib: int = 0
+    used_vcpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that the cluster settled by itself, for the audit log."""
+
+    id: str
+    at: int
+    action: str
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a decision has to see besides all hosts: it is there, or known not to be.
+
+    ``desktops`` come with their open commands; ``hosts`` are hosts of which every desktop is needed;
+    ``copies`` says whether images matter, ``host_commands`` whether open commands about hosts do.
+    """
+
+    commands: frozenset[str] = frozenset()
+    desktops: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
+    copies: bool = False
+    host_commands: bool = False
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(
+            self.commands | other.commands,
+            self.desktops | other.desktops,
+            self.hosts | other.hosts,
+            self.copies or other.copies,
+            self.host_commands or other.host_commands,
+        )
+
+
+class Transaction:
+    """What decisions see and change: plain values in memory, read before and written after them."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.desktops: dict[str, Placed] = {}
+        self.hosts: dict[str, HostEntry] = {}
+        self.images: dict[str, dict[str, Image]] = {}
+        self.starting: dict[str, int] = {}
+        self._entries_held: dict[str, Entry] = {}
+        self._desktops_held: dict[str, Placed] = {}
+        self._hosts_held: dict[str, HostEntry] = {}
+        self._accepted: dict[str, int] = {}
+        self._copies: dict[str, Sequence[tuple[Image, ImageSpec | None]]] = {}
+        self._notes: list[Note] = []
+
+    # Commands
+
+    def entry(self, command_id: str) -> Entry | None:
+        return self.entries.get(command_id)
+
+    def add_entry(self, entry: Entry, *, now: int) -> None:
+        self.entries[entry.id] = entry
+        self._accepted[entry.id] = now
+
+    def finish(self, command_id: str, outcome: CommandState, fault: Fault | None = None) -> None:
+        """Record the one outcome; a second one changes nothing."""
+        held = self.entries[command_id]
+        if held.outcome is None:
+            self.entries[command_id] = replace(held, outcome=outcome, fault=fault)
+
+    def open_entries(self, desktop_id: str, kind: CommandKind) -> list[Entry]:
+        return [
+            entry
+            for entry in self.entries.values()
+            if entry.outcome is None and entry.order.kind is kind and desktop_of(entry.order) == desktop_id
+        ]
+
+    # Desktops
+
+    def desktop(self, desktop_id: str) -> Placed | None:
+        return self.desktops.get(desktop_id)
+
+    def desktops_on(self, host: str) -> list[Placed]:
+        """Needs the host in `Needs.hosts`."""
+        return [placed for placed in self.desktops.values() if placed.counted_on == host]
+
+    def put_desktop(self, placed: Placed) -> None:
+        held = self.desktops.get(placed.seen.id)
+        self.desktops[placed.seen.id] = placed
+        for one, sign in ((held, -1), (placed, 1)):
+            if one is not None and (host := self.hosts.get(one.counted_on or "")):
+                self.hosts[host.host.name] = replace(
+                    host,
+                    used_memory_mib=host.used_memory_mib + sign * one.memory_mib,
+                    used_vcpus=host.used_vcpus + sign * one.vcpus,
+                )
+                if one.seen.state in STARTING_STATES:
+                    self.starting[host.host.name] = self.starting.get(host.host.name, 0) + sign
+
+    # Hosts and images
+
+    def host(self, name: str) -> Host | None:
+        held = self.hosts.get(name)
+        return held.host if held else None
+
+    def put_host(self, host: Host, **changes: Any) -> None:
+        """``changes`` are other fields of `HostEntry`."""
+        held = self.hosts.get(host.name) or HostEntry(host)
+        self.hosts[host.name] = replace(held, host=host, **changes)
+
+    def remove_host(self, name: str) -> None:
+        """With its copies; its desktops must be gone."""
+        self.hosts.pop(name, None)
+        self.put_copies(name, [])
+
+    def put_copies(self, host: str, copies: Sequence[tuple[Image, ImageSpec | None]]) -> None:
+        """Replace the copies of one host; those not named are marked gone."""
+        self._copies[host] = copies
+        self.images[host] = {image.id: image for image, _ in copies if image.state is CopyState.READY}
+
+    def image(self, image_id: str) -> Image | None:
+        """The image as some host has it ready. Needs `Needs.copies`."""
+        return next((images[image_id] for images in self.images.values() if image_id in images), None)
+
+    def candidates(self, *, overcommit: float) -> list[Candidate]:
+        """The snapshot for placement. Needs `Needs.copies`."""
+        return [
+            Candidate(
+                name=entry.host.name,
+                state=entry.host.state,
+                edition=entry.host.edition,
+                images=frozenset(self.images.get(entry.host.name, ())),
+                memory_mib=entry.host.facts.memory_mib if entry.host.facts else 0,
+                vcpus=int(entry.host.facts.vcpus * overcommit) if entry.host.facts else 0,
+                disk_free_mib=entry.host.facts.disk_free_mib if entry.host.facts else 0,
+                used_memory_mib=entry.used_memory_mib,
+                used_vcpus=entry.used_vcpus,
+                starting=self.starting.get(entry.host.name, 0),
+                label=entry.host.title,
+            )
+            for _, entry in sorted(self.hosts.items())
+        ]
+
+    def note(self, action: str, subject: str, detail: str, *, now: int) -> None:
+        """Have the audit log say what was settled without anybody's asking."""
+        self._notes.append(Note(str(uuid_utils.uuid7()), now, action, subject, detail))
+
+    # Between the database and memory
+
+    async def load(self, connection: AsyncConnection, needs: Needs) -> None:
+        for row in await connection.execute(select(cluster_hosts)):
+            self.hosts[row.name] = HostEntry(
+                host_from_row(row), row.wanted, row.drained_by, row.used_memory_mib, row.used_vcpus
+            )
+        if needs.copies:
+            await self._load_copies(connection)
+        here: list[ColumnElement[bool]] = [cluster_desktops.c.id.in_(needs.desktops)] if needs.desktops else []
+        if needs.hosts:
+            on_hosts = and_(cluster_desktops.c.host.in_(needs.hosts), cluster_desktops.c.state != DesktopState.GONE)
+            here.append(on_hosts)
+        if here:
+            for row in await connection.execute(select(cluster_desktops).where(or_(*here))):
+                self.desktops[row.id] = placed_from_row(row)
+        wanted: list[ColumnElement[bool]] = [journal.c.id.in_(needs.commands)] if needs.commands else []
+        if needs.host_commands:
+            wanted.append(and_(journal.c.outcome.is_(None), journal.c.desktop.is_(None)))
+        if about := needs.desktops | self.desktops.keys():
+            wanted.append(and_(journal.c.outcome.is_(None), journal.c.desktop.in_(about)))
+        if wanted:
+            for row in await connection.execute(select(journal).where(or_(*wanted)).order_by(journal.c.id)):
+                self.entries[row.id] = entry_from_row(row)
+        self._entries_held, self._desktops_held = dict(self.entries), dict(self.desktops)
+        self._hosts_held = dict(self.hosts)
+
+    async def _load_copies(self, connection: AsyncConnection) -> None:
+        ready = select(cluster_copies).where(cluster_copies.c.state == CopyState.READY, not_(cluster_copies.c.gone))
+        for row in await connection.execute(ready):
+            self.images.setdefault(row.host, {})[row.image] = image_from_row(row)
+        counts = select(cluster_desktops.c.host, func.count()).where(cluster_desktops.c.state.in_(STARTING_STATES))
+        for host, count in await connection.execute(counts.group_by(cluster_desktops.c.host)):
+            self.starting[host] = count
+
+    async def save(self, connection: AsyncConnection, version: int) -> bool:
+        """Write what has changed; False when nothing has. A row that stays as it is keeps its version."""
+        changed = [placed for id, placed in self.desktops.items() if self._desktops_held.get(id) != placed]
+        await upsert_rows(
+            connection, cluster_desktops, [{**_desktop_values(one), "version": version} for one in changed]
+        )
+        hosts = await self._save_hosts(connection, version)
+        for host, copies in self._copies.items():
+            hosts |= await self._save_copies(connection, host, copies, version)
+        entries = await self._save_entries(connection)
+        if self._notes:
+            await connection.execute(insert(notes), [asdict(note) for note in self._notes])
+        return bool(changed or hosts or entries or self._notes)
+
+    async def _save_hosts(self, connection: AsyncConnection, version: int) -> bool:
+        dirty = False
+        for name in self._hosts_held.keys() - self.hosts.keys():
+            await connection.execute(delete(cluster_hosts).where(cluster_hosts.c.name == name))
+            dirty = True
+        for name, entry in self.hosts.items():
+            held = self._hosts_held.get(name)
+            here = cluster_hosts.c.name == name
+            values = {**host_to_row(entry.host), "wanted": entry.wanted, "drained_by": entry.drained_by}
+            if held is None:
+                values |= {"used_memory_mib": 0, "used_vcpus": 0, "version": version}
+                await connection.execute(insert(cluster_hosts).values(**values))
+            elif (held.host, held.wanted, held.drained_by) != (entry.host, entry.wanted, entry.drained_by):
+                await connection.execute(update(cluster_hosts).where(here).values(version=version, **values))
+            memory = entry.used_memory_mib - (held.used_memory_mib if held else 0)
+            vcpus = entry.used_vcpus - (held.used_vcpus if held else 0)
+            if memory or vcpus:
+                await self._use(connection, entry, memory, vcpus)
+            dirty |= held != entry
+        return dirty
+
+    @staticmethod
+    async def _use(connection: AsyncConnection, entry: HostEntry, memory: int, vcpus: int) -> None:
+        """Take or give back places on a host: one UPDATE, which the database itself holds to what is left."""
+        use = update(cluster_hosts).where(cluster_hosts.c.name == entry.host.name)
+        if memory > 0:
+            limit = entry.host.facts.memory_mib if entry.host.facts else 0
+            use = use.where(cluster_hosts.c.used_memory_mib + memory <= limit)
+        taken = await connection.execute(
+            use.values(
+                used_memory_mib=cluster_hosts.c.used_memory_mib + memory,
+                used_vcpus=cluster_hosts.c.used_vcpus + vcpus,
+            )
+        )
+        if not taken.rowcount:
+            raise Unavailable(f"The places of {entry.host.title} are not as they were. It is tried again.")
+
+    async def _save_copies(
+        self, connection: AsyncConnection, host: str, copies: Sequence[tuple[Image, ImageSpec | None]], version: int
+    ) -> bool:
+        rows = [
+            {
+                **copy_to_row(host, image),
+                "spec": msgspec.json.encode(spec).decode() if spec else None,
+                "gone": False,
+            }
+            for image, spec in copies
+        ]
+        changed = await put_rows(connection, cluster_copies, rows, version)
+        gone = await connection.execute(
+            update(cluster_copies)
+            .where(
+                cluster_copies.c.host == host,
+                not_(cluster_copies.c.gone),
+                cluster_copies.c.image.not_in([image.id for image, _ in copies]),
+            )
+            .values(gone=True, version=version)
+        )
+        return bool(changed or gone.rowcount)
+
+    async def _save_entries(self, connection: AsyncConnection) -> bool:
+        new = [entry for id, entry in self.entries.items() if id not in self._entries_held]
+        if new:
+            await connection.execute(insert(journal), [_entry_values(one, self._accepted[one.id]) for one in new])
+        ended = [entry for id, entry in self._entries_held.items() if self.entries[id] != entry]
+        if ended:
+            values = [_outcome_values(self.entries[entry.id]) for entry in ended]
+            await connection.execute(_FINISH, values)
+        return bool(new or ended)
+
+
+def entry_from_row(row: AnyRow) -> Entry:
+    return Entry(
+        id=row.id,
+        user=row.user_id,
+        order=decode_order(row.payload),
+        deadline=row.deadline,
+        outcome=CommandState(row.outcome) if row.outcome else None,
+        fault=Fault(row.fault_code, row.fault_reason) if row.fault_code else None,
+    )
+
+
+def placed_from_row(row: AnyRow) -> Placed:
+    return Placed(desktop_from_row(row), DesktopState(row.wanted), row.memory_mib, row.vcpus)
+
+
+def _entry_values(entry: Entry, accepted: int) -> dict[str, object]:
+    return {
+        "id": entry.id,
+        "user_id": entry.user,
+        "kind": entry.order.kind,
+        "payload": encode_order(entry.order),
+        "desktop": desktop_of(entry.order),
+        "accepted": accepted,
+        "deadline": entry.deadline,
+        "outcome": entry.outcome,
+        "fault_code": entry.fault.code if entry.fault else None,
+        "fault_reason": entry.fault.reason if entry.fault else None,
+        "reported": False,
+    }
+
+
+_FINISH = (
+    update(journal)
+    .where(journal.c.id == bindparam("entry"), journal.c.outcome.is_(None))
+    .values(outcome=bindparam("ended"), fault_code=bindparam("code"), fault_reason=bindparam("why"))
+)
+
+
+def _outcome_values(entry: Entry) -> dict[str, object]:
+    return {
+        "entry": entry.id,
+        "ended": entry.outcome,
+        "code": entry.fault.code if entry.fault else None,
+        "why": entry.fault.reason if entry.fault else None,
+    }
+
+
+def _desktop_values(placed: Placed) -> dict[str, object]:
+    return {
+        **desktop_to_row(placed.seen),
+        "wanted": placed.wanted,
+        "memory_mib": placed.memory_mib,
+        "vcpus": placed.vcpus,
+    }
