@@ -17,7 +17,7 @@ COOKIE = {"cookie": "theme=dark; pupitre_session=mine"}
 GOOD = {"origin": "https://lab.example.org", **COOKIE}
 TICKET = Ticket(
     id="t1", purpose=Purpose.CONSOLE, user="u1", desktop="d1", boot=1, host="h1", address="127.0.0.1", port=1,
-    expires=NOW + 30, bearer=hashlib.sha256(b"mine").hexdigest(), browser=True,
+    expires=NOW + 30, bearer=hashlib.sha256(b"mine").hexdigest(), browser=True, until=NOW + 3600,
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -80,18 +80,22 @@ def ensure_authority(settings: Settings) -> Path:
     return folder / "ca.crt"
 
 
-def ensure_certificate(settings: Settings, role: str, target: Path | None = None) -> Path:
+def ensure_certificate(
+    settings: Settings, role: str, target: Path | None = None, addresses: Collection[str] = ()
+) -> Path:
     """The certificate directory of ``role`` with a certificate that is good for months.
 
     A new one is issued when there is none, when two thirds of its life are over, and
-    when the names or the authority changed. ``target`` puts it elsewhere, to be
-    carried to another machine. Raises `SetupError` for an unknown role, and where a
+    when it lacks a name or the authority changed. ``target`` puts it elsewhere, to be
+    carried to another machine; ``addresses`` are further names or IP addresses under which
+    a host is reached there, which native viewers verify. Raises `SetupError` for an unknown role, and where a
     certificate is due but the authority's key is on another machine.
     """
     if not _ROLE.fullmatch(role):
         raise SetupError(f"{role!r} is no role.", "Roles are nats, endpoint, cluster, gateway, portal and host-<name>.")
     target = target or directory(settings, role)
-    if _is_current(target, role, settings) and not _authority_changed(settings, target):
+    names = _names(settings, role, addresses)
+    if _is_current(target, role, names) and not _authority_changed(settings, target):
         return target
     authority = settings.pki_dir / "ca"
     if not (authority / "ca.key").exists() and (target / "ca.crt").exists():
@@ -101,7 +105,7 @@ def ensure_certificate(settings: Settings, role: str, target: Path | None = None
         )
     ensure_authority(settings)
     with _lock(settings):
-        _issue(authority, target, role, _names(settings, role))
+        _issue(authority, target, role, names)
     if role == "gateway" or role.startswith("host-"):
         _write(target / "ticket.pub", _public_pem(ensure_ticket_key(settings)))
     return target
@@ -110,6 +114,13 @@ def ensure_certificate(settings: Settings, role: str, target: Path | None = None
 def server_context(certificates: Path, role: str) -> ssl.SSLContext:
     """TLS for a server of ``role``: only peers with a certificate of our authority get in."""
     return arm(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificates, role)
+
+
+def viewer_context(certificates: Path, role: str) -> ssl.SSLContext:
+    """TLS for a server of ``role`` whose callers have no certificate, and show who they are by other means."""
+    context = server_context(certificates, role)
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def client_context(certificates: Path, role: str) -> ssl.SSLContext:
@@ -182,24 +193,32 @@ def load_certificate(path: Path) -> x509.Certificate:
         raise SetupError(f"{path} is no certificate.", "Remove it and run `pupitre pki create`.") from error
 
 
-def _names(settings: Settings, role: str) -> list[x509.GeneralName]:
+def _names(settings: Settings, role: str, addresses: Collection[str]) -> list[x509.GeneralName]:
     names: list[x509.GeneralName] = [
         x509.UniformResourceIdentifier(f"pupitre://{role}"),
         x509.RFC822Name(nats_user(role)),
     ]
     if role.startswith("host-"):
         names.append(x509.DNSName(host_dns_name(role.removeprefix("host-"))))
+        own = [settings.host_address] if role == host_role(settings.host_name) else []
+        names += _addresses([*own, *addresses])
     if role == "nats":
         configured = [urlsplit(url.strip()).hostname or "" for url in settings.nats_url.split(",")]
-        for name in dict.fromkeys(["localhost", "127.0.0.1", "::1", *filter(None, configured)]):
-            try:
-                names.append(x509.IPAddress(ipaddress.ip_address(name)))
-            except ValueError:
-                names.append(x509.DNSName(name))
+        names += _addresses(["localhost", "127.0.0.1", "::1", *filter(None, configured)])
     return names
 
 
-def _is_current(folder: Path, role: str, settings: Settings) -> bool:
+def _addresses(texts: Iterable[str]) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = []
+    for text in dict.fromkeys(texts):
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(text)))
+        except ValueError:
+            names.append(x509.DNSName(text))
+    return names
+
+
+def _is_current(folder: Path, role: str, wanted: list[x509.GeneralName]) -> bool:
     files = [folder / "ca.crt", folder / f"{role}.crt", folder / f"{role}.key"]
     if role == "gateway" or role.startswith("host-"):
         files.append(folder / "ticket.pub")
@@ -210,7 +229,7 @@ def _is_current(folder: Path, role: str, settings: Settings) -> bool:
     if datetime.datetime.now(datetime.UTC) >= born + (dies - born) * RENEW_AFTER:
         return False
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return list(names) == _names(settings, role)
+    return set(wanted) <= set(names)
 
 
 def _authority_changed(settings: Settings, folder: Path) -> bool:

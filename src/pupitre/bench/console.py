@@ -182,6 +182,7 @@ def _ours(home: Path, target: int) -> Iterator[tuple[Peer, psutil.Process]]:
             ticket = Ticket(
                 id=ident, purpose=Purpose.CONSOLE, user="bench", desktop=ident, boot=1, host="bench",
                 address="127.0.0.1", port=console_port, expires=time.time() + 60, bearer="", browser=False,
+                until=time.time() + 3600,
             )  # fmt: skip
             return load.request(port, f"/gateway/v1/console/{ident}", f"binary, {sign(ticket, key)}")
 

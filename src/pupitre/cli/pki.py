@@ -30,10 +30,13 @@ def create(json: Json = False) -> None:
 def issue(
     role: Annotated[str, typer.Argument(help="nats, endpoint, cluster, gateway, portal or host-NAME.")],
     dir: Annotated[Path | None, typer.Option(help="Folder to put it in, to be carried to another machine.")] = None,
+    address: Annotated[
+        list[str] | None, typer.Option(help="Name or IP address at which viewers reach the host. May be repeated.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make or renew the certificate directory of one role."""
-    folder = pki.ensure_certificate(config.load(), role, dir)
+    folder = pki.ensure_certificate(config.load(), role, dir, address or ())
     typer.echo(json_format.dumps({"role": role, "directory": str(folder)}) if json else str(folder))
 
 

@@ -1,9 +1,9 @@
-"""A ticket: the portal's signed word that one browser may see one desktop's screen, once, for 30 s.
+"""A ticket: the portal's signed word that one viewer may see one desktop's screen, once, for a short while.
 
 Form: ``base64url(claims JSON).base64url(Ed25519 signature)``, no padding, so that
-it is a token in the sense of RFC 9110 and fits a WebSocket subprotocol.
-The gateway checks it first; the host checks it again and burns it, because the
-host is the one place that all gateways of a cluster share.
+it is a token in the sense of RFC 9110 and fits a WebSocket subprotocol. A native
+viewer gives it as its password. A browser's is checked by the gateway first; the host
+checks every one and burns it, because it is the one place that all ways to a screen share.
 """
 
 import base64
@@ -28,6 +28,7 @@ class TicketRefused(RequestError):
 
 class Purpose(StrEnum):
     CONSOLE = "console"
+    VIEWER = "viewer"
     SCREENSHOT = "screenshot"
 
 
@@ -37,6 +38,7 @@ class Ticket:
 
     ``bearer`` is the SHA-256 (hex) of the cookie or token that asked for it;
     ``browser`` says that it was a cookie, which then has to come with the ticket.
+    That sign-in ends at Unix second ``until`` at the latest, and with it what the ticket opened.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Ticket:
     expires: float
     bearer: str
     browser: bool
+    until: float
 
 
 def sign(ticket: Ticket, key: Ed25519PrivateKey) -> str:

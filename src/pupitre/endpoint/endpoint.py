@@ -18,6 +18,7 @@ from pupitre.clock import now_ms
 from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
 from pupitre.domain.status import Link as LinkState
 from pupitre.domain.status import Position
+from pupitre.endpoint.endings import tell_endings
 from pupitre.endpoint.status import HEARD_EVERY_MS, StatusMirror
 from pupitre.errors import (
     ConnectionFault,
@@ -28,6 +29,7 @@ from pupitre.errors import (
     Unavailable,
 )
 from pupitre.store.commands import ASKED, Commands
+from pupitre.store.endings import Endings
 from pupitre.store.engine import Database
 from pupitre.store.status import Status
 from pupitre.wire.link import Link
@@ -142,6 +144,7 @@ class WebServerEndpoint:
             tasks.create_task(persist(self._send_all, self._wake, pauses=RESEND))
             tasks.create_task(self._time_out_commands())
             tasks.create_task(self._watch_cluster())
+            tasks.create_task(tell_endings(Endings(self._commands.database), self._link, self._subjects))
 
     # The cluster: there or not
 

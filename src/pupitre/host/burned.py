@@ -58,8 +58,16 @@ class BurnedTickets:
         if self._lines > len(self._ids) + REWRITE_AT:
             self._rewrite()
 
+    def has(self, ident: str) -> bool:
+        """Whether ``ident`` is used up, and has not expired since."""
+        self._forget(time.time())
+        return ident in self._ids
+
     def close(self) -> None:
-        os.close(self._file)
+        """May be repeated."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _remember(self, ident: str, expires: float) -> None:
         self._ids.add(ident)

@@ -1,16 +1,21 @@
-"""Tickets: the portal's signed word with which a browser goes to the gateway for one screen."""
+"""Tickets: the portal's signed word with which a viewer goes to the gateway, or to the host itself, for one screen."""
 
+import configparser
 import hashlib
+import io
 import time
 
+from pupitre import pki
 from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
+from pupitre.domain.host import Host
 from pupitre.domain.ticket import Purpose, Ticket, sign
-from pupitre.errors import Conflict
+from pupitre.errors import Conflict, NotFound
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.desktops import desktop_of
 from pupitre.portal.sessions import Caller
 
 CONSOLE_SECONDS = 30
+VIEWER_SECONDS = 60
 PICTURE_SECONDS = 60
 PICTURE_WINDOW = 10
 """Within so many seconds the same picture has the same address, so that browsers may keep it."""
@@ -22,6 +27,45 @@ async def console_ticket(portal: Portal, caller: Caller, desktop_id: str) -> tup
     ticket = await _ticket(portal, caller, desktop, Purpose.CONSOLE, new_id(), time.time() + CONSOLE_SECONDS)
     origin = portal.settings.origin
     return f"ws{origin.removeprefix('http')}/gateway/v1/console/{desktop.id}", ticket
+
+
+async def viewer_file(portal: Portal, caller: Caller, desktop_id: str) -> str:
+    """A connection file for remote-viewer, good for one connection within `VIEWER_SECONDS`.
+
+    Raises `NotFound`, and `Conflict` when the desktop is not running or its host lets no native viewer in.
+
+    Keys: remote-viewer(1), CONNECTION FILE. Its ``ca`` is for SPICE alone: for VNC the viewer looks for
+    the authority in ``/etc/pki/CA/cacert.pem`` and ``~/.pki/CA/cacert.pem``, then at the system's.
+    """
+    desktop = await _open_desktop(portal, caller, desktop_id)
+    host = await _host_of(portal, desktop)
+    if host.viewer_port is None:
+        raise Conflict(
+            f"The host {host.title} lets no native viewer in. Open the desktop in the browser,"
+            " or have your administrator set viewer_port there."
+        )
+    file = configparser.RawConfigParser()
+    file.optionxform = str  # type: ignore[assignment,method-assign]  # keys are written as they are
+    file["virt-viewer"] = {
+        "type": "vnc",
+        "host": host.address,
+        "port": str(host.viewer_port),
+        "username": desktop.id,
+        "password": await _ticket(portal, caller, desktop, Purpose.VIEWER, new_id(), time.time() + VIEWER_SECONDS),
+        "delete-this-file": "1",
+        "title": f"{desktop.image} - Pupitre",
+    }
+    text = io.StringIO()
+    file.write(text, space_around_delimiters=False)
+    return text.getvalue()
+
+
+def authority(portal: Portal) -> bytes:
+    """The certificate (PEM) by which viewers know our hosts. Raises `NotFound` when this machine has none."""
+    try:
+        return (pki.directory(portal.settings, "portal") / "ca.crt").read_bytes()
+    except OSError as error:
+        raise NotFound("This portal has no copy of the authority's certificate. Run: pupitre pki create") from error
 
 
 async def picture_path(portal: Portal, caller: Caller, desktop_id: str) -> str:
@@ -49,12 +93,17 @@ async def _open_desktop(portal: Portal, caller: Caller, desktop_id: str) -> Desk
     return desktop
 
 
-async def _ticket(
-    portal: Portal, caller: Caller, desktop: Desktop, purpose: Purpose, ticket_id: str, expires: float
-) -> str:
+async def _host_of(portal: Portal, desktop: Desktop) -> Host:
     host = await portal.status.host(desktop.host) if desktop.host else None
     if host is None:
         raise Conflict("The desktop's host is not known at the moment. Try again in a few seconds.")
+    return host
+
+
+async def _ticket(
+    portal: Portal, caller: Caller, desktop: Desktop, purpose: Purpose, ticket_id: str, expires: float
+) -> str:
+    host = await _host_of(portal, desktop)
     claims = Ticket(
         id=ticket_id,
         purpose=purpose,
@@ -67,5 +116,6 @@ async def _ticket(
         expires=expires,
         bearer=caller.bearer,
         browser=caller.browser,
+        until=caller.until / 1000,
     )
     return sign(claims, portal.signer)

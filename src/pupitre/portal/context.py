@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 
 from pupitre import pki
 from pupitre.config import Settings
+from pupitre.portal.endings import passing_on
 from pupitre.portal.events import Feed
 from pupitre.portal.metrics import Metrics
 from pupitre.portal.passwords import Checker
@@ -19,6 +20,7 @@ from pupitre.portal.throttle import Throttle
 from pupitre.store.accounts import Accounts
 from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
+from pupitre.store.endings import Endings
 from pupitre.store.engine import open_database
 from pupitre.store.status import Status
 
@@ -52,6 +54,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
         async with (
             Presence(account_rows).listening() as presence,
             Feed(command_rows, status_rows, metrics).listening() as feed,
+            passing_on(account_rows, Endings(commands)),
         ):
             yield Portal(
                 settings=settings,

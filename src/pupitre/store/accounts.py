@@ -1,16 +1,23 @@
-"""The database ``accounts``: users and their sign-ins. Only the portal opens it."""
+"""The database ``accounts``: users and their sign-ins. Only the portal opens it.
+
+A sign-in that is ended leaves a word behind, in the same transaction, until whoever
+watches a screen by it has been shown out (see `pupitre.store.endings`).
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.access import Role, User
 from pupitre.errors import Conflict
+from pupitre.store.endings import Ending
 from pupitre.store.engine import Database
 from pupitre.store.rows import AnyRow
-from pupitre.store.schema import sessions, users
+from pupitre.store.schema import accounts_ended, sessions, users
+from pupitre.store.upsert import upsert_rows
 
 
 class SessionKind(StrEnum):
@@ -52,17 +59,17 @@ class Accounts:
         """Change the password and end every session of the user."""
         async with self.database.write(SESSIONS) as connection:
             await connection.execute(update(users).where(users.c.id == user_id).values(password_hash=password_hash))
-            await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+            await _end(connection, sessions.c.user_id == user_id)
 
     async def set_role(self, user_id: str, role: Role) -> None:
         """Change what the user may do and end every session of theirs."""
         async with self.database.write(SESSIONS) as connection:
             await connection.execute(update(users).where(users.c.id == user_id).values(role=role))
-            await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+            await _end(connection, sessions.c.user_id == user_id)
 
     async def remove_user(self, user_id: str) -> None:
         async with self.database.write(SESSIONS) as connection:
-            await connection.execute(delete(sessions).where(sessions.c.user_id == user_id))
+            await _end(connection, sessions.c.user_id == user_id)
             await connection.execute(delete(users).where(users.c.id == user_id))
 
     async def user_named(self, name: str) -> tuple[User, str] | None:
@@ -99,11 +106,30 @@ class Accounts:
         async with self.database.read() as connection:
             return [_session(row) for row in await connection.execute(query)]
 
-    async def close_session(self, token_hash: str) -> bool:
-        """False when there was none."""
+    async def close_session(self, token_hash: str, *, watched: bool = True) -> bool:
+        """False when there was none. ``watched`` is False for one that opened no screen."""
         async with self.database.write(SESSIONS) as connection:
-            closed = await connection.execute(delete(sessions).where(sessions.c.token_hash == token_hash))
-        return bool(closed.rowcount)
+            return bool(await _end(connection, sessions.c.token_hash == token_hash, watched=watched))
+
+    async def ended(self) -> list[Ending]:
+        """Sign-ins that were ended and are not yet passed on."""
+        async with self.database.read() as connection:
+            return [Ending(*row) for row in await connection.execute(select(accounts_ended))]
+
+    async def passed_on(self, token_hashes: Collection[str]) -> None:
+        """These are written down in the commands database."""
+        async with self.database.write() as connection:
+            await connection.execute(delete(accounts_ended).where(accounts_ended.c.token_hash.in_(token_hashes)))
+
+
+async def _end(connection: AsyncConnection, which: ColumnElement[bool], *, watched: bool = True) -> int:
+    """End these sign-ins, and say so; how many there were."""
+    found = await connection.execute(select(sessions.c.token_hash, sessions.c.expires).where(which).with_for_update())
+    ended = [{"token_hash": row.token_hash, "until": row.expires} for row in found]
+    if watched:
+        await upsert_rows(connection, accounts_ended, ended)
+    await connection.execute(delete(sessions).where(sessions.c.token_hash.in_([end["token_hash"] for end in ended])))
+    return len(ended)
 
 
 _SESSIONS = select(

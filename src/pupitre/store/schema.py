@@ -46,6 +46,19 @@ sessions = Table(
     Column("expires", BigInteger, nullable=False),
 )
 
+def _ended_sign_ins(metadata: MetaData) -> Table:
+    """Sign-ins that are over, until those who must know do. ``until`` (Unix ms) is when they would have ended."""
+    return Table(
+        "ended_sign_ins",
+        metadata,
+        Column("token_hash", String(64), primary_key=True),
+        Column("until", BigInteger, nullable=False),
+    )
+
+
+# Written together with the end of the sign-in; the portal passes them on to the commands database.
+accounts_ended = _ended_sign_ins(accounts)
+
 # commands: what was asked for and what came of it. Portal and endpoint read and write.
 commands_db = MetaData(naming_convention=NAMING)
 commands_counter = _counter(commands_db)
@@ -80,6 +93,9 @@ gates = Table(
     Column("user_id", _ID, primary_key=True),
     Column("last", BigInteger, nullable=False),
 )
+
+# The endpoint has yet to tell the cluster, which tells the hosts.
+commands_ended = _ended_sign_ins(commands_db)
 
 # Who asked for what, and what came of it. Rows are added, and never changed or removed.
 audit = Table(

@@ -21,6 +21,14 @@ from pupitre.portal.shapes import (
 router = APIRouter(tags=["desktops"])
 
 
+class ViewerFile(Response):
+    media_type = "application/x-virt-viewer"
+
+
+class Certificate(Response):
+    media_type = "application/x-pem-file"
+
+
 @router.post("/desktops", status_code=202)
 async def start_desktop(
     request: Request, response: Response, caller: SignedIn, body: DesktopRequest
@@ -58,6 +66,21 @@ async def console(request: Request, caller: SignedIn, desktop: str) -> ConsoleOu
     """A ticket for the desktop's screen: for one connection, within 30 seconds."""
     url, ticket = await consoles.console_ticket(portal_of(request), caller, desktop)
     return ConsoleOut(url=url, ticket=ticket)
+
+
+@router.post("/desktops/{desktop}/viewer", response_class=ViewerFile)
+async def viewer(request: Request, caller: SignedIn, desktop: str) -> ViewerFile:
+    """A connection file for remote-viewer: for one connection, within 60 seconds. Some hosts let no viewer in (409)."""
+    text = await consoles.viewer_file(portal_of(request), caller, desktop)
+    disposition = f'attachment; filename="{desktop}.vv"'
+    return ViewerFile(text, headers={"Content-Disposition": disposition, "Cache-Control": "no-store"})
+
+
+@router.get("/authority", response_class=Certificate)
+async def authority(request: Request, _caller: SignedIn) -> Certificate:
+    """The certificate (PEM) by which native viewers know the hosts: ``~/.pki/CA/cacert.pem`` for remote-viewer."""
+    disposition = 'attachment; filename="cacert.pem"'
+    return Certificate(consoles.authority(portal_of(request)), headers={"Content-Disposition": disposition})
 
 
 @router.get("/desktops/{desktop}/screenshot", status_code=307, response_class=RedirectResponse)

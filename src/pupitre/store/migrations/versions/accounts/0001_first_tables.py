@@ -33,8 +33,16 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_users_name")),
     )
 
+    op.create_table(
+        "ended_sign_ins",
+        sa.Column("token_hash", sa.String(length=64), nullable=False),
+        sa.Column("until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_ended_sign_ins")),
+    )
+
 
 def downgrade() -> None:
+    op.drop_table("ended_sign_ins")
     op.drop_table("users")
     with op.batch_alter_table("sessions", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_sessions_user_id"))

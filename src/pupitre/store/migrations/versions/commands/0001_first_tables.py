@@ -67,8 +67,16 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_audit_command"), ["command"], unique=False)
         batch_op.create_index(batch_op.f("ix_audit_actor_at"), ["actor", "at"], unique=False)
 
+    op.create_table(
+        "ended_sign_ins",
+        sa.Column("token_hash", sa.String(length=64), nullable=False),
+        sa.Column("until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("token_hash", name=op.f("pk_ended_sign_ins")),
+    )
+
 
 def downgrade() -> None:
+    op.drop_table("ended_sign_ins")
     op.drop_table("audit")
     op.drop_table("gates")
     op.drop_table("counter")

@@ -1,0 +1,103 @@
+"""The host's viewer port, for native viewers: RFB with TLS, and a password that opens one screen once.
+
+The name is the desktop's id and the password a ticket (`pupitre.domain.ticket`), so
+that the port knows no secret of its own. No byte of a guest goes to a viewer, nor the
+other way, before the ticket is used up. A caller has `HANDSHAKE_LIMIT` seconds for all
+of it. What a refused viewer shows its user is the reason, in our words.
+"""
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+
+import structlog
+
+from pupitre import pki
+from pupitre.domain.ticket import Purpose
+from pupitre.errors import MessageError, PupitreError, Unavailable
+from pupitre.host import rfb
+from pupitre.host.audience import Audience, Viewing
+from pupitre.host.door import Door
+from pupitre.splice import End, join
+
+HANDSHAKE_LIMIT = 10.0
+"""Seconds from the first byte to the guest's screen."""
+GUEST_LIMIT = 5.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class ViewerServer:
+    """Listens on ``address``:``port`` between `start` and `stop`; ``audience`` is shared with the console port."""
+
+    def __init__(
+        self, host: str, certificates: Path, audience: Audience, address: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        """``host`` is this host's name; port 0 takes a free one."""
+        self._audience = audience
+        self._context: ssl.SSLContext = pki.viewer_context(certificates, pki.host_role(host))
+        self._door = Door("viewer port", address, port, self._serve)
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._door.port
+
+    async def start(self) -> None:
+        """Listen. Raises `OSError` when the address or port is not to be had."""
+        await self._door.open()
+
+    async def stop(self) -> None:
+        """Close the port. Who watches goes when the `Audience` closes."""
+        await self._door.close()
+
+    async def _serve(self, connection: socket.socket) -> None:
+        end = Viewing(self._audience)
+        try:
+            async with asyncio.timeout(HANDSHAKE_LIMIT):
+                await rfb.agree_on_tls(rfb.Plain(connection))
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
+                )
+                await self._let_in(end)
+        except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            log.info("a connection to the viewer port ended early", reason=str(error) or "time is up")
+            _drop(end, connection)
+        except PupitreError as error:
+            log.info("a viewer was refused", error=error.code, reason=error.reason)
+            end.send(rfb.refusal(error.reason))
+            end.finish()
+        except asyncio.CancelledError:
+            _drop(end, connection)
+            raise
+
+    async def _let_in(self, end: Viewing) -> None:
+        name, password = await rfb.read_credentials(end)
+        ticket = self._audience.admit(password, Purpose.VIEWER, desktop=name)
+        self._door.admitted()
+        screen = await self._audience.seat(end, ticket)
+        await _shake_hands(screen)
+        end.send(rfb.ACCEPTED)
+        join(end, screen)
+        log.debug("viewer let in", desktop=ticket.desktop, user=ticket.user)
+
+
+async def _shake_hands(screen: End) -> None:
+    """Raises `Unavailable`."""
+    try:
+        async with asyncio.timeout(GUEST_LIMIT):
+            await rfb.enter_guest(screen)
+    except (OSError, MessageError) as error:
+        screen.transport.abort()
+        raise Unavailable("The desktop's screen does not answer. Try again in a moment.") from error
+    except asyncio.CancelledError:
+        screen.transport.abort()
+        raise
+
+
+def _drop(end: Viewing, connection: socket.socket) -> None:
+    if hasattr(end, "transport"):
+        end.transport.abort()
+    else:
+        connection.close()
