@@ -2,31 +2,32 @@
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from pupitre.domain.host import Host, HostState
-from pupitre.errors import LinkDown
+from pupitre.errors import LinkDown, MessageError
 from pupitre.wire.link import Link
-from pupitre.wire.messages import Done, EndSignIns
+from pupitre.wire.messages import Done, EndSignIns, Refused
 from pupitre.wire.subjects import Subjects
 
 ANSWER_LIMIT = 1.5
 """Seconds for one host."""
 
 
-@dataclass(frozen=True, slots=True)
-class Endings:
-    link: Link
-    subjects: Subjects
+async def tell_hosts(
+    link: Link, subjects: Subjects, hosts: Iterable[Host], bearers: tuple[str, ...], epoch: int
+) -> Done | Refused:
+    """Done when every host that may have screens open by these sign-ins has closed them."""
+    order = EndSignIns(bearers=bearers, epoch=epoch)
 
-    async def tell(self, hosts: Iterable[Host], bearers: tuple[str, ...], epoch: int) -> None:
-        """Return when every host that may have screens open has closed those. Raises `LinkDown` when one did not."""
-        names = [host.name for host in hosts if host.state is not HostState.SHUT_DOWN]
-        order = EndSignIns(bearers=bearers, epoch=epoch)
-        answers = await asyncio.gather(
-            *(self.link.request(self.subjects.orders(name), order, Done, timeout=ANSWER_LIMIT) for name in names),
-            return_exceptions=True,
-        )
-        silent = {name: answer for name, answer in zip(names, answers, strict=True) if isinstance(answer, Exception)}
-        if silent:
-            raise LinkDown("These hosts do not know yet which sign-ins have ended: " + ", ".join(sorted(silent)) + ".")
+    async def tell(host: str) -> str | None:
+        try:
+            await link.request(subjects.orders(host), order, Done, timeout=ANSWER_LIMIT)
+        except (LinkDown, MessageError):
+            return host
+        return None
+
+    told = await asyncio.gather(*(tell(host.name) for host in hosts if host.state is not HostState.SHUT_DOWN))
+    silent = sorted(host for host in told if host)
+    if silent:
+        return Refused(code="host_silent", reason=f"Not every host has answered: {', '.join(silent)}.")
+    return Done()

@@ -18,6 +18,7 @@ from pupitre.cluster.decisions import (
     needs_of,
     report_needs,
 )
+from pupitre.cluster.endings import tell_hosts
 from pupitre.cluster.hosts import Liveness
 from pupitre.config import Settings
 from pupitre.domain.command import CommandState, Fault, RegisterHost, desktop_of
@@ -34,6 +35,7 @@ from pupitre.wire.messages import (
     Changed,
     Describe,
     Done,
+    EndSignIns,
     EnsureDesktop,
     EnsureGone,
     GetPage,
@@ -154,6 +156,9 @@ class ClusterServer:
             await self._store.change(needs_of(entry), partial(abandon, entry=entry, now=now_ms()))
             self._wake_for(entry)
             return Done()
+        if isinstance(message, EndSignIns):
+            hosts = await self._store.hosts()
+            return await tell_hosts(self._link, self._subjects, hosts, message.bearers, self._epoch)
         raise MessageError(f"The cluster takes no {type(message).__name__} from an endpoint.")
 
     async def _submit(self, message: Submit) -> None:
@@ -236,6 +241,7 @@ class ClusterServer:
                 reason=None,
                 facts=report.facts or host.facts,
                 port=report.port,
+                viewer_port=report.viewer_port,
             )
         )
         if report.copies is not None:

@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from pupitre.clock import now_ms
-from pupitre.errors import LinkDown
+from pupitre.errors import LinkDown, MessageError
 from pupitre.store.endings import ENDED, Endings
 from pupitre.wire.link import Link
 from pupitre.wire.messages import Done, EndSignIns
@@ -31,7 +31,7 @@ async def tell_endings(endings: Endings, link: Link, subjects: Subjects) -> None
             some = ended[first : first + AT_ONCE]
             try:
                 await link.request(subjects.commands, EndSignIns(bearers=tuple(some)), Done, timeout=ANSWER_LIMIT)
-            except LinkDown as error:
+            except (LinkDown, MessageError) as error:
                 log.debug("Not every host knows yet which sign-ins have ended.", reason=str(error))
                 return False
             await endings.told(some, now=now_ms())
