@@ -79,13 +79,15 @@ def problem(
         )
         body = document.model_dump(exclude_none=True)
         return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
+    retry_after = int(headers["Retry-After"]) if "Retry-After" in headers else None
     if "hx-request" in request.headers:
         if status == 401:
             return Response(status_code=status, headers={**headers, "HX-Redirect": "/signin"})
-        return render(request, "_notice.html", {"detail": detail, "errors": errors}, status=status, headers=headers)
+        notice = {"detail": detail, "errors": errors, "retry_after": retry_after}
+        return render(request, "_notice.html", notice, status=status, headers=headers)
     if status == 401 and request.method == "GET":
         return RedirectResponse(f"/signin?next={quote(request.url.path)}", 303)
-    context: dict[str, object] = {"status": status, "title": title, "detail": detail, "errors": errors}
+    context = {"status": status, "title": title, "detail": detail, "errors": errors, "retry_after": retry_after}
     return render(request, "error.html", context, status=status, headers=headers)
 
 
@@ -93,13 +95,19 @@ def is_api(request: Request) -> bool:
     return request.url.path.startswith("/api/")
 
 
-async def on_error(request: Request, error: Exception) -> Response:
-    """Every error of our own tree."""
-    assert isinstance(error, PupitreError)
+def answer_to(error: PupitreError) -> tuple[int, dict[str, str]]:
+    """The status of an error, and when it may be tried again."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     headers = {"Retry-After": str(max(1, round(error.retry_after + 0.499)))} if isinstance(error, TooEarly) else {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = "5"
+    return status, headers
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Every error of our own tree."""
+    assert isinstance(error, PupitreError)
+    status, headers = answer_to(error)
     return problem(request, status, error.code, str(error), headers=headers)
 
 

@@ -9,7 +9,7 @@ from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pupitre.clock import now_ms
-from pupitre.domain.access import User, may_manage_hosts
+from pupitre.domain.access import User, may_manage_hosts, may_read_audit
 from pupitre.domain.desktop import OPEN_STATES, Desktop
 from pupitre.portal import words
 from pupitre.portal.assets import Assets
@@ -30,16 +30,18 @@ def templates(assets: Assets) -> Jinja2Templates:
         "gibibytes": words.gibibytes,
         "order_words": words.order_words,
         "outcome_words": words.outcome_words,
+        "action_words": words.action_words,
         "late_words": words.late_words,
     }
     environment.globals |= {
         "assets": assets,
         "may_manage_hosts": may_manage_hosts,
         "may_open": may_open,
+        "may_read_audit": may_read_audit,
         "steps": steps,
         "state_words": words.STATE_WORDS,
         "host_words": words.HOST_WORDS,
-        "kind_words": words.KIND_WORDS,
+        "ended_words": words.OUTCOME_WORDS,
         "mends": words.MENDS,
     }
     return Jinja2Templates(env=environment)

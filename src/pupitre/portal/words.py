@@ -17,6 +17,7 @@ from pupitre.domain.command import (
 )
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
+from pupitre.store.audit import Act
 
 STEPS = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING, DesktopState.RUNNING)
 STEP_WORDS = {
@@ -51,6 +52,37 @@ KIND_WORDS = {
     CommandKind.BOOT_UP_HOST: "Boot up a host",
     CommandKind.CONFIGURE_HOST: "Configure a host",
     CommandKind.HALT: "Halt the cluster",
+}
+ACTION_WORDS: dict[str, str] = {
+    **{str(kind): said for kind, said in KIND_WORDS.items()},
+    Act.SIGN_IN: "Sign in",
+    Act.SIGN_OUT: "Sign out",
+    Act.TOKEN_MADE: "Make an API token",
+    Act.TOKEN_REVOKED: "End a sign-in or token",
+    Act.PASSWORD_CHANGED: "Change a password",
+    Act.USER_ADDED: "Add a user",
+    Act.USER_REMOVED: "Remove a user",
+    Act.ROLE_CHANGED: "Change a role",
+    Act.CONSOLE_OPENED: "Open a console",
+    Act.VIEWER_FILE_GIVEN: "Open in a native viewer",
+}
+OUTCOME_WORDS = {
+    "": "asked for",
+    "done": "done",
+    "refused": "refused",
+    "COMMAND_EXECUTED": "done",
+    "VM_CONNECTION_DATA": "running",
+    "VM_BOOT_FAILURE": "did not start",
+    "DOMAIN_DESTRUCTION_ERROR": "did not stop",
+    "VM_SERVER_REGISTRATION_ERROR": "not registered",
+    "VM_SERVER_UNREGISTRATION_ERROR": "not unregistered",
+    "VM_SERVER_SHUTDOWN_ERROR": "not shut down",
+    "VM_SERVER_BOOTUP_ERROR": "not booted up",
+    "VM_SERVER_CONFIGURATION_CHANGE_ERROR": "not changed",
+    "CONNECTION_ERROR": "cluster out of reach",
+    "TIMED_OUT": "took too long",
+    "CANCELLED": "cancelled",
+    "HALTED": "cluster halted",
 }
 MENDS = {
     "CONNECTION_ERROR": "The computers behind this page were out of reach. Try again in a minute.",
@@ -87,6 +119,11 @@ def order_words(order: Order) -> str:
             return f"Configure {order.host}: {', '.join(change for change in changes if change) or 'no change'}"
         case Halt():
             return f"Halt the cluster{' and its hosts' if order.hosts else ''}"
+
+
+def action_words(action: str) -> str:
+    """An action of the audit log, also one that came with a newer cluster."""
+    return ACTION_WORDS.get(action, action.replace("_", " ").capitalize())
 
 
 def outcome_words(command: Command) -> str:

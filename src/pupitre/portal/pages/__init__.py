@@ -4,6 +4,6 @@ After a form is sent the answer is a redirect (303) or, for htmx, the piece of t
 page that changed.
 """
 
-from pupitre.portal.pages import account, console, desktops, hosts, live, sign_in
+from pupitre.portal.pages import account, audit, console, desktops, halt, host, hosts, live, sign_in
 
-ROUTERS = tuple(module.router for module in (sign_in, desktops, console, hosts, account, live))
+ROUTERS = tuple(module.router for module in (sign_in, desktops, console, hosts, host, halt, audit, account, live))

@@ -1,58 +1,79 @@
-"""Hosts, for administrators."""
+"""Hosts, for administrators: all of them, and the form that registers another.
+
+Forms here are plain ones: what is wrong is said beside its field, and what was typed stays.
+Commands and hosts change on the page by events.
+"""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
-from pydantic import ValidationError
 
 from pupitre.domain.access import User
-from pupitre.domain.command import CommandKind, RegisterHost
-from pupitre.errors import Invalid
+from pupitre.domain.command import Command, CommandKind, RegisterHost
+from pupitre.errors import PupitreError
 from pupitre.portal.context import Portal, portal_of
-from pupitre.portal.hosts import register_host
+from pupitre.portal.hosts import hosts_of, register_host
+from pupitre.portal.pages.host_forms import HostForm, registration
+from pupitre.portal.pages.link import banner, freshness
+from pupitre.portal.pages.refusals import Refusal, refusal_of
 from pupitre.portal.roles import HostKeeper
-from pupitre.portal.shapes import HostRequest
 from pupitre.portal.views import render
 
 router = APIRouter()
 SHOWN = 5
-"""How many of one's latest registrations the page lists."""
+"""How many of one's latest commands a page lists."""
+_ABOUT_DESKTOPS = frozenset({CommandKind.BOOT_DESKTOP, CommandKind.DESTROY_DESKTOP})
+
+
+async def latest_orders(portal: Portal, user: User, host: str | None = None) -> list[Command]:
+    """The user's latest commands about hosts, or about one host."""
+    mine = await portal.commands.of_user(user.id)
+    found = [command for command in mine if command.kind not in _ABOUT_DESKTOPS]
+    return [command for command in found if host is None or command.subject == host][:SHOWN]
 
 
 async def hosts_board(portal: Portal, user: User) -> dict[str, Any]:
-    recent = [
-        command for command in await portal.commands.of_user(user.id) if command.kind is CommandKind.REGISTER_HOST
-    ]
-    return {"hosts": await portal.status.hosts(), "registrations": recent[:SHOWN]}
+    """What the list shows, for a whole page and for an event."""
+    return {
+        "hosts": await hosts_of(portal),
+        "orders": await latest_orders(portal, user),
+        **await freshness(portal),
+    }
 
 
 @router.get("/admin/hosts")
 async def hosts(request: Request, caller: HostKeeper) -> Response:
-    return render(request, "hosts.html", await hosts_board(portal_of(request), caller.user))
+    return await _page(request, caller.user, HostForm())
 
 
 @router.post("/admin/hosts")
-async def add_host(
-    request: Request,
-    caller: HostKeeper,
-    name: Annotated[str, Form()],
-    address: Annotated[str, Form()],
-    port: Annotated[str, Form()],
-    edition: Annotated[bool, Form()] = False,
-) -> Response:
+async def add_host(request: Request, caller: HostKeeper, form: Annotated[HostForm, Form()]) -> Response:
+    asked = registration(form)
+    if not isinstance(asked, RegisterHost):
+        return await _page(request, caller.user, form, errors=asked)
     try:
-        asked = HostRequest.model_validate(
-            {"name": name.strip(), "address": address.strip(), "port": port, "edition": edition}
-        )
-    except ValidationError as error:
-        raise Invalid(
-            "A host needs a name of small letters, digits and dashes, an address (IP or host name)"
-            " and a port from 1 to 65535. Mend the form and send it again."
-        ) from error
-    portal = portal_of(request)
-    order = RegisterHost(name=asked.name, address=asked.address, port=asked.port, edition=asked.edition)
-    await register_host(portal, caller, order)
-    if "hx-request" in request.headers:
-        return render(request, "_hosts.html", await hosts_board(portal, caller.user))
+        await register_host(portal_of(request), caller, asked)
+    except PupitreError as error:
+        return await _page(request, caller.user, form, refusal=refusal_of(error))
     return RedirectResponse("/admin/hosts", 303)
+
+
+async def _page(
+    request: Request,
+    user: User,
+    form: HostForm,
+    *,
+    errors: dict[str, str] | None = None,
+    refusal: Refusal | None = None,
+) -> Response:
+    portal = portal_of(request)
+    context = {
+        "form": form,
+        "errors": errors or {},
+        "refusal": refusal,
+        **await hosts_board(portal, user),
+        **await banner(portal),
+    }
+    status = refusal.status if refusal else 422 if errors else 200
+    return render(request, "hosts.html", context, status=status, headers=refusal.headers if refusal else {})

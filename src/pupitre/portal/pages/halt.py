@@ -1,0 +1,61 @@
+"""Halting the cluster: one page, and its name typed in, so that nobody does it by mistake."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse
+
+from pupitre.errors import PupitreError
+from pupitre.portal.context import portal_of
+from pupitre.portal.hosts import halt, hosts_of
+from pupitre.portal.pages.refusals import Refusal, refusal_of
+from pupitre.portal.roles import HostKeeper
+from pupitre.portal.views import render
+
+router = APIRouter()
+
+
+@router.get("/admin/halt")
+async def confirm_halt(request: Request, _caller: HostKeeper) -> Response:
+    return await _page(request)
+
+
+@router.post("/admin/halt")
+async def halt_cluster(
+    request: Request,
+    caller: HostKeeper,
+    cluster: Annotated[str, Form(max_length=64)] = "",
+    hosts: Annotated[bool, Form()] = False,
+) -> Response:
+    portal = portal_of(request)
+    if cluster.strip() != portal.settings.cluster:
+        wrong = f"This is not its name. Type {portal.settings.cluster} to halt it."
+        return await _page(request, typed=cluster, hosts=hosts, wrong=wrong)
+    try:
+        await halt(portal, caller, hosts=hosts)
+    except PupitreError as error:
+        return await _page(request, typed=cluster, hosts=hosts, refusal=refusal_of(error))
+    return RedirectResponse("/admin/hosts", 303)
+
+
+async def _page(
+    request: Request,
+    *,
+    typed: str = "",
+    hosts: bool = False,
+    wrong: str | None = None,
+    refusal: Refusal | None = None,
+) -> Response:
+    portal = portal_of(request)
+    seen = await hosts_of(portal)
+    context = {
+        "cluster": portal.settings.cluster,
+        "host_count": len(seen),
+        "desktop_count": sum(one.desktops for one in seen),
+        "typed": typed,
+        "hosts": hosts,
+        "wrong": wrong,
+        "refusal": refusal,
+    }
+    status = refusal.status if refusal else 422 if wrong else 200
+    return render(request, "halt.html", context, status=status, headers=refusal.headers if refusal else {})

@@ -1,0 +1,137 @@
+"""One host, for administrators: its state, its settings, and the ways out of service and back.
+
+What ends desktops has a page of its own first, which says how many and what happens to them.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import RedirectResponse
+
+from pupitre.domain.access import User
+from pupitre.errors import PupitreError
+from pupitre.portal.context import Portal, portal_of
+from pupitre.portal.hosts import SeenHost, boot_up_host, configure_host, host_called, retire_host
+from pupitre.portal.pages.host_forms import HostForm, change, form_of
+from pupitre.portal.pages.hosts import latest_orders
+from pupitre.portal.pages.link import banner, freshness
+from pupitre.portal.pages.refusals import Refusal, refusal_of
+from pupitre.portal.roles import HostKeeper
+from pupitre.portal.views import render
+
+router = APIRouter()
+
+
+class WayOut(StrEnum):
+    """How a host leaves service, as its page's address says it."""
+
+    SHUT_DOWN = "shut-down"
+    UNREGISTER = "unregister"
+
+
+async def host_board(portal: Portal, user: User, seen: SeenHost) -> dict[str, Any]:
+    """What the live part shows, for a whole page and for an event."""
+    return {
+        "seen": seen,
+        "orders": await latest_orders(portal, user, seen.host.name),
+        "silence": portal.settings.host_timeout,
+        **await freshness(portal),
+    }
+
+
+@router.get("/admin/hosts/{host}")
+async def host(request: Request, caller: HostKeeper, host: str) -> Response:
+    seen = await host_called(portal_of(request), host)
+    return await _page(request, caller.user, seen, form_of(seen.host))
+
+
+@router.post("/admin/hosts/{host}")
+async def configure(request: Request, caller: HostKeeper, host: str, form: Annotated[HostForm, Form()]) -> Response:
+    """Only what differs is asked of the cluster; nothing, when nothing does."""
+    portal = portal_of(request)
+    seen = await host_called(portal, host)
+    asked = change(form, seen.host)
+    if isinstance(asked, dict):
+        return await _page(request, caller.user, seen, form, errors=asked)
+    wanted = asked.model_dump(exclude_none=True)
+    try:
+        if wanted:
+            await configure_host(portal, caller, seen.host.name, **wanted)
+    except PupitreError as error:
+        return await _page(request, caller.user, seen, form, refusal=refusal_of(error))
+    return RedirectResponse(f"/admin/hosts/{seen.host.name}", 303)
+
+
+@router.post("/admin/hosts/{host}/boot-up")
+async def boot_up(request: Request, caller: HostKeeper, host: str) -> Response:
+    portal = portal_of(request)
+    seen = await host_called(portal, host)
+    try:
+        await boot_up_host(portal, caller, seen.host.name)
+    except PupitreError as error:
+        return await _page(request, caller.user, seen, form_of(seen.host), refusal=refusal_of(error))
+    return RedirectResponse(f"/admin/hosts/{seen.host.name}", 303)
+
+
+@router.get("/admin/hosts/{host}/{way}")
+async def confirm(request: Request, caller: HostKeeper, host: str, way: WayOut) -> Response:
+    """What will happen, to how many desktops."""
+    return await _confirmation(request, await host_called(portal_of(request), host), way)
+
+
+@router.post("/admin/hosts/{host}/{way}")
+async def retire(
+    request: Request,
+    caller: HostKeeper,
+    host: str,
+    way: WayOut,
+    pace: Annotated[Literal["orderly", "at_once"], Form()] = "orderly",
+) -> Response:
+    portal = portal_of(request)
+    seen = await host_called(portal, host)
+    try:
+        await retire_host(
+            portal, caller, seen.host.name, unregister=way is WayOut.UNREGISTER, at_once=pace == "at_once"
+        )
+    except PupitreError as error:
+        return await _confirmation(request, seen, way, pace, refusal_of(error))
+    # The page of a host that was unregistered goes away; the list tells the outcome.
+    return RedirectResponse("/admin/hosts" if way is WayOut.UNREGISTER else f"/admin/hosts/{seen.host.name}", 303)
+
+
+async def _page(
+    request: Request,
+    user: User,
+    seen: SeenHost,
+    form: HostForm,
+    *,
+    errors: dict[str, str] | None = None,
+    refusal: Refusal | None = None,
+) -> Response:
+    portal = portal_of(request)
+    context = {
+        "form": form,
+        "errors": errors or {},
+        "refusal": refusal,
+        **await host_board(portal, user, seen),
+        **await banner(portal),
+    }
+    status = refusal.status if refusal else 422 if errors else 200
+    return render(request, "host.html", context, status=status, headers=refusal.headers if refusal else {})
+
+
+async def _confirmation(
+    request: Request, seen: SeenHost, way: WayOut, pace: str = "orderly", refusal: Refusal | None = None
+) -> Response:
+    settings = portal_of(request).settings
+    context = {
+        "seen": seen,
+        "way": way,
+        "pace": pace,
+        "refusal": refusal,
+        "notice_ms": int(settings.drain_notice * 1000),
+        "grace_ms": int(settings.shutdown_grace * 1000),
+    }
+    status = refusal.status if refusal else 200
+    return render(request, "retire.html", context, status=status, headers=refusal.headers if refusal else {})
