@@ -43,7 +43,7 @@ async def test_an_older_epoch_is_fenced_off_for_good(tmp_path: Path) -> None:
     await journal.close()
     again = Journal(tmp_path / "journal.sqlite")
     assert again.epoch == 7
-    assert await asyncio.gather(again.raise_epoch(9), again.raise_epoch(8)) == [True, False]
+    assert list(await asyncio.gather(again.raise_epoch(9), again.raise_epoch(8))) == [True, False]
     assert not await again.raise_epoch(6)
     await again.close()
 

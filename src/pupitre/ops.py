@@ -28,6 +28,9 @@ from pupitre.errors import PupitreError, SetupError
 
 logger = structlog.get_logger(__name__)
 
+DONE = "done"
+"""A process's last word (``STATUS=done``) when it has done what it was told, and nobody shall start it again."""
+
 
 class Ops:
     """A process's own report. ``registry`` holds its metrics."""
@@ -117,6 +120,7 @@ def run_process(process: str, main: Callable[[Settings, Ops], Awaitable[None]]) 
         try:
             async with _serving(ops, settings):
                 await main(settings, ops)
+            notify(f"STATUS={DONE}")
         except asyncio.CancelledError:
             logger.info("Stopped.")
         except PupitreError as error:

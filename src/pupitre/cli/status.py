@@ -59,7 +59,7 @@ def _row(process: dict[str, Any]) -> dict[str, Any]:
 def _ask(process: dict[str, Any]) -> tuple[bool, str]:
     """Whether it can do its work, and its own words for it."""
     if not process["ops"]:
-        return process["state"] == "ready", ""
+        return process["state"] in {"ready", "resting"}, ""
     import httpx2
 
     try:

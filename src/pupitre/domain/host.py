@@ -1,9 +1,15 @@
-"""A host: one VM server with its agent."""
+"""A host: one VM server with its agent.
 
+The events of its life are what the cluster notices and does: REPORT (it is heard and may take desktops), DRAIN (it
+is heard and shall take none), MISS (it is silent), GIVE_UP (silent too long), SHUT_DOWN (it said farewell), WAKE.
+"""
+
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from pupitre.domain.machine import Machine
+from pupitre.errors import Invalid
 
 
 class HostState(StrEnum):
@@ -21,25 +27,23 @@ class HostEvent(StrEnum):
     GIVE_UP = "give_up"
     DRAIN = "drain"
     SHUT_DOWN = "shut_down"
+    WAKE = "wake"
 
 
 _S, _E = HostState, HostEvent
+# Which of the two it is follows from what is wanted of the host: a draining one that comes back goes on draining.
+_HEARD = {_E.REPORT: _S.READY, _E.DRAIN: _S.DRAINING}
 
 HOST_LIFE: Machine[HostState, HostEvent] = Machine(
     name="host",
     initial=_S.JOINING,
     table={
-        _S.JOINING: {_E.REPORT: _S.READY, _E.MISS: _S.RECONNECTING, _E.GIVE_UP: _S.TIMED_OUT},
-        _S.READY: {_E.REPORT: _S.READY, _E.MISS: _S.RECONNECTING, _E.DRAIN: _S.DRAINING, _E.SHUT_DOWN: _S.SHUT_DOWN},
-        _S.DRAINING: {_E.REPORT: _S.DRAINING, _E.MISS: _S.RECONNECTING, _E.SHUT_DOWN: _S.SHUT_DOWN},
-        _S.RECONNECTING: {
-            _E.REPORT: _S.READY,
-            _E.MISS: _S.RECONNECTING,
-            _E.GIVE_UP: _S.TIMED_OUT,
-            _E.SHUT_DOWN: _S.SHUT_DOWN,
-        },
-        _S.TIMED_OUT: {_E.REPORT: _S.READY, _E.MISS: _S.TIMED_OUT, _E.SHUT_DOWN: _S.SHUT_DOWN},
-        _S.SHUT_DOWN: {_E.REPORT: _S.READY},
+        _S.JOINING: {**_HEARD, _E.MISS: _S.RECONNECTING, _E.GIVE_UP: _S.TIMED_OUT, _E.SHUT_DOWN: _S.SHUT_DOWN},
+        _S.READY: {**_HEARD, _E.MISS: _S.RECONNECTING, _E.SHUT_DOWN: _S.SHUT_DOWN},
+        _S.DRAINING: {**_HEARD, _E.MISS: _S.RECONNECTING, _E.SHUT_DOWN: _S.SHUT_DOWN},
+        _S.RECONNECTING: {**_HEARD, _E.GIVE_UP: _S.TIMED_OUT, _E.WAKE: _S.JOINING, _E.SHUT_DOWN: _S.SHUT_DOWN},
+        _S.TIMED_OUT: {**_HEARD, _E.WAKE: _S.JOINING, _E.SHUT_DOWN: _S.SHUT_DOWN},
+        _S.SHUT_DOWN: {**_HEARD, _E.WAKE: _S.JOINING, _E.SHUT_DOWN: _S.SHUT_DOWN},
     },
 )
 
@@ -80,3 +84,11 @@ class Host:
     def title(self) -> str:
         """What to call it."""
         return self.label or self.name
+
+
+def parse_mac(text: str) -> str:
+    """A network card's address in its usual form, ``52:54:00:12:34:56``. Raises `Invalid`."""
+    digits = re.sub(r"[:.-]", "", text.strip().lower())
+    if not re.fullmatch(r"[0-9a-f]{12}", digits) or int(digits[:2], 16) & 1:
+        raise Invalid(f"{text!r} is not the address of a network card. It looks like 52:54:00:12:34:56.")
+    return ":".join(digits[at : at + 2] for at in range(0, 12, 2))

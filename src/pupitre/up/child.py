@@ -12,13 +12,17 @@ from pupitre.errors import SetupError
 from pupitre.up.notify import Notifications
 from pupitre.up.stream import Lines, LogStream
 
+DONE = "done"
+"""As in `pupitre.ops`, which this small process does not import."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
     """What to run. ``stop_within`` is in seconds; then the child is killed.
 
     A child is ready when it says ``READY=1`` (sd_notify), or, where ``ready_line`` is
-    set, when a line of its output contains that.
+    set, when a line of its output contains that. ``rest_mark`` is a file that is there
+    while the child rests, so that it does not begin to run with the next `up` either.
     """
 
     name: str
@@ -26,6 +30,7 @@ class ChildSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_within: float = 10.0
     ready_line: bytes | None = None
+    rest_mark: Path | None = None
 
 
 class Child:
@@ -99,6 +104,11 @@ class Child:
     def ops(self) -> str | None:
         """Where its /healthz, /readyz and /metrics are, once it has said so."""
         return self.status.removeprefix("ops ") if self.status.startswith("ops ") else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its last word was that it has done what it was told."""
+        return self.status == DONE
 
     async def ended(self) -> int:
         assert self._task

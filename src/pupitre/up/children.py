@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pupitre.config import Settings
 from pupitre.errors import SetupError
 from pupitre.up.child import ChildSpec
+from pupitre.up.hosts import OwnHost, own_hosts
 from pupitre.up.ports import free_port
 
 PUPITRE = (sys.executable, "-m", "pupitre")
@@ -39,8 +40,7 @@ def stages(settings: Settings, shared: dict[str, str]) -> list[list[ChildSpec]]:
             # They find each other by themselves, in any order; together they start in half the time.
             ChildSpec("cluster", (*PUPITRE, "cluster"), shared),
             ChildSpec("endpoint", (*PUPITRE, "endpoint"), shared),
-            # Its guests are ended first, each with a moment to shut down.
-            ChildSpec("host", (*PUPITRE, "host"), shared, stop_within=30),
+            *_hosts(settings, shared),
             ChildSpec("web", (*PUPITRE, "web"), shared, stop_within=5),
         ],
     ]
@@ -49,12 +49,36 @@ def stages(settings: Settings, shared: dict[str, str]) -> list[list[ChildSpec]]:
     return found
 
 
+def child_name(settings: Settings, host: OwnHost) -> str:
+    """One alone is simply the host."""
+    return host.name if settings.hosts > 1 else "host"
+
+
+def _hosts(settings: Settings, shared: dict[str, str]) -> list[ChildSpec]:
+    taken = {settings.portal_port, settings.console_port}
+    found: list[ChildSpec] = []
+    for host in own_hosts(settings):
+        host.folder.mkdir(parents=True, exist_ok=True)
+        environment = {"PUPITRE_CONSOLE_PORT": str(settings.console_port), **shared, "PUPITRE_HOST_NAME": host.name}
+        if host.memory_mib:
+            environment["PUPITRE_HOST_MEMORY_MIB"] = str(host.memory_mib)
+        if found:
+            environment["PUPITRE_CONSOLE_PORT"] = str(free_port(taken))
+            if settings.viewer_port is not None:
+                environment["PUPITRE_VIEWER_PORT"] = "0"
+        name = child_name(settings, host)
+        # Its guests are ended first, each with a moment to shut down.
+        spec = ChildSpec(name, (*PUPITRE, "host"), environment, stop_within=30, rest_mark=host.powered_off)
+        found.append(spec)
+    return found
+
+
 def _broker(settings: Settings, shared: dict[str, str]) -> ChildSpec:
     from pupitre.wire.broker import write_config
 
     port = urlsplit(settings.nats_url.split(",")[0].strip()).port or 4222
     monitor = free_port({port})
-    config = write_config(settings, port=port, monitor_port=monitor, hosts=[settings.host_name])
+    config = write_config(settings, port=port, monitor_port=monitor, hosts=[host.name for host in own_hosts(settings)])
     return ChildSpec(
         "nats", (str(program("nats-server")), "-c", str(config)), shared, stop_within=5, ready_line=b"Server is ready"
     )
@@ -80,5 +104,7 @@ def image_builder(settings: Settings, image: str) -> ChildSpec:
     )
 
 
-def registration(shared: dict[str, str]) -> ChildSpec:
-    return ChildSpec("register", (sys.executable, "-m", "pupitre.up.registration"), shared)
+def registration(shared: dict[str, str], hosts: list[ChildSpec]) -> ChildSpec:
+    """Registers ``hosts``, each with its console port."""
+    where = [f"{spec.environment['PUPITRE_HOST_NAME']}:{spec.environment['PUPITRE_CONSOLE_PORT']}" for spec in hosts]
+    return ChildSpec("register", (sys.executable, "-m", "pupitre.up.registration", *where), shared)

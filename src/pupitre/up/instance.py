@@ -1,6 +1,6 @@
 """`pupitre up` from the first line to the last: one instance for each home.
 
-Prepare, start in order, register this machine's host, tell the address, build the
+Prepare, start in order, register this machine's hosts, tell the address, build the
 second image behind everyone's back; then sleep until a signal. Ctrl-C or SIGTERM stops
 all in order, a second one hurries.
 """
@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Coroutine, Iterator
@@ -22,6 +23,7 @@ from pupitre.config import Settings
 from pupitre.errors import Conflict, SetupError
 from pupitre.up import children
 from pupitre.up.child import Child, ChildSpec
+from pupitre.up.hosts import WakeListener, own_hosts, wake_socket
 from pupitre.up.ports import check_portal_port
 from pupitre.up.record import Record
 from pupitre.up.stream import LogStream
@@ -37,17 +39,23 @@ def up(settings: Settings, *, as_json: bool = False) -> None:
     with _only_one(settings):
         if settings.portal_port:
             check_portal_port(settings.portal_host, settings.portal_port)
-        shared = children.environment(settings)
-        os.environ |= shared
-        asyncio.run(Instance(config.load(), shared, as_json=as_json).run())
+        with wake_socket() as cards:
+            shared = children.environment(settings)
+            if "wake_address" not in settings.model_fields_set:
+                shared["PUPITRE_WAKE_ADDRESS"] = "{}:{}".format(*cards.getsockname())
+            os.environ |= shared
+            asyncio.run(Instance(config.load(), shared, cards, as_json=as_json).run())
 
 
 class Instance:
     """One run of `up`."""
 
-    def __init__(self, settings: Settings, shared: dict[str, str], *, as_json: bool) -> None:
+    def __init__(
+        self, settings: Settings, shared: dict[str, str], cards: socket.socket, *, as_json: bool = False
+    ) -> None:
         self._settings = settings
         self._shared = shared
+        self._cards = cards
         self._as_json = as_json
         self._stream = LogStream(plain=settings.log_format == "json")
         self._begun = time.monotonic()
@@ -55,6 +63,7 @@ class Instance:
         self._record = Record(settings.run_dir / "processes.json", settings.origin)
         self._supervisor: Supervisor | None = None
         self._builder: Child | None = None
+        self._listening: asyncio.DatagramTransport | None = None
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -77,7 +86,9 @@ class Instance:
         )
         self._supervisor = supervisor
         await supervisor.start(lambda name, seconds: self._tell(f"  {name:<14} {seconds:5.1f} s"))
-        await self._register_host()
+        await self._register_hosts(supervisor)
+        loop = asyncio.get_running_loop()
+        self._listening, _ = await loop.create_datagram_endpoint(lambda: WakeListener(self._wake), sock=self._cards)
         self._greet()
         if self._settings.demo_images:
             self._builder = await self._start_child(children.image_builder(self._settings, SECOND_IMAGE))
@@ -111,9 +122,13 @@ class Instance:
         if code:
             raise SetupError("What Pupitre needs could not be prepared.", "`pupitre doctor` checks this machine.")
 
-    async def _register_host(self) -> None:
+    async def _register_hosts(self, supervisor: Supervisor) -> None:
         begun = time.monotonic()
-        child = await self._start_child(children.registration(self._shared))
+        due = {children.child_name(self._settings, host) for host in own_hosts(self._settings) if host.is_due}
+        specs = [keeper.spec for keeper in supervisor.keepers if keeper.spec.name in due]
+        if not specs:
+            return
+        child = await self._start_child(children.registration(self._shared, specs))
         try:
             code = await child.ended()
         except asyncio.CancelledError:
@@ -121,10 +136,15 @@ class Instance:
             raise
         if code:
             raise SetupError(
-                f"This machine's host {self._settings.host_name} could not be registered.",
-                "What the cluster said is in the lines above.",
+                "This machine's hosts could not be registered.", "What the cluster said is in the lines above."
             )
         self._tell(f"  {'registered':<14} {time.monotonic() - begun:5.1f} s")
+
+    def _wake(self, mac: str) -> None:
+        """Somebody switches a machine on."""
+        for host in own_hosts(self._settings):
+            if host.mac == mac and self._supervisor:
+                self._supervisor.wake(children.child_name(self._settings, host))
 
     async def _start_child(self, spec: ChildSpec) -> Child:
         return await Child.start(spec, sockets=self._settings.run_dir, stream=self._stream, on_ready=lambda: None)
@@ -150,6 +170,8 @@ class Instance:
         self._tell("Stopping. Once more to hurry.")
 
     async def _end(self) -> None:
+        if self._listening:
+            self._listening.close()
         if self._builder:
             await self._builder.stop(self._builder.spec.stop_within)
         if self._supervisor:

@@ -2,7 +2,7 @@
 
 Pure: the clock is an argument. A child that ends unasked is started again after a
 pause that doubles from half a second to half a minute, and is short again once
-the child has lived for a minute.
+the child has lived for a minute. One that has done what it was told rests until it is woken.
 """
 
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ class ChildState(StrEnum):
     STARTING = "starting"
     READY = "ready"
     WAITING = "waiting"
+    RESTING = "resting"
     STOPPING = "stopping"
     DOWN = "down"
 
@@ -31,6 +32,7 @@ class ChildEvent(StrEnum):
     START = "start"
     READY = "ready"
     EXIT = "exit"
+    FINISH = "finish"
     STOP = "stop"
 
 
@@ -40,10 +42,11 @@ CHILD_LIFE: Machine[ChildState, ChildEvent] = Machine(
     name="child process",
     initial=_S.IDLE,
     table={
-        _S.IDLE: {_E.START: _S.STARTING, _E.STOP: _S.DOWN},
-        _S.STARTING: {_E.READY: _S.READY, _E.EXIT: _S.WAITING, _E.STOP: _S.STOPPING},
-        _S.READY: {_E.READY: _S.READY, _E.EXIT: _S.WAITING, _E.STOP: _S.STOPPING},
+        _S.IDLE: {_E.START: _S.STARTING, _E.FINISH: _S.RESTING, _E.STOP: _S.DOWN},
+        _S.STARTING: {_E.READY: _S.READY, _E.EXIT: _S.WAITING, _E.FINISH: _S.RESTING, _E.STOP: _S.STOPPING},
+        _S.READY: {_E.READY: _S.READY, _E.EXIT: _S.WAITING, _E.FINISH: _S.RESTING, _E.STOP: _S.STOPPING},
         _S.WAITING: {_E.START: _S.STARTING, _E.STOP: _S.DOWN},
+        _S.RESTING: {_E.START: _S.STARTING, _E.STOP: _S.DOWN},
         # A last word from a child that is already on its way out changes nothing.
         _S.STOPPING: {_E.READY: _S.STOPPING, _E.STOP: _S.STOPPING, _E.EXIT: _S.DOWN},
         _S.DOWN: {},
@@ -76,6 +79,8 @@ class Life:
         if event is ChildEvent.EXIT:
             healthy = now - self.started >= HEALTHY_AFTER
             return replace(life, failures=1 if healthy else self.failures + 1)
+        if event is ChildEvent.FINISH:
+            return replace(life, failures=0)
         return life
 
     @property

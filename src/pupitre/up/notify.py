@@ -42,6 +42,7 @@ class Notifications:
     def __exit__(self, *_: object) -> None:
         if self._socket:
             asyncio.get_running_loop().remove_reader(self._socket)
+            self._read()  # a last word, said just before the end
             self._socket.close()
             self._socket = None
             os.close(self._folder)

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pupitre import config, pki
-from pupitre.config import DatabaseName, Settings
+from pupitre.config import Settings
 from pupitre.errors import NotFound, PupitreError, SetupError
 from pupitre.images.store import ImageStore
 from pupitre.store import migrate
 from pupitre.up.children import PUPITRE
 from pupitre.up.demo import ensure_accounts
+from pupitre.up.hosts import own_hosts
 
-DATABASES: tuple[DatabaseName, ...] = ("commands", "status", "accounts", "cluster")
 ROLES = ("nats", "endpoint", "cluster", "gateway", "portal")
 FIRST_IMAGE = "tiny"
 
@@ -40,14 +40,17 @@ def prepare(settings: Settings) -> None:
 
 def ensure_databases(settings: Settings) -> list[str]:
     """Creates and upgrades all four; the names of those that changed."""
-    return [name for name in DATABASES if migrate.upgrade(name, settings.database_url(name))]
+    return migrate.upgrade_all(settings)
 
 
 def ensure_certificates(settings: Settings) -> None:
     pki.ensure_authority(settings)
     pki.ensure_ticket_key(settings)
-    for role in (*ROLES, pki.host_role(settings.host_name)):
+    for role in ROLES:
         pki.ensure_certificate(settings, role)
+    for host in own_hosts(settings):
+        own = settings.model_copy(update={"host_name": host.name})
+        pki.ensure_certificate(own, pki.host_role(host.name))
 
 
 def _has_image(settings: Settings, image: str) -> bool:

@@ -1,6 +1,7 @@
-"""Registers this machine's own host and waits for the outcome (``python -m pupitre.up.registration``).
+"""Registers this machine's own hosts and waits for the outcomes (``… pupitre.up.registration NAME:PORT …``).
 
-A command like any other: a row, written in the name of the first administrator.
+Commands like any other: rows, written in the name of the first administrator. A host is registered
+once in the life of its folder: who unregisters it later does not find it back after the next `up`.
 """
 
 import asyncio
@@ -17,14 +18,23 @@ from pupitre.errors import PupitreError, RegistrationFault, SetupError
 from pupitre.store.accounts import Accounts
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.engine import Database, open_database
+from pupitre.up.hosts import OwnHost, own_hosts
 
 
-async def register(settings: Settings) -> None:
-    """Raises `RegistrationFault` with the cluster's reason."""
+async def register(settings: Settings, ports: dict[str, int]) -> None:
+    """Those of our hosts that ``ports`` names, each with its console port.
+
+    Raises `RegistrationFault` with the cluster's reason.
+    """
     accounts, commands = (open_database(settings, "portal", name) for name in ("accounts", "commands"))
     try:
         admin = await _administrator(Accounts(accounts))
-        await _request_and_wait(settings, admin, commands)
+        async with asyncio.TaskGroup() as tasks:
+            for host in own_hosts(settings):
+                if host.name in ports:
+                    tasks.create_task(_register(settings, admin, commands, host, ports[host.name]))
+    except* RegistrationFault as several:
+        raise several.exceptions[0] from None
     finally:
         await accounts.close()
         await commands.close()
@@ -37,13 +47,13 @@ async def _administrator(accounts: Accounts) -> str:
     raise SetupError("There is no administrator.", "Run: pupitre user add NAME --role admin")
 
 
-async def _request_and_wait(settings: Settings, admin: str, database: Database) -> None:
+async def _register(settings: Settings, admin: str, database: Database, host: OwnHost, port: int) -> None:
     commands = Commands(database)
     now = now_ms()
     command = Command(
         id=str(uuid_utils.uuid7()),
         user=admin,
-        order=RegisterHost(settings.host_name, settings.host_address, settings.console_port),
+        order=RegisterHost(host.name, settings.host_address, port, mac=host.mac),
         state=CommandState.QUEUED,
         created=now,
         deadline=now + int(settings.timeout_of(CommandKind.REGISTER_HOST) * 1000),
@@ -54,12 +64,14 @@ async def _request_and_wait(settings: Settings, admin: str, database: Database) 
             await listener.heard()
     if seen is None or seen.state is not CommandState.SUCCEEDED:
         reason = seen.fault.reason if seen and seen.fault else "its command ended without an outcome"
-        raise RegistrationFault(f"{settings.host_name}: {reason}")
+        raise RegistrationFault(f"{host.name}: {reason}")
+    host.registered.touch()
 
 
 if __name__ == "__main__":
     try:
-        asyncio.run(register(config.load()))
+        named = (argument.rpartition(":") for argument in sys.argv[1:])
+        asyncio.run(register(config.load(), {name: int(port) for name, _, port in named}))
     except PupitreError as error:
         print(f"The host was not registered: {error}", file=sys.stderr)
         sys.exit(1)

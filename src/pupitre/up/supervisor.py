@@ -42,10 +42,11 @@ class Keeper:
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return when the child is ready. Raises `SetupError` when it cannot become so."""
+        """Return when the child is ready, or rests. Raises `SetupError` when it cannot become so."""
         self._task = asyncio.create_task(self._keep(), name=f"keep {self.spec.name}")
         ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
@@ -59,12 +60,21 @@ class Keeper:
         if self._task:
             await asyncio.wait({self._task})
 
+    def wake(self) -> None:
+        """Start it if it rests; otherwise nothing."""
+        if self.life.state is ChildState.RESTING:
+            self._woken.set()
+
     def hurry(self) -> None:
         """Do not give it the time it may have."""
         self._hurry.set()
 
     async def _keep(self) -> None:
+        if self.spec.rest_mark and self.spec.rest_mark.exists():
+            self._rest()
         while not self._stopping.is_set():
+            if self.life.state is ChildState.RESTING and not await self._is_woken():
+                break
             self._take(ChildEvent.START)
             child = await Child.start(
                 self.spec, sockets=self._sockets, stream=self._stream, on_ready=self._became_ready
@@ -74,6 +84,10 @@ class Keeper:
             code = await self._until_end(child)
             lived = self._clock() - self.life.started
             self.child = None
+            if code == 0 and child.is_done and self.life.state is not ChildState.STOPPING:
+                self._say(f"{self.spec.name} has done what it was told, and is not started again by itself")
+                self._rest()
+                continue
             self._take(ChildEvent.EXIT)
             if self.life.state is ChildState.DOWN:
                 return
@@ -89,6 +103,26 @@ class Keeper:
             )
             await self._pause(self.life.pause)
         self._take(ChildEvent.STOP)
+
+    def _rest(self) -> None:
+        if self.spec.rest_mark:
+            self.spec.rest_mark.touch()
+        self._woken.clear()
+        self._take(ChildEvent.FINISH)
+        self._ready.set()
+
+    async def _is_woken(self) -> bool:
+        """Wait for it; False when it is to stop instead."""
+        woken, stopping = asyncio.create_task(self._woken.wait()), asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({woken, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        woken.cancel()
+        stopping.cancel()
+        if self._stopping.is_set():
+            return False
+        if self.spec.rest_mark:
+            self.spec.rest_mark.unlink(missing_ok=True)
+        self._say(f"{self.spec.name} is woken")
+        return True
 
     async def _until_end(self, child: Child) -> int:
         ended = asyncio.create_task(child.ended())
@@ -172,6 +206,12 @@ class Supervisor:
         """One after the other, the last one first."""
         for keeper in reversed(self.keepers):
             await keeper.stop()
+
+    def wake(self, name: str) -> None:
+        """Start the child of this name if it rests."""
+        for keeper in self.keepers:
+            if keeper.spec.name == name:
+                keeper.wake()
 
     def hurry(self) -> None:
         for keeper in self.keepers:
