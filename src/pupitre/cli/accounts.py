@@ -1,27 +1,56 @@
-"""The database ``accounts``, opened by those commands that run on the portal's own machine."""
+"""Accounts as those commands change them that run on the portal's own machine, straight in its databases.
+
+Each change is in the audit log in the name of the machine's user who made it.
+"""
 
 import hashlib
+import os
+import pwd
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
+from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.access import User
 from pupitre.errors import Invalid, NotFound
 from pupitre.store.accounts import Accounts, SessionKind
+from pupitre.store.audit import NOBODY, Act, AuditEntry, AuditLog
+from pupitre.store.commands import Commands
 from pupitre.store.engine import open_database
+
+ORIGIN = "this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What is kept of users."""
+
+    accounts: Accounts
+    commands: Commands
+    audit: AuditLog
+
+    async def note(self, act: Act, subject: str, detail: str = "") -> None:
+        login = pwd.getpwuid(os.getuid()).pw_name
+        entry = AuditEntry(now_ms(), NOBODY, login, act, subject, ORIGIN, outcome="done", detail=detail)
+        await self.audit.add(entry)
 
 
 @asynccontextmanager
-async def open_accounts(settings: Settings) -> AsyncIterator[Accounts]:
-    """Raises `SetupError` when there is no such database."""
-    database = open_database(settings, "portal", "accounts")
+async def open_books(settings: Settings) -> AsyncIterator[Books]:
+    """Raises `SetupError` when a database is missing."""
+    accounts = open_database(settings, "portal", "accounts")
     try:
-        yield Accounts(database)
+        commands = open_database(settings, "portal", "commands")
+        try:
+            yield Books(Accounts(accounts), Commands(commands), AuditLog(commands))
+        finally:
+            await commands.close()
     finally:
-        await database.close()
+        await accounts.close()
 
 
 def checked_name(name: str) -> str:
@@ -39,21 +68,22 @@ async def find_user(accounts: Accounts, name: str) -> User:
     return found[0]
 
 
-async def open_session(settings: Settings, name: str, seconds: float) -> str:
+async def open_session(settings: Settings, name: str, seconds: float, act: Act) -> str:
     """A bearer token that is good for ``seconds``; the database keeps its SHA-256 only."""
     token = secrets.token_urlsafe(32)
     now = time.time()
-    async with open_accounts(settings) as accounts:
-        user = await find_user(accounts, name)
-        await accounts.open_session(
+    async with open_books(settings) as books:
+        user = await find_user(books.accounts, name)
+        await books.accounts.open_session(
             _digest(token), user.id, SessionKind.BEARER, now=int(now * 1000), expires=int((now + seconds) * 1000)
         )
+        await books.note(act, name, "on the command line")
     return token
 
 
 async def close_session(settings: Settings, token: str) -> None:
-    async with open_accounts(settings) as accounts:
-        await accounts.close_session(_digest(token))
+    async with open_books(settings) as books:
+        await books.accounts.close_session(_digest(token))
 
 
 def _digest(token: str) -> str:

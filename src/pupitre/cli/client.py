@@ -13,10 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 
 from pupitre import config
+from pupitre.cli.output import print_json
 from pupitre.config import Settings
 from pupitre.errors import CommandError, RequestError, SetupError, Unavailable
 
@@ -29,7 +31,7 @@ class ApiError(RequestError):
 
 
 class Client:
-    """``get``, ``post`` and ``delete`` give the decoded answer. All raise `ApiError` and `Unavailable`."""
+    """``get``, ``post``, ``patch`` and ``delete`` give the decoded answer. All raise `ApiError` and `Unavailable`."""
 
     def __init__(self, settings: Settings, token: str) -> None:
         self.origin = settings.origin
@@ -48,17 +50,25 @@ class Client:
     def post(self, path: str, body: object) -> Any:
         return self._request("POST", path, body)
 
+    def patch(self, path: str, body: object) -> Any:
+        return self._request("PATCH", path, body)
+
     def delete(self, path: str) -> Any:
         return self._request("DELETE", path)
 
     def items(self, path: str) -> list[dict[str, Any]]:
         """Every item of a list, page after page."""
-        page = self.get(path)
-        found: list[dict[str, Any]] = page["items"]
-        while page["next"]:
-            page = self.get(f"{path}?after={page['next']}")
-            found += page["items"]
-        return found
+        return list(self.each(path))
+
+    def each(self, path: str, **filters: object) -> Iterator[dict[str, Any]]:
+        """The items of a list, page by page as they are asked for; filters that are None are left out."""
+        query = {key: str(value) for key, value in filters.items() if value is not None}
+        while True:
+            page = self.get(f"{path}?{urlencode(query)}")
+            yield from page["items"]
+            if not page["next"]:
+                return
+            query["after"] = page["next"]
 
     @contextmanager
     def events(self) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
@@ -129,13 +139,14 @@ def connect(who: str | None) -> Iterator[Client]:
 def _local_session(settings: Settings, who: str | None) -> tuple[str, Any]:
     """A token for ``who``, and what ends it again."""
     from pupitre.cli.accounts import close_session, open_session
+    from pupitre.store.audit import Act
     from pupitre.up.demo_file import read_accounts
 
     if who is None:
         who = next((entry["name"] for entry in read_accounts(settings) if entry["role"] == "admin"), None)
     if who is None:
         raise SetupError("Nobody is signed in.", "Set PUPITRE_TOKEN (pupitre user token NAME), or add --as NAME.")
-    token = asyncio.run(open_session(settings, who, SESSION_SECONDS))
+    token = asyncio.run(open_session(settings, who, SESSION_SECONDS, Act.SIGN_IN))
     return token, lambda: asyncio.run(close_session(settings, token))
 
 
@@ -146,17 +157,40 @@ def wait_for_outcome(client: Client, command_id: str, *, quiet: bool) -> dict[st
         # Asked after the stream is open: whatever happens later is in the stream.
         command = client.get(f"/commands/{command_id}")
         steps.tell(command["state"])
+        host = command["kind"].endswith("_host") and command["subject"]
         while command["state"] not in FINAL:
             name, data = next(events)
             if name == "resync" or (name == "command" and data["id"] == command_id):
                 command = client.get(f"/commands/{command_id}")
+                steps.tell(command["state"])
+            elif name == "host" and data["name"] == host:
+                steps.tell(_host_step(data))
             elif name == "desktop" and data["id"] == command["desktop"]:
                 steps.tell(f"desktop {data['state']}")
     if command["state"] != "succeeded":
         error = command.get("error") or {}
         raise CommandError(str(error.get("reason") or f"The command {command_id} is {command['state']}."))
-    steps.tell(command["state"])
     return dict(command)
+
+
+def order(method: str, path: str, body: object, said: str, *, who: str | None, no_wait: bool, as_json: bool) -> None:
+    """Ask for something that is a command, and tell each step until its outcome; ``said`` when that is success."""
+    with connect(who) as client:
+        asked = client.patch(path, body) if method == "PATCH" else client.post(path, body)
+        if no_wait:
+            said = f"Asked for: command {asked['command']}."
+        else:
+            asked = wait_for_outcome(client, asked["command"], quiet=as_json)
+    if as_json:
+        print_json(asked)
+    else:
+        print(said)
+
+
+def _host_step(host: dict[str, Any]) -> str:
+    desktops = {0: "", 1: ", 1 desktop on it"}.get(host["desktops"], f", {host['desktops']} desktops on it")
+    reason = f": {host['reason']}" if host["reason"] else ""
+    return f"host {host['state']}{desktops}{reason}"
 
 
 class _Steps:

@@ -1,5 +1,6 @@
 """``pupitre command``: what was asked for, and what became of it."""
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
@@ -7,7 +8,9 @@ import typer
 from pupitre.cli.output import As, Json, print_items, print_json, short_time
 
 app = typer.Typer(add_completion=False, help="What was asked for, and what became of it.", no_args_is_help=True)
-COLUMNS = {"id": "Command", "kind": "Kind", "state": "State", "desktop": "Desktop", "created": "Asked", "why": "Reason"}
+COLUMNS = {"id": "Command", "kind": "Kind", "state": "State", "outcome": "Outcome", "subject": "Subject",
+           "created": "Asked", "why": "Reason"}  # fmt: skip
+Id = Annotated[str, typer.Argument(metavar="ID")]
 
 
 @app.command("list")
@@ -27,7 +30,7 @@ def list_(
 
 
 @app.command()
-def show(command: Annotated[str, typer.Argument(metavar="ID")], who: As = None, as_json: Json = False) -> None:
+def show(command: Id, who: As = None, as_json: Json = False) -> None:
     """One command."""
     from pupitre.cli.client import connect
 
@@ -39,8 +42,24 @@ def show(command: Annotated[str, typer.Argument(metavar="ID")], who: As = None, 
         print_items([_row(found)], COLUMNS, as_json=False, none="")
 
 
+@app.command()
+def wait(command: Id, who: As = None, as_json: Json = False) -> None:
+    """Tell each step of a command until its outcome; exit code 1 when it did not succeed."""
+    from pupitre.cli.client import connect, wait_for_outcome
+
+    with connect(who) as client:
+        found = wait_for_outcome(client, command, quiet=as_json)
+    if as_json:
+        print_json(found)
+    else:
+        print(f"{found['outcome']} after {_seconds(found):.1f} s.")
+
+
+def _seconds(command: dict[str, str]) -> float:
+    return (datetime.fromisoformat(command["finished"]) - datetime.fromisoformat(command["created"])).total_seconds()
+
+
 def _row(command: dict[str, object]) -> dict[str, object]:
     error = command.get("error")
     why = error.get("reason") if isinstance(error, dict) else None
-    late = f" (late: {command['late']})" if command.get("late") else ""
-    return command | {"created": short_time(str(command["created"])), "why": why, "state": f"{command['state']}{late}"}
+    return command | {"created": short_time(str(command["created"])), "why": why, "subject": command["subject"] or None}

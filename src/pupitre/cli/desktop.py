@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pupitre.cli.output import As, Json, print_items, print_json, short_time
+from pupitre.cli.output import As, Json, NoWait, print_items, print_json, short_time
 
 app = typer.Typer(add_completion=False, help="Start, stop and look at desktops.", no_args_is_help=True)
 
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Return as soon as the wish is written down.")]
 Desktop = Annotated[str, typer.Argument(metavar="ID")]
 COLUMNS = {"id": "Desktop", "image": "Image", "state": "State", "host": "Host", "since": "Since", "reason": "Reason"}
 

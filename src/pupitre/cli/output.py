@@ -14,6 +14,8 @@ As = Annotated[
     typer.Option("--as", metavar="NAME", help="Act as this user, on the portal's own machine. Else PUPITRE_TOKEN."),
 ]
 
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Return as soon as the wish is written down.")]
+
 WIDTH = 140
 """Columns a table may take even where the terminal has fewer, or is none."""
 
@@ -41,6 +43,13 @@ def print_items(items: Sequence[Mapping[str, Any]], columns: Mapping[str, str], 
     for item in items:
         table.add_row(*(escape(_cell(item.get(key))) for key in columns))
     Console(width=max(Console().width, WIDTH)).print(table)
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """One thing, a line for each of its properties."""
+    width = max(len(name) for name in fields) + 2
+    for name, value in fields.items():
+        print(f"{name:<{width}}{_cell(value)}")
 
 
 def _cell(value: object) -> str:

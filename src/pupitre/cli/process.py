@@ -1,8 +1,8 @@
-"""``pupitre web|portal|gateway|endpoint|cluster``: one process each, as `up` or a unit file starts it."""
+"""``pupitre web|portal|gateway|endpoint``: one process each, as `up` or a unit file starts it."""
 
 import typer
 
-portal, gateway, web, endpoint, cluster = (typer.Typer(add_completion=False) for _ in range(5))
+portal, gateway, web, endpoint = (typer.Typer(add_completion=False) for _ in range(4))
 
 
 @web.command()
@@ -39,12 +39,3 @@ def run_endpoint() -> None:
     from pupitre.endpoint.process import run
 
     raise typer.Exit(ops.run_process("endpoint", run))
-
-
-@cluster.command()
-def run_cluster() -> None:
-    """Run the cluster server: placement, desired state, reconciliation."""
-    from pupitre import ops
-    from pupitre.cluster.process import run
-
-    raise typer.Exit(ops.run_process("cluster", run))

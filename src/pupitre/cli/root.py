@@ -24,14 +24,15 @@ COMMANDS: Mapping[str, Entry] = {
     "command": Entry("pupitre.cli.command:app", "What was asked for, and what became of it."),
     "image": Entry("pupitre.cli.image:app", "Build, import, list and remove images."),
     "user": Entry("pupitre.cli.user:app", "Accounts, their passwords and tokens."),
-    "host": Entry("pupitre.cli.host:app", "Run this VM server's agent; register and list hosts."),
+    "host": Entry("pupitre.cli.host:app", "Run this VM server's agent; manage the hosts."),
+    "audit": Entry("pupitre.cli.audit:app", "Who asked for what, and what came of it."),
     "db": Entry("pupitre.cli.db:app", "Create and upgrade the databases."),
     "pki": Entry("pupitre.cli.pki:app", "Certificates of all roles."),
     "portal": Entry("pupitre.cli.process:portal", "Run the portal alone, behind a proxy or by itself."),
     "gateway": Entry("pupitre.cli.process:gateway", "Run the console gateway alone."),
     "web": Entry("pupitre.cli.process:web", "Run portal and gateway on one port."),
     "endpoint": Entry("pupitre.cli.process:endpoint", "Run the endpoint: it joins the web with the cluster."),
-    "cluster": Entry("pupitre.cli.process:cluster", "Run the cluster server."),
+    "cluster": Entry("pupitre.cli.cluster:app", "Run the cluster server; halt the cluster."),
     "bench": Entry("pupitre.cli.bench:app", "Measure this machine."),
 }
 

@@ -50,8 +50,9 @@ def token(
 ) -> None:
     """A bearer token for the REST API. It is printed once and cannot be read again."""
     from pupitre.cli.accounts import open_session
+    from pupitre.store.audit import Act
 
-    made = asyncio.run(open_session(config.load(), name, days * 24 * 3600))
+    made = asyncio.run(open_session(config.load(), name, days * 24 * 3600, Act.TOKEN_MADE))
     if as_json:
         print_json({"token": made, "name": name, "days": days})
     else:
@@ -65,8 +66,15 @@ def password(name: Name, password_stdin: FromInput = False, ask: Ask = False, as
 
 
 @app.command()
+def role(name: Name, role: Annotated[Role, typer.Argument(metavar="ROLE")], as_json: Json = False) -> None:
+    """Change what a user may do; every sign-in and token of the user ends."""
+    user = asyncio.run(_set_role(name, role))
+    _print_user(user, None, as_json, "A new role for")
+
+
+@app.command()
 def remove(name: Name, as_json: Json = False) -> None:
-    """Remove a user; every sign-in and token ends. Desktops that still run are stopped with `pupitre desktop stop`."""
+    """Remove a user and stop their desktops; every sign-in and token ends."""
     asyncio.run(_remove(name))
     if as_json:
         print_json({"name": name, "removed": True})
@@ -91,37 +99,64 @@ def _password(from_input: bool, ask: bool) -> tuple[str, bool]:
 async def _add(name: str, role: Role, given: str, shown: bool, as_json: bool) -> None:
     import uuid_utils
 
-    from pupitre.cli.accounts import checked_name, open_accounts
+    from pupitre.cli.accounts import checked_name, open_books
     from pupitre.portal.passwords import hash_password
+    from pupitre.store.audit import Act
 
     user = User(str(uuid_utils.uuid7()), checked_name(name), role)
-    async with open_accounts(config.load()) as accounts:
-        await accounts.add_user(user, hash_password(given), now=now_ms())
+    async with open_books(config.load()) as books:
+        await books.accounts.add_user(user, hash_password(given), now=now_ms())
+        await books.note(Act.USER_ADDED, name, role)
     _print_user(user, given if shown else None, as_json, "Added")
 
 
 async def _set_password(name: str, given: str, shown: bool, as_json: bool) -> None:
-    from pupitre.cli.accounts import find_user, open_accounts
+    from pupitre.cli.accounts import find_user, open_books
     from pupitre.portal.passwords import hash_password
+    from pupitre.store.audit import Act
 
-    async with open_accounts(config.load()) as accounts:
-        user = await find_user(accounts, name)
-        await accounts.set_password(user.id, hash_password(given))
+    async with open_books(config.load()) as books:
+        user = await find_user(books.accounts, name)
+        await books.accounts.set_password(user.id, hash_password(given))
+        await books.note(Act.PASSWORD_CHANGED, name)
     _print_user(user, given if shown else None, as_json, "A new password for")
 
 
-async def _remove(name: str) -> None:
-    from pupitre.cli.accounts import find_user, open_accounts
+async def _set_role(name: str, role: Role) -> User:
+    from pupitre.cli.accounts import find_user, open_books
+    from pupitre.store.audit import Act
 
-    async with open_accounts(config.load()) as accounts:
-        await accounts.remove_user((await find_user(accounts, name)).id)
+    async with open_books(config.load()) as books:
+        user = await find_user(books.accounts, name)
+        await books.accounts.set_role(user.id, role)
+        await books.note(Act.ROLE_CHANGED, name, f"from {user.role} to {role}")
+    return User(user.id, user.name, role)
+
+
+async def _remove(name: str) -> None:
+    from pupitre.cli.accounts import find_user, open_books
+    from pupitre.portal.users import stop_desktops
+    from pupitre.store.audit import Act
+    from pupitre.store.engine import open_database
+    from pupitre.store.status import Status
+
+    settings = config.load()
+    status = open_database(settings, "portal", "status", read_only=True)
+    try:
+        async with open_books(settings) as books:
+            user = await find_user(books.accounts, name)
+            await books.accounts.remove_user(user.id)
+            await books.note(Act.USER_REMOVED, name, user.role)
+            await stop_desktops(settings, books.commands, Status(status), user)
+    finally:
+        await status.close()
 
 
 async def _users() -> list[User]:
-    from pupitre.cli.accounts import open_accounts
+    from pupitre.cli.accounts import open_books
 
-    async with open_accounts(config.load()) as accounts:
-        return await accounts.users()
+    async with open_books(config.load()) as books:
+        return await books.accounts.users()
 
 
 def _print_user(user: User, shown: str | None, as_json: bool, done: str) -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pupitre.bell import Listener
 from pupitre.domain.access import User, may_manage_hosts
 from pupitre.errors import Unavailable
 from pupitre.portal.metrics import Metrics
 from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.dialect import Listening
 from pupitre.store.status import CHANGED, Status
 
 log = structlog.get_logger()
@@ -193,7 +193,7 @@ class Feed:
                 self._metrics.resyncs.inc()
 
 
-async def _forward(bell: Listener, rung: asyncio.Event) -> None:
+async def _forward(bell: Listening, rung: asyncio.Event) -> None:
     while True:
         await bell.heard()
         rung.set()

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from pupitre.bell import Listener
 from pupitre.clock import now_ms
 from pupitre.errors import Unavailable
 from pupitre.store.accounts import SESSIONS, Accounts, Session
+from pupitre.store.dialect import Listening
 
 REMEMBERED = 0.5
 MOST = 10_000
@@ -85,7 +85,7 @@ class Presence:
         until = time.monotonic() + REMEMBERED
         self._kept |= {token_hash: _Answer(session, until) for token_hash, session in found.items()}
 
-    async def _hear(self, ended: Listener) -> None:
+    async def _hear(self, ended: Listening) -> None:
         while True:
             await ended.heard()
             self.forget()

@@ -1,6 +1,7 @@
 """Accounts as administrators keep them. Whatever ends someone's rights ends what they have open, too."""
 
 from pupitre.clock import now_ms
+from pupitre.config import Settings
 from pupitre.domain.access import Role, User, may_manage_users
 from pupitre.domain.command import Command, CommandState, DestroyDesktop
 from pupitre.errors import Conflict, Forbidden, NotFound
@@ -8,6 +9,8 @@ from pupitre.portal.audit import note
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.sessions import Caller
 from pupitre.store.audit import Act
+from pupitre.store.commands import Commands
+from pupitre.store.status import Status
 
 
 async def add_user(portal: Portal, caller: Caller, name: str, role: Role, password: str) -> User:
@@ -35,17 +38,18 @@ async def remove_user(portal: Portal, caller: Caller, name: str) -> None:
     await portal.accounts.remove_user(user.id)
     portal.presence.forget()
     await note(portal, Act.USER_REMOVED, user=caller.user, origin=caller.origin, subject=name, detail=user.role)
-    # Nobody else could see them, and so nobody could stop them any more.
-    for desktop in await portal.status.counted_of(user.id):
-        await _stop(portal, user, desktop)
+    await stop_desktops(portal.settings, portal.commands, portal.status, user)
 
 
-async def _stop(portal: Portal, user: User, desktop: str) -> None:
-    now = now_ms()
-    order = DestroyDesktop(desktop=desktop)
-    deadline = now + int(portal.settings.timeout_of(order.kind) * 1000)
-    command = Command(new_id(), user.id, order, CommandState.QUEUED, now, deadline)
-    await portal.commands.request(command, interval_ms=0)
+async def stop_desktops(settings: Settings, commands: Commands, status: Status, user: User) -> None:
+    """Ask for the end of all desktops of a user who was removed: nobody else sees them, or could stop them."""
+    under_way = {boot.subject for boot in await commands.recent_boots(user.id, since=now_ms())}
+    for desktop in sorted(under_way | await status.counted_of(user.id)):
+        now = now_ms()
+        order = DestroyDesktop(desktop=desktop)
+        deadline = now + int(settings.timeout_of(order.kind) * 1000)
+        command = Command(new_id(), user.id, order, CommandState.QUEUED, now, deadline)
+        await commands.request(command, interval_ms=0)
 
 
 async def _other(portal: Portal, caller: Caller, name: str) -> User:
