@@ -18,7 +18,6 @@ import uuid_utils
 from prometheus_client import CollectorRegistry
 
 from pupitre import pki
-from pupitre.bell import Listener
 from pupitre.clock import now_ms
 from pupitre.cluster.process import run as run_cluster
 from pupitre.config import Settings
@@ -36,6 +35,7 @@ from pupitre.images.store import ImageStore, Manifest
 from pupitre.ops import Ops
 from pupitre.store import migrate
 from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.dialect import Listening
 from pupitre.store.engine import Database, open_database
 from pupitre.store.status import CHANGED, Status
 from pupitre.wire.broker import write_config
@@ -55,7 +55,7 @@ class Topic:
     database: Database
     name: str
 
-    def listen(self) -> Listener:
+    def listen(self) -> Listening:
         return self.database.listen(self.name)
 
 

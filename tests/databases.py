@@ -1,25 +1,36 @@
-"""Real databases of one test, made by the migrations."""
+"""Real databases of one test, made by the migrations.
+
+They are SQLite's in the test's folder, or, where `place` put a file of addresses into
+it, those of this worker's PostgreSQL or MariaDB server. Code under test that has its
+settings from that folder meets the same databases.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.store import migrate
 from pupitre.store.commands import Commands
 from pupitre.store.engine import Database
 from pupitre.store.status import Status
 
 
-def url(folder: Path, name: str) -> str:
-    """The address of the database ``name``, made if it is not there."""
+def url(folder: Path, name: DatabaseName, role: DatabaseRole = "owner") -> str:
+    """The address of the database ``name`` for ``role``, made if it is not there."""
+    for above in (folder, *folder.parents):
+        if (above / "databases.json").exists():
+            return Settings(home=above).database_url(name, role)
     address = f"sqlite+aiosqlite:///{folder / name}.sqlite"
     migrate.upgrade(name, address)
     return address
 
 
 @asynccontextmanager
-async def database(folder: Path, name: str, *, read_only: bool = False) -> AsyncIterator[Database]:
-    opened = Database(url(folder, name), bells=folder / "bells", read_only=read_only)
+async def database(
+    folder: Path, name: DatabaseName, role: DatabaseRole = "owner", *, read_only: bool = False
+) -> AsyncIterator[Database]:
+    opened = Database(url(folder, name, role), bells=folder / "bells", read_only=read_only, poll=0.1)
     try:
         yield opened
     finally:

@@ -9,6 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
+from pupitre.config import DatabaseName
 from pupitre.errors import SetupError
 from pupitre.store import migrate
 from pupitre.store.schema import DATABASES
@@ -16,11 +17,11 @@ from pupitre.store.schema import DATABASES
 pytestmark = pytest.mark.parametrize("name", sorted(DATABASES))
 
 
-def url(folder: Path, name: str) -> str:
+def url(folder: Path, name: DatabaseName) -> str:
     return f"sqlite+aiosqlite:///{folder / 'db' / name}.sqlite"
 
 
-def test_up_twice(tmp_path: Path, name: str) -> None:
+def test_up_twice(tmp_path: Path, name: DatabaseName) -> None:
     assert migrate.upgrade(name, url(tmp_path, name))
     revision = migrate.current(url(tmp_path, name))
     assert revision is not None
@@ -29,7 +30,7 @@ def test_up_twice(tmp_path: Path, name: str) -> None:
     assert (tmp_path / f"db/{name}.sqlite").stat().st_mode & 0o777 == 0o600
 
 
-def test_they_make_the_tables_that_the_code_names(tmp_path: Path, name: str) -> None:
+def test_they_make_the_tables_that_the_code_names(tmp_path: Path, name: DatabaseName) -> None:
     migrate.upgrade(name, url(tmp_path, name))
     engine = create_engine(f"sqlite:///{tmp_path}/db/{name}.sqlite")
     with engine.connect() as connection:
@@ -37,7 +38,7 @@ def test_they_make_the_tables_that_the_code_names(tmp_path: Path, name: str) -> 
     engine.dispose()
 
 
-def test_a_counter_that_was_not_begun_is_begun(tmp_path: Path, name: str) -> None:
+def test_a_counter_that_was_not_begun_is_begun(tmp_path: Path, name: DatabaseName) -> None:
     """A process that was killed between the tables and their first rows."""
     migrate.upgrade(name, url(tmp_path, name))
     engine = create_engine(f"sqlite:///{tmp_path}/db/{name}.sqlite")
@@ -52,7 +53,7 @@ def test_a_counter_that_was_not_begun_is_begun(tmp_path: Path, name: str) -> Non
     engine.dispose()
 
 
-def test_two_at_once_make_it_once(tmp_path: Path, name: str) -> None:
+def test_two_at_once_make_it_once(tmp_path: Path, name: DatabaseName) -> None:
     program = "import sys; from pupitre.store import migrate; migrate.upgrade(*sys.argv[1:])"
     command = [sys.executable, "-c", program, name, url(tmp_path, name)]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
@@ -62,6 +63,6 @@ def test_two_at_once_make_it_once(tmp_path: Path, name: str) -> None:
     assert not migrate.upgrade(name, url(tmp_path, name))
 
 
-def test_a_database_of_another_kind_is_refused_with_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_database_of_another_kind_is_refused_with_a_sentence(tmp_path: Path, name: DatabaseName) -> None:
     with pytest.raises(SetupError, match="is not a database that Pupitre knows"):
         migrate.upgrade(name, "mssql://somewhere/there")

@@ -18,14 +18,15 @@ import psutil
 
 from pupitre import pki
 from pupitre.config import Settings
-from pupitre.errors import NotFound, PupitreError, SetupError
+from pupitre.errors import NotFound, PupitreError, SetupError, Unavailable
 from pupitre.host import isolation, kvm
 from pupitre.images.programs import DEBIAN_PACKAGE, find
 from pupitre.images.store import ImageStore
 from pupitre.store import migrate
+from pupitre.store.schema import DATABASES
 from pupitre.up.children import program
 from pupitre.up.ports import is_free
-from pupitre.up.prepare import DATABASES, ROLES
+from pupitre.up.prepare import ROLES
 
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -161,15 +162,24 @@ def _certificates(settings: Settings) -> Iterator[Finding]:
 
 
 def _databases(settings: Settings) -> Iterator[Finding]:
-    if not (settings.home / "db").is_dir():
+    try:
+        on_server = settings.database_urls() is not None
+        urls = {name: settings.database_url(name) for name in DATABASES}
+    except SetupError as error:
+        yield Finding("databases", False, str(error), error.mend)
+        return
+    if not on_server and not (settings.home / "db").is_dir():
         yield Finding("databases", True, "will be made by the first start")
         return
-    for name in DATABASES:
-        url = settings.database_url(name)
-        if not (settings.home / "db" / f"{name}.sqlite").exists():
+    for name, url in urls.items():
+        try:
+            current, newest = migrate.current(url), migrate.head(name)
+        except Unavailable as error:
+            yield Finding(f"database {name}", False, str(error), "Start the database server")
+            continue
+        if current is None:
             yield Finding(f"database {name}", False, "is not there", "pupitre db create")
             continue
-        current, newest = migrate.current(url), migrate.head(name)
         well = current == newest
         found = f"at revision {current}" if well else f"at revision {current}, the newest is {newest}"
         yield Finding(f"database {name}", well, found, "" if well else "pupitre db upgrade")

@@ -24,15 +24,18 @@ class Database:
     """One database. ``write`` is one transaction, ``read`` one consistent look, ``listen`` waits for news.
 
     ``bells`` is the folder in which processes of one machine wake each other, where the database itself cannot;
-    ``poll`` the longest pause (s) between two looks for news where neither can.
+    ``poll`` the longest pause (s) between two looks for news where neither can; ``patience`` how long (s) one
+    statement may take on a server.
     """
 
-    def __init__(self, url: str, *, bells: Path, read_only: bool = False, poll: float = 0.5) -> None:
+    def __init__(
+        self, url: str, *, bells: Path, read_only: bool = False, poll: float = 0.5, patience: float = 30
+    ) -> None:
         self.url = make_url(url)
         self.read_only = read_only
-        self._dialect = self._open(bells, poll)
+        self._dialect = self._open(bells, poll, patience)
 
-    def _open(self, bells: Path, poll: float) -> Dialect:
+    def _open(self, bells: Path, poll: float, patience: float) -> Dialect:
         # Each process imports the one driver that it uses.
         match self.kind:
             case "sqlite":
@@ -42,11 +45,11 @@ class Database:
             case "postgresql":
                 from pupitre.store.postgresql import Postgres
 
-                return Postgres(self.url, read_only=self.read_only)
+                return Postgres(self.url, patience=patience, read_only=self.read_only)
             case "mariadb":
                 from pupitre.store.mariadb import Maria
 
-                return Maria(self.url, poll=poll, read_only=self.read_only)
+                return Maria(self.url, poll=poll, patience=patience, read_only=self.read_only)
             case other:
                 raise SetupError(f"{other} is not a database that Pupitre knows.", f"Use one of {', '.join(KINDS)}.")
 

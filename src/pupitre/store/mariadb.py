@@ -22,14 +22,15 @@ from pupitre.store.listener import RemoteListener
 SHORTEST_PAUSE = 0.02
 """Seconds between two looks at the counter while it moves."""
 
-_ARGUMENTS = {"charset": "utf8mb4", "connect_timeout": 10, "read_timeout": 30}
+_ARGUMENTS = {"charset": "utf8mb4", "connect_timeout": 10}
 _MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 
 
 class Maria:
-    def __init__(self, url: URL, *, poll: float, read_only: bool = False) -> None:
+    def __init__(self, url: URL, *, poll: float, patience: float, read_only: bool = False) -> None:
         self._url = url.set(drivername="mariadb+asyncmy")
         self._poll = poll
+        self._patience = patience
         self._read_only = read_only
         self.reading = self._engine("REPEATABLE READ", "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
         self.writing = self._engine("READ COMMITTED", "START TRANSACTION")
@@ -37,14 +38,15 @@ class Maria:
 
     def _engine(self, isolation: str, begin: str) -> AsyncEngine:
         # Every transaction is ended by name: the pool need not say ROLLBACK once more.
+        arguments = {**_ARGUMENTS, "read_timeout": self._patience}
         engine = create_async_engine(
-            self._url, connect_args=_ARGUMENTS, pool_reset_on_return=None, pool_recycle=3600, **POOL
+            self._url, connect_args=arguments, pool_reset_on_return=None, pool_recycle=3600, **POOL
         )
 
         def connected(connection: Any, _record: object) -> None:
             cursor = connection.cursor()
             cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {isolation}")
-            cursor.execute(f"SET SESSION sql_mode = '{_MODE}', innodb_lock_wait_timeout = 10")
+            cursor.execute(f"SET SESSION sql_mode = '{_MODE}', innodb_lock_wait_timeout = {int(self._patience / 3)}")
             if self._read_only:
                 cursor.execute("SET SESSION TRANSACTION READ ONLY")
             cursor.execute("SELECT @@innodb_flush_log_at_trx_commit")
@@ -90,7 +92,7 @@ class MariaListener(RemoteListener):
         self._longest = longest
 
     async def _follow(self) -> None:
-        async with asyncmy.connect(**self._address, **_ARGUMENTS, autocommit=True) as connection:
+        async with asyncmy.connect(**self._address, **_ARGUMENTS, read_timeout=30, autocommit=True) as connection:
             seen = await _counter(connection)
             self._begun()
             await self._look(connection, seen)

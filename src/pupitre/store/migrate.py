@@ -1,81 +1,145 @@
-"""Making and upgrading the databases, by Alembic; both may be repeated."""
+"""Making and upgrading the databases, by Alembic; both may be repeated, and by several at once.
 
-from contextlib import suppress
+Each upgrade holds a lock of its database from the look at its revision to the last
+commit, so that of two at once one does it and the other finds it done.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, insert, make_url, select
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, insert, make_url, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pupitre.errors import SetupError
+from pupitre.config import DatabaseName, DatabaseRole, Settings
+from pupitre.store.engine import Database
+from pupitre.store.grants import ACCESS, ensure_grants
 from pupitre.store.schema import DATABASES
 
-_DRIVERS = {"sqlite": "sqlite"}
-"""The driver that migrations use, by kind of database; the processes use an asynchronous one."""
+T = TypeVar("T")
+PATIENCE = 3600.0
+"""Seconds that one statement of a migration may take."""
+
+_LOCK = {
+    "postgresql": "SELECT pg_advisory_xact_lock(7074170)",
+    "mariadb": "SELECT GET_LOCK(CONCAT('pupitre.', DATABASE()), 3600)",
+}
 
 
-def upgrade(name: str, url: str) -> bool:
-    """Bring the database ``name`` at ``url`` up to date; True when anything was done."""
-    target = _driver_url(url)
-    if target.get_backend_name() == "sqlite" and target.database:
-        Path(target.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with as_file(files("pupitre.store") / "migrations") as folder:
-        config = _config(folder, name, target)
-        behind = current(url) != ScriptDirectory.from_config(config).get_current_head()
-        if behind:
-            command.upgrade(config, "head")
-    _seed(name, target)
-    if behind and target.get_backend_name() == "sqlite" and target.database:
-        Path(target.database).chmod(0o600)
-    return behind
+def upgrade_all(settings: Settings) -> list[str]:
+    """Make and upgrade all four, as their owner; the names of those that changed."""
+    return [name for name in DATABASES if upgrade(name, settings.database_url(name), users_of(settings, name))]
+
+
+def upgrade(name: DatabaseName, url: str, users: Mapping[DatabaseRole, str] | None = None) -> bool:
+    """Bring the database ``name`` at ``url`` up to date; True when anything was done.
+
+    ``users`` then have exactly their role's privileges, where the database is on a server.
+    """
+    path = _file(url)
+    if path is not None and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(0o600)
+    return _run(_upgrade(name, url, users or {}))
 
 
 def current(url: str) -> str | None:
-    """The revision of the database, None when it was never made."""
-    engine = create_engine(_driver_url(url))
-    try:
-        with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
-    finally:
-        engine.dispose()
+    """The revision of the database, None when it was never made. Raises `Unavailable`."""
+    path = _file(url)
+    if path is not None and not path.exists():
+        return None
+    return _run(_current(url))
 
 
 def head(name: str) -> str | None:
     """The newest revision of the database ``name``."""
     with as_file(files("pupitre.store") / "migrations") as folder:
-        return ScriptDirectory.from_config(_config(folder, name, make_url("sqlite://"))).get_current_head()
+        return ScriptDirectory.from_config(_config(folder, name)).get_current_head()
 
 
-def _driver_url(url: str) -> URL:
-    parsed = make_url(url)
+def users_of(settings: Settings, name: DatabaseName) -> dict[DatabaseRole, str]:
+    """Whom the file of addresses names for each role of this database."""
+    addresses = settings.database_urls() or {}
+    return {role: str(make_url(addresses[role][name]).username) for role in ACCESS if name in addresses.get(role, {})}
+
+
+async def _upgrade(name: DatabaseName, url: str, users: Mapping[DatabaseRole, str]) -> bool:
+    database = Database(url, bells=Path(), patience=PATIENCE)
     try:
-        return parsed.set(drivername=_DRIVERS[parsed.get_backend_name()])
-    except KeyError:
-        raise SetupError(f"{parsed.get_backend_name()} is not a database that Pupitre knows.", "Use sqlite.") from None
+        async with database.write() as connection:
+            if lock := _LOCK.get(database.kind):
+                await connection.execute(text(lock))
+            changed = await connection.run_sync(_migrate, name)
+            await _seed(connection, name)
+            if users:
+                changed |= await ensure_grants(connection, name, users)
+        return changed
+    finally:
+        await database.close()
 
 
-def _config(folder: Path, name: str, url: URL) -> Config:
+def _migrate(connection: Connection, name: DatabaseName) -> bool:
+    with as_file(files("pupitre.store") / "migrations") as folder:
+        config = _config(folder, name)
+        config.attributes.update(connection=connection, metadata=DATABASES[name])
+        held = MigrationContext.configure(connection).get_current_revision()
+        if held == ScriptDirectory.from_config(config).get_current_head():
+            return False
+        command.upgrade(config, "head")
+        return True
+
+
+async def _seed(connection: AsyncConnection, name: DatabaseName) -> None:
+    """Counters start at nought."""
+    for table in ("counter", "epochs"):
+        found = DATABASES[name].tables.get(table)
+        if found is not None and (await connection.execute(select(found.c.id))).first() is None:
+            await connection.execute(insert(found).values(id=1, value=0))
+
+
+async def _current(url: str) -> str | None:
+    database = Database(url, bells=Path())
+    try:
+        async with database.read() as connection:
+            return await connection.run_sync(lambda held: MigrationContext.configure(held).get_current_revision())
+    finally:
+        await database.close()
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Finish ``work`` on a loop of its own, whether or not the caller is on one."""
+    result: list[T | BaseException] = []
+
+    def finish() -> None:
+        try:
+            result.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            result.append(error)
+
+    thread = threading.Thread(target=finish, name="migrate")
+    thread.start()
+    thread.join()
+    [outcome] = result
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _config(folder: Path, name: str) -> Config:
     config = Config()
     config.set_main_option("script_location", str(folder))
     config.set_main_option("version_locations", str(folder / "versions" / name))
     config.set_main_option("path_separator", "os")
-    config.set_main_option("pupitre_database", name)
-    config.set_main_option("sqlalchemy.url", url.render_as_string(hide_password=False).replace("%", "%%"))
     return config
 
 
-def _seed(name: str, url: URL) -> None:
-    """Counters start at nought."""
-    engine = create_engine(url)
-    for table in ("counter", "epochs"):
-        found = DATABASES[name].tables.get(table)
-        # Whoever else upgrades at this moment may write the row first: then it is there, which is all we want.
-        with suppress(IntegrityError), engine.begin() as connection:
-            if found is not None and connection.execute(select(found.c.id)).first() is None:
-                connection.execute(insert(found).values(id=1, value=0))
-    engine.dispose()
+def _file(url: str) -> Path | None:
+    parsed = make_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None

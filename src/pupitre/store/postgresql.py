@@ -24,17 +24,18 @@ CHECK = 30.0
 _SESSION = {
     "application_name": "pupitre",
     "jit": "off",
-    "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "60s",
     "synchronous_commit": "on",
 }
 
 
 class Postgres:
-    def __init__(self, url: URL, *, read_only: bool = False) -> None:
+    def __init__(self, url: URL, *, patience: float, read_only: bool = False) -> None:
         self._url = url.set(drivername="postgresql+asyncpg")
-        settings = _SESSION | ({"default_transaction_read_only": "on"} if read_only else {})
-        self._arguments: dict[str, Any] = {"server_settings": settings, "timeout": 10, "command_timeout": 30}
+        settings = _SESSION | {"lock_timeout": f"{int(patience / 3 * 1000)}ms"}
+        if read_only:
+            settings["default_transaction_read_only"] = "on"
+        self._arguments: dict[str, Any] = {"server_settings": settings, "timeout": 10, "command_timeout": patience}
         engine = create_async_engine(self._url, connect_args=self._arguments, **POOL)
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
         event.listen(engine.sync_engine, "first_connect", self._check)

@@ -9,6 +9,8 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
 
+from pupitre.config import DatabaseName
+
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "pk": "pk_%(table_name)s",
@@ -45,6 +47,7 @@ sessions = Table(
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False),
 )
+
 
 def _ended_sign_ins(metadata: MetaData) -> Table:
     """Sign-ins that are over, until those who must know do. ``until`` (Unix ms) is when they would have ended."""
@@ -252,4 +255,9 @@ notes = Table(
     Column("detail", Text, nullable=False),
 )
 
-DATABASES: dict[str, MetaData] = {"accounts": accounts, "commands": commands_db, "status": status, "cluster": cluster}
+DATABASES: dict[DatabaseName, MetaData] = {
+    "accounts": accounts,
+    "commands": commands_db,
+    "status": status,
+    "cluster": cluster,
+}
