@@ -53,7 +53,9 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
         account_rows = Accounts(accounts)
         async with (
             Presence(account_rows).listening() as presence,
-            Feed(command_rows, status_rows, metrics).listening() as feed,
+            Feed(
+                command_rows, status_rows, metrics, confirm_every=settings.status_update_interval / 2
+            ).listening() as feed,
             passing_on(account_rows, Endings(commands)),
         ):
             yield Portal(

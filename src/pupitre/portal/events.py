@@ -102,10 +102,11 @@ class Stream:
 class Feed:
     """The one listener of a process."""
 
-    def __init__(self, commands: Commands, status: Status, metrics: Metrics) -> None:
+    def __init__(self, commands: Commands, status: Status, metrics: Metrics, *, confirm_every: float = 5) -> None:
         self._commands = commands
         self._status = status
         self._metrics = metrics
+        self._confirm_every = confirm_every
         self._streams: set[Stream] = set()
         self._versions = Versions(0, 0)
         self._hosts: frozenset[str] = frozenset()
@@ -123,6 +124,7 @@ class Feed:
                     tasks.create_task(_forward(answered, rung)),
                     tasks.create_task(_forward(changed, rung)),
                     tasks.create_task(self._run(rung)),
+                    tasks.create_task(self._confirm()),
                 ]
                 try:
                     yield self
@@ -165,6 +167,23 @@ class Feed:
                 log.warning("live events wait for a database", reason=error.reason)
                 await asyncio.sleep(BACK_OFF)
                 rung.set()
+
+    async def _confirm(self) -> None:
+        """Tell that rows which have not changed still hold: pages mark what nobody has confirmed for too long.
+
+        When the cluster was heard is written too often to wake anyone; it is read now and then, once for all streams.
+        """
+        told: list[int] = []
+        while True:
+            await asyncio.sleep(self._confirm_every)
+            try:
+                heard = [link.heard for link in await self._status.links()]
+            except Unavailable:
+                continue  # pages count on from what they have
+            if heard != told:
+                told = heard
+                for stream in self._streams:
+                    stream.put(News(self._versions, links=True))
 
     async def _tell(self) -> None:
         """Read what is new once, and give each stream its part."""
