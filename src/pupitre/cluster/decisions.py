@@ -5,6 +5,7 @@ is then still to do follows from the difference between wanted and seen alone.
 Nothing here waits, and whatever raises does so before it has changed anything.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from pupitre.domain import placement
@@ -32,6 +33,8 @@ SEEN_EVENTS: dict[DesktopState, DesktopEvent] = {
 }
 
 
+MOST_REASON = 1000
+"""Characters of what a host gives as a reason."""
 _ENDING = frozenset({DesktopState.STOPPING, DesktopState.FAILED, DesktopState.GONE})
 
 
@@ -143,6 +146,9 @@ def observe(transaction: Transaction, placed: Placed, event: DesktopEvent, *, re
     transaction.put_desktop(replace(placed, seen=seen, wanted=wanted))
 
     booting = transaction.open_entries(desktop, CommandKind.BOOT_DESKTOP)
+    if placed.wanted is DesktopState.RUNNING and wanted is DesktopState.GONE and not booting:
+        action = "desktop_failed" if state is DesktopState.FAILED else "desktop_ended"
+        transaction.note(action, desktop, reason or f"{placed.seen.host} gave no reason.", now=now)
     for entry in booting:
         if state is DesktopState.RUNNING:
             transaction.finish(entry.id, CommandState.SUCCEEDED)
@@ -173,8 +179,13 @@ def report_needs(report: Report) -> Needs:
     )
 
 
-def apply_report(transaction: Transaction, report: Report, *, now: int) -> Findings:
-    """Write what a host reports of its desktops. Only that host's desktops are touched."""
+def apply_report(
+    transaction: Transaction, report: Report, *, now: int, noted: Collection[str] = frozenset()
+) -> Findings:
+    """Write what a host reports of its desktops. Only that host's desktops are touched.
+
+    ``noted`` are guests of this host that the audit log has been told of already.
+    """
     wake: set[str] = set()
     orphans: set[str] = set()
     for sighting in report.desktops:
@@ -182,12 +193,16 @@ def apply_report(transaction: Transaction, report: Report, *, now: int) -> Findi
         if placed is None or placed.seen.host != report.host or placed.seen.state is DesktopState.GONE:
             if sighting.state is not DesktopState.GONE:
                 orphans.add(sighting.desktop)
+                if sighting.desktop not in noted:
+                    detail = f"{report.host} has it, and no desktop here belongs to it; it is removed."
+                    transaction.note("guest_removed", sighting.desktop, detail, now=now)
             continue
         nothing_left = sighting.state is DesktopState.GONE and placed.wanted is DesktopState.GONE
         if sighting.boot < placed.seen.boot and not nothing_left:
             continue
         if event := SEEN_EVENTS.get(sighting.state):
-            observe(transaction, placed, event, reason=sighting.reason, now=now)
+            reason = sighting.reason[:MOST_REASON] if sighting.reason else None
+            observe(transaction, placed, event, reason=reason, now=now)
         wake.add(sighting.desktop)
     if report.full:
         named = {sighting.desktop for sighting in report.desktops}
@@ -200,12 +215,17 @@ def apply_report(transaction: Transaction, report: Report, *, now: int) -> Findi
             elif placed.seen.state is not DesktopState.REQUESTED:
                 reason = f"{report.host} no longer has this desktop: it was restarted."
                 observe(transaction, placed, DesktopEvent.FAIL, reason=reason, now=now)
+    for finding in report.findings:
+        detail = f"{report.host}: {finding.detail}"
+        transaction.note(finding.action, finding.desktop, detail, now=finding.at, id=finding.id)
     return Findings(frozenset(wake), frozenset(orphans))
 
 
 def lose_desktops(transaction: Transaction, host: str, *, now: int) -> None:
     """The host has been silent too long: what runs there may run on, but nobody knows."""
+    transaction.note("host_lost", host, "It does not answer; its desktops are lost until it does.", now=now)
     for placed in transaction.desktops_on(host):
-        if placed.seen.state is not DesktopState.LOST:
+        if DESKTOP_LIFE.allows(placed.seen.state, DesktopEvent.LOSE) and placed.seen.state is not DesktopState.LOST:
             reason = f"{host} does not answer"
             observe(transaction, placed, DesktopEvent.LOSE, reason=reason, now=now)
+            transaction.note("desktop_lost", placed.seen.id, reason, now=now)

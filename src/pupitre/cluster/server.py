@@ -20,6 +20,7 @@ from pupitre.cluster.decisions import (
 )
 from pupitre.cluster.endings import tell_hosts
 from pupitre.cluster.hosts import Liveness
+from pupitre.cluster.notes import send_notes
 from pupitre.config import Settings
 from pupitre.domain.command import CommandState, Fault, RegisterHost, desktop_of
 from pupitre.domain.desktop import Desktop, DesktopState
@@ -76,6 +77,9 @@ class ClusterServer:
         self._liveness = Liveness(settings.host_timeout, self._host_silent)
         self._changed = asyncio.Event()
         self._finished = asyncio.Event()
+        self._noted = asyncio.Event()
+        store.on_note = self._noted.set
+        self._orphans: dict[str, frozenset[str]] = {}
         self._epoch = 0
         self._published = 0
         self._taken = Counter("pupitre_cluster_commands", "Commands journalled", ["kind"], registry=registry)
@@ -95,6 +99,7 @@ class ClusterServer:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(persist(self._report_outcomes, self._finished, pauses=(SHORTEST, RESEND)))
                 tasks.create_task(persist(self._publish_changes, self._changed))
+                tasks.create_task(persist(self._send_notes, self._noted, pauses=(SHORTEST, RESEND)))
                 tasks.create_task(self._publish_marks())
                 tasks.create_task(self._liveness.watch())
                 tasks.create_task(self._store.until_deposed())
@@ -135,6 +140,7 @@ class ClusterServer:
             if isinstance(entry.order, RegisterHost):
                 self._registrations.wake(entry.id)
         self._wake()
+        self._noted.set()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -216,6 +222,8 @@ class ClusterServer:
         self._liveness.heard(report.host)
         if report.full or self._liveness.follows(report.host, report.run, report.number):
             self._liveness.took(report.host, report.run, report.number)
+        gone = {sighting.desktop for sighting in report.desktops if sighting.state is DesktopState.GONE}
+        self._orphans[report.host] = (self._orphans.get(report.host, frozenset()) | taken.orphans) - gone
         for desktop in taken.wake:
             self._desktops.wake(desktop)
         for orphan in taken.orphans:
@@ -246,7 +254,7 @@ class ClusterServer:
         )
         if report.copies is not None:
             transaction.put_copies(host.name, [(copy.image, copy.spec) for copy in report.copies])
-        return apply_report(transaction, report, now=now)
+        return apply_report(transaction, report, now=now, noted=self._orphans.get(report.host, frozenset()))
 
     async def _remove_orphan(self, host: str, desktop: str) -> None:
         order = EnsureGone(epoch=self._epoch, desktop=desktop)
@@ -371,6 +379,9 @@ class ClusterServer:
             # Sending it again would not help; the endpoint ends the command by its time-out.
             log.error("The endpoint refuses an outcome.", command=entry.id, reason=str(error))
         return True
+
+    async def _send_notes(self) -> bool:
+        return await send_notes(self._store, self._link, self._subjects)
 
     async def _publish_changes(self) -> bool:
         sequence, rows = await self._store.changes(self._published)

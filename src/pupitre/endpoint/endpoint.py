@@ -19,6 +19,7 @@ from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandSt
 from pupitre.domain.status import Link as LinkState
 from pupitre.domain.status import Position
 from pupitre.endpoint.endings import tell_endings
+from pupitre.endpoint.notes import write_note
 from pupitre.endpoint.status import HEARD_EVERY_MS, StatusMirror
 from pupitre.errors import (
     ConnectionFault,
@@ -28,6 +29,7 @@ from pupitre.errors import (
     TimedOut,
     Unavailable,
 )
+from pupitre.store.audit import AuditLog
 from pupitre.store.commands import ASKED, Commands
 from pupitre.store.endings import Endings
 from pupitre.store.engine import Database
@@ -41,6 +43,7 @@ from pupitre.wire.messages import (
     GetPage,
     Hello,
     Mark,
+    Noted,
     Outcome,
     Page,
     Submit,
@@ -83,6 +86,7 @@ class WebServerEndpoint:
         self._open = contextlib.AsyncExitStack()
         self._commands: Commands
         self._status: Status
+        self._audit: AuditLog
         self._mirror: StatusMirror
         self._link: Link
         self._timeout_check_interval = 5.0
@@ -93,6 +97,7 @@ class WebServerEndpoint:
     def connect_to_databases(self, commands: Database, status: Database) -> None:
         """Use these databases, and close them at the end."""
         self._commands, self._status = Commands(commands), Status(status)
+        self._audit = AuditLog(commands)
         for database in (commands, status):
             self._open.push_async_callback(database.close)
 
@@ -317,8 +322,12 @@ class WebServerEndpoint:
     # Outcomes: from the cluster to the rows
 
     async def _on_outcome(self, message: AnyMessage) -> AnyMessage:
+        if isinstance(message, Noted):
+            await self._reach()
+            await write_note(self._audit, message)
+            return Done()
         if not isinstance(message, Outcome) or message.state not in OUTCOMES:
-            raise MessageError("The endpoint takes nothing but outcomes here.")
+            raise MessageError("The endpoint takes nothing but outcomes and notes here.")
         await self._reach()
         # Status first: who reads that a start succeeded must find the desktop running.
         await self._mirror.foretell(message.rows, Position(message.epoch, message.sequence))

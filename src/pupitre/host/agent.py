@@ -28,6 +28,7 @@ from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
 from pupitre.host.overlays import Disks
 from pupitre.host.reports import Reporter
+from pupitre.host.sweep import Sweep
 from pupitre.images.store import ImageStore, bell
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
@@ -82,6 +83,7 @@ class HostAgent:
         self._moved = asyncio.Event()
         self._power_off = asyncio.Event()
         self._reporter = Reporter(settings, hypervisor, images, journal)
+        self._sweep = Sweep(hypervisor, disks, journal, put=self._put, found=self._reporter.found)
         self._console: ConsoleServer
         self._link: Link
 
@@ -90,7 +92,7 @@ class HostAgent:
         self._link = link
         self._console = console
         self._reporter.open(link, console)
-        await self._recover()
+        await self._sweep.recover()
         await link.serve(self._subjects.orders(self._settings.host_name), self._on_order)
         await link.serve(self._subjects.all_hosts, self._on_call)
         for desktop in self._journal.records:
@@ -104,6 +106,7 @@ class HostAgent:
                 tasks.create_task(self._reporter.run())
                 tasks.create_task(self._watch_guests())
                 tasks.create_task(self._watch_images())
+                tasks.create_task(self._sweep.run())
                 tasks.create_task(self._leave_when_told())
         except* _PoweredOff:
             powered_off = True
@@ -316,28 +319,6 @@ class HostAgent:
         return min(left, PRESS_AGAIN)
 
     # What happens by itself
-
-    async def _recover(self) -> None:
-        """Compare the journal with what runs: guests go on when their host process dies."""
-        guests = await self._hypervisor.guests()
-        for record in list(self._journal.records.values()):
-            guest = guests.get(record.desktop)
-            runs = guest is not None and guest.state is not GuestState.STOPPED and guest.boot == record.boot
-            if record.wanted is DesktopState.RUNNING and record.state is DesktopState.RUNNING and not runs:
-                await self._journal.put(
-                    record.seen(DesktopState.FAILED, "The desktop ended while its host agent was away.")
-                )
-        for guest in guests.values():
-            if guest.desktop not in self._journal.records:
-                log.warning("There is a guest without a record.", desktop=guest.desktop)
-                state = DesktopState.FAILED if guest.state is GuestState.STOPPED else DesktopState.RUNNING
-                adopted = Record(guest.desktop, guest.boot, DesktopState.RUNNING, state, reason=guest.reason)
-                await self._journal.put(adopted)
-        for desktop in self._disks.all() - self._journal.records.keys():
-            log.warning("An overlay without a desktop is removed.", desktop=desktop)
-            await self._disks.ensure_gone(desktop)
-        if self._journal.records:
-            log.info("Desktops found again.", count=len(self._journal.records))
 
     async def _watch_guests(self) -> None:
         async for seen in self._hypervisor.changes():

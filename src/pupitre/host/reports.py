@@ -20,7 +20,7 @@ from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.journal import Journal, Record
 from pupitre.images.store import ImageStore
 from pupitre.wire.link import Link
-from pupitre.wire.messages import Copy, Done, Farewell, Heartbeat, Report, Sighting
+from pupitre.wire.messages import Copy, Done, Farewell, Finding, Heartbeat, Report, Sighting
 from pupitre.wire.subjects import Subjects
 from pupitre.workers import persist
 
@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 RESEND = (0.25, 2.0)
 """Seconds between two tries to report: at first, and at most."""
+MOST_FINDINGS = 100
+"""Findings that wait for the cluster; of more, the oldest go."""
 
 
 class Reporter:
@@ -43,6 +45,7 @@ class Reporter:
         self._run = uuid.uuid4().hex
         self._number = 0
         self._dirty: set[str] = set()
+        self._found: tuple[Finding, ...] = ()
         self._copies_dirty = False
         self._facts_dirty = False
         self._told: HostFacts | None = None
@@ -71,6 +74,11 @@ class Reporter:
         self._copies_dirty = True
         self.due.set()
 
+    def found(self, finding: Finding) -> None:
+        """Something was settled here that nobody asked for."""
+        self._found = (*self._found, finding)[-MOST_FINDINGS:]
+        self.due.set()
+
     def everything(self) -> None:
         """The cluster may have missed anything."""
         self._full_due = True
@@ -79,7 +87,7 @@ class Reporter:
     async def send(self) -> bool:
         """Send what has changed; False when it must be sent again. A desktop told to be gone is forgotten."""
         full, copies, facts, dirty = self._full_due, self._copies_dirty, self._facts_dirty, frozenset(self._dirty)
-        if not (full or copies or facts or dirty):
+        if not (full or copies or facts or dirty or self._found):
             return True
         self._full_due = self._copies_dirty = self._facts_dirty = False
         self._dirty -= dirty
@@ -94,6 +102,7 @@ class Reporter:
             self._facts_dirty |= facts
             self._dirty |= dirty
             return False
+        self._found = tuple(finding for finding in self._found if finding not in report.findings)
         gone = {sighting.desktop for sighting in report.desktops if sighting.state is DesktopState.GONE}
         try:
             await asyncio.gather(*(self._forget(desktop) for desktop in gone))
@@ -146,6 +155,7 @@ class Reporter:
             facts=self._told if facts else None,
             desktops=tuple(sightings),
             copies=None if found is None else tuple(Copy(copy.image, copy.spec) for copy in found),
+            findings=self._found,
         )
 
     async def _beat(self) -> None:

@@ -62,6 +62,7 @@ class ClusterStore:
         self.epoch = 0
         self._deposed = asyncio.Event()
         self.on_change = on_change
+        self.on_note: Callable[[], None] = lambda: None
         self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
         self._looks: Batch[str, tuple[Placed, ImageSpec | None] | None] = Batch(self._look)
 
@@ -106,6 +107,8 @@ class ClusterStore:
                 await connection.rollback()  # nothing to write is nothing to wait for
         if wrote:
             self.on_change()
+            if transaction.has_notes:
+                self.on_note()
         return results
 
     async def _next_version(self, connection: AsyncConnection) -> int:
@@ -117,9 +120,6 @@ class ClusterStore:
         return int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
 
     async def close(self) -> None:
-        """Let what is under way end, then close the database."""
-        await self._changes.idle()
-        await self._looks.idle()
         await self.database.close()
 
     async def until_deposed(self) -> None:

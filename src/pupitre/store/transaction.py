@@ -39,6 +39,8 @@ from pupitre.store.schema import (
 from pupitre.store.upsert import upsert_rows
 from pupitre.store.versioned import put_rows
 
+MOST_SUBJECT, MOST_DETAIL = 255, 1000
+"""Characters of a note."""
 STARTING_STATES = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING)
 
 
@@ -133,7 +135,7 @@ class Transaction:
         self._hosts_held: dict[str, HostEntry] = {}
         self._accepted: dict[str, int] = {}
         self._copies: dict[str, Sequence[tuple[Image, ImageSpec | None]]] = {}
-        self._notes: list[Note] = []
+        self._notes: dict[str, Note] = {}
 
     # Commands
 
@@ -223,9 +225,14 @@ class Transaction:
             for _, entry in sorted(self.hosts.items())
         ]
 
-    def note(self, action: str, subject: str, detail: str, *, now: int) -> None:
-        """Have the audit log say what was settled without anybody's asking."""
-        self._notes.append(Note(str(uuid_utils.uuid7()), now, action, subject, detail))
+    def note(self, action: str, subject: str, detail: str, *, now: int, id: str | None = None) -> None:
+        """Have the audit log say, once for each ``id``, what was settled without anybody's asking."""
+        note = Note(id or str(uuid_utils.uuid7()), now, action, subject[:MOST_SUBJECT], detail[:MOST_DETAIL])
+        self._notes[note.id] = note
+
+    @property
+    def has_notes(self) -> bool:
+        return bool(self._notes)
 
     # Between the database and memory
 
@@ -273,7 +280,7 @@ class Transaction:
             hosts |= await self._save_copies(connection, host, copies, version)
         entries = await self._save_entries(connection)
         if self._notes:
-            await connection.execute(insert(notes), [asdict(note) for note in self._notes])
+            await upsert_rows(connection, notes, [asdict(note) for note in self._notes.values()])
         return bool(changed or hosts or entries or self._notes)
 
     async def _save_hosts(self, connection: AsyncConnection, version: int) -> bool:

@@ -23,6 +23,10 @@ MAX_SIZE = 1_000_000
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """What every database can hold."""
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Word = Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,32}$")]
+Line = Annotated[str, msgspec.Meta(max_length=255)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -112,6 +116,16 @@ class EndSignIns(Message, frozen=True, tag="end_sign_ins"):
     epoch: Number = 0
 
 
+class Noted(Message, frozen=True, tag="noted"):
+    """Cluster: what it settled by itself, for the audit log. Sent until answered by `Done`; written once by ``id``."""
+
+    id: Id
+    at: Number
+    action: Word
+    subject: Line
+    detail: Text
+
+
 # Cluster and host
 
 
@@ -167,6 +181,16 @@ class Copy(msgspec.Struct, frozen=True):
     spec: ImageSpec | None = None
 
 
+class Finding(msgspec.Struct, frozen=True):
+    """Something that a host settled by itself, for the audit log; the same ``id`` is the same finding."""
+
+    id: Id
+    at: Number
+    action: Word
+    desktop: Line
+    detail: Text
+
+
 class Report(Message, frozen=True, tag="report"):
     """Host: how it is here. Sent until answered by `Done`.
 
@@ -184,6 +208,7 @@ class Report(Message, frozen=True, tag="report"):
     facts: HostFacts | None = None
     desktops: tuple[Sighting, ...] = ()
     copies: tuple[Copy, ...] | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
@@ -224,6 +249,7 @@ AnyMessage = (
     | Page
     | Changed
     | Outcome
+    | Noted
     | EndSignIns
     | Describe
     | EnsureDesktop
