@@ -62,7 +62,7 @@ class ViewerServer:
                 )
                 await self._let_in(end)
         except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
-            log.info("a connection to the viewer port ended early", reason=str(error) or "time is up")
+            log.debug("a connection to the viewer port ended early", reason=str(error) or "time is up")
             _drop(end, connection)
         except PupitreError as error:
             log.info("a viewer was refused", error=error.code, reason=error.reason)
