@@ -229,11 +229,13 @@ async def test_a_lost_change_is_repaired_by_the_mark(tmp_path: Path) -> None:
 
             host.hypervisor.crash(str(boot.desktop), "The guest crashed.")
             await link.serve(subjects.status, told, in_order=True)
-            await eventually(lambda: len(marks) > 1)
+
+            async def repaired() -> bool:
+                desktop = await status.desktop(str(boot.desktop))
+                return desktop is not None and desktop.state is DesktopState.FAILED
+
+            await eventually(repaired)
             assert marks[0].sequence > 0
-            desktop = await status.desktop(str(boot.desktop))
-            assert desktop is not None
-            assert desktop.state is DesktopState.FAILED
 
 
 async def test_rows_foretold_by_an_outcome_never_undo_a_newer_change(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from pupitre.domain.command import (
     Fault,
 )
 from pupitre.errors import LimitReached, TooEarly
-from pupitre.store.commands import Allowance, Commands
+from pupitre.store.commands import Commands
+from pupitre.store.requests import Allowance
 from tests import databases
 
 pytestmark = pytest.mark.anyio
@@ -194,7 +195,7 @@ async def test_a_reader_of_changes_misses_none_while_many_write(tmp_path: Path) 
         finished = True
         await reader
         assert seen == {command.id: CommandState.SUCCEEDED for command in written}
-        assert versions == sorted(set(versions))
+        assert versions == sorted(versions), "what shares a transaction shares a version"
         assert last == await one.version()
 
 

@@ -1,9 +1,7 @@
 """`WebServerEndpoint`: joins the website's two databases with a cluster server.
 
-A command leaves its row only along `COMMAND_LIFE`. It is sent until the cluster
-answers that it is journalled; one that the cluster cannot be told of within the
-grace period ends with CONNECTION_ERROR, one without outcome at its deadline is
-timed out, and in both cases the cluster is told to undo what it may have made.
+Commands go out by the `Carrier`, outcomes and status come in here; and here is known
+whether the cluster is reached, judged by what is heard from it and never by a connection.
 """
 
 import asyncio
@@ -11,32 +9,25 @@ import contextlib
 from pathlib import Path
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
 from pupitre import pki
 from pupitre.clock import now_ms
-from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
+from pupitre.domain.command import CommandEvent, CommandState, Fault, Halt
 from pupitre.domain.status import Link as LinkState
 from pupitre.domain.status import Position
+from pupitre.endpoint.carrier import RESEND, Carrier
 from pupitre.endpoint.endings import tell_endings
 from pupitre.endpoint.notes import write_note
 from pupitre.endpoint.status import HEARD_EVERY_MS, StatusMirror
-from pupitre.errors import (
-    ConnectionFault,
-    EndpointError,
-    LinkDown,
-    MessageError,
-    TimedOut,
-    Unavailable,
-)
+from pupitre.errors import EndpointError, Halted, LinkDown, MessageError, Unavailable
 from pupitre.store.audit import AuditLog
-from pupitre.store.commands import ASKED, Commands
+from pupitre.store.commands import Commands
 from pupitre.store.endings import Endings
 from pupitre.store.engine import Database
 from pupitre.store.status import Status
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
-    Abandon,
     AnyMessage,
     Changed,
     Done,
@@ -46,25 +37,26 @@ from pupitre.wire.messages import (
     Noted,
     Outcome,
     Page,
-    Submit,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import persist, rung
+from pupitre.workers import rung
 
 log = structlog.get_logger(__name__)
 
 ROLE = "endpoint"
-PAGE = 500
-AT_ONCE = 64
-"""Commands sent side by side."""
-RESEND = (0.25, 2.0)
-"""Seconds between two tries to send: at first, and at most."""
 
 OUTCOMES = {
     CommandState.SUCCEEDED: CommandEvent.SUCCEED,
     CommandState.FAILED: CommandEvent.FAIL,
     CommandState.CANCELLED: CommandEvent.CANCEL,
 }
+
+
+HALTED = Fault(Halted.code, "The cluster was halted before this command had its outcome.")
+
+
+class _End(Exception):
+    """There is nothing left to do."""
 
 
 class WebServerEndpoint:
@@ -74,8 +66,7 @@ class WebServerEndpoint:
         self._cluster = cluster
         self._subjects = Subjects(cluster)
         self._registry = registry
-        self._wake = asyncio.Event()
-        self._asked_since = asyncio.Event()
+        self._halted = asyncio.Event()
         self._silence_limit = 0.0
         self._heard = 0.0
         self._reached: bool | None = None
@@ -89,9 +80,7 @@ class WebServerEndpoint:
         self._audit: AuditLog
         self._mirror: StatusMirror
         self._link: Link
-        self._timeout_check_interval = 5.0
-        self._grace_ms = 10_000
-        self._outcomes = Counter("pupitre_outcomes", "Outcomes of commands", ["outcome"], registry=registry)
+        self._carrier: Carrier
         self._reached_gauge = Gauge("pupitre_cluster_reached", "1 while the cluster answers", registry=registry)
 
     def connect_to_databases(self, commands: Database, status: Database) -> None:
@@ -109,6 +98,7 @@ class WebServerEndpoint:
         status_update_interval: float,
         command_timeout_check_interval: float,
         connection_grace: float,
+        user_in_flight: int = 8,
         answer_within: float | None = None,
     ) -> None:
         """Open the link (TLS, certificates on both sides) and wait until the cluster answers.
@@ -117,12 +107,21 @@ class WebServerEndpoint:
         up then and raises `EndpointError` with the reason; otherwise it waits for ever.
         After that the link comes back by itself.
         """
-        self._timeout_check_interval = command_timeout_check_interval
-        self._grace_ms = int(connection_grace * 1000)
         self._silence_limit = status_update_interval * 2.5
         tls = pki.client_context(certificate_path, ROLE)
         self._link = Link(servers, ROLE, tls, registry=self._registry, on_change=self._broker_changed)
         self._open.push_async_callback(self._link.close)
+        self._carrier = Carrier(
+            self._commands,
+            self._link,
+            self._subjects,
+            reach=self._reach,
+            lost=self._lost,
+            check_interval=command_timeout_check_interval,
+            grace=connection_grace,
+            starts_per_user=user_in_flight,
+            registry=self._registry,
+        )
         heard_every = min(HEARD_EVERY_MS, int(status_update_interval * 250))
         self._mirror = StatusMirror(self._cluster, self._status, self._page, heard_every=heard_every)
         try:
@@ -143,11 +142,17 @@ class WebServerEndpoint:
         await self._open.aclose()
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled, or until the cluster is halted."""
+        with contextlib.suppress(_End):
+            try:
+                await self._serve()
+            except* _End as several:
+                raise several.exceptions[0] from None
+
+    async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
-            tasks.create_task(persist(self._send_all, self._wake, pauses=RESEND))
-            tasks.create_task(self._time_out_commands())
+            tasks.create_task(self._until_halted())
+            tasks.create_task(self._carrier.run())
             tasks.create_task(self._watch_cluster())
             tasks.create_task(tell_endings(Endings(self._commands.database), self._link, self._subjects))
 
@@ -157,7 +162,7 @@ class WebServerEndpoint:
         if not connected:
             self._link.spawn(self._lost("The message broker is away."))
         self._look.set()
-        self._wake.set()
+        self._carrier.wake()
 
     async def _greet(self) -> bool:
         try:
@@ -179,7 +184,7 @@ class WebServerEndpoint:
             self._reached_gauge.set(1)
             log.info("The cluster is reached.", cluster=self._cluster)
             await self._write_link()
-            self._wake.set()
+            self._carrier.wake()
 
     async def _lost(self, reason: str) -> None:
         if self._reached is not False:
@@ -225,100 +230,6 @@ class WebServerEndpoint:
     async def _page(self, page: GetPage) -> Page:
         return await self._link.request(self._subjects.commands, page, Page, timeout=5)
 
-    # Commands: from the rows to the cluster
-
-    async def _listen(self) -> None:
-        async with self._commands.database.listen(ASKED) as listener:
-            while True:
-                self._wake.set()
-                self._asked_since.set()
-                await listener.heard()
-
-    async def _send_all(self) -> bool:
-        """Send what waits; True when nothing waits any more."""
-        slots = asyncio.Semaphore(AT_ONCE)
-
-        async def one(command: Command) -> bool:
-            async with slots:
-                return await self._send(command)
-
-        waiting = await self._commands.to_send(limit=PAGE)
-        if len(waiting) == PAGE:
-            self._wake.set()  # there are more
-        sent = await asyncio.gather(*(one(command) for command in waiting))
-        abandoned = True
-        if self._reached:
-            abandoned = await self._abandon_all()
-        return all(sent) and abandoned
-
-    async def _send(self, command: Command) -> bool:
-        message = Submit(id=command.id, user=command.user, order=command.order, deadline=command.deadline)
-        try:
-            await self._link.request(self._subjects.commands, message, Done)
-        except LinkDown as error:
-            await self._lost(f"The cluster server does not answer: {error}")
-            await self._not_sent(command, str(error))
-            return False
-        except MessageError as error:
-            fault = Fault(error.code, f"The cluster refused the command: {error}")
-            await self._end(command.id, CommandEvent.FAIL, fault)
-            return True
-        await self._reach()
-        await self._commands.advance(command.id, CommandEvent.ACCEPT, now=now_ms())
-        return True
-
-    async def _not_sent(self, command: Command, reason: str) -> None:
-        if now_ms() - command.created >= self._grace_ms:
-            sentence = f"The cluster is not reached: {reason} Nothing was started; try again later."
-            await self._end(command.id, CommandEvent.FAIL, Fault(ConnectionFault.code, sentence), abandon=True)
-        elif command.state is CommandState.QUEUED:
-            await self._commands.advance(command.id, CommandEvent.SEND, now=now_ms())
-
-    async def _abandon_all(self) -> bool:
-        all_done = True
-        for command in await self._commands.to_abandon():
-            message = Abandon(id=command.id, user=command.user, order=command.order, deadline=command.deadline)
-            try:
-                await self._link.request(self._subjects.commands, message, Done)
-            except LinkDown as error:
-                log.warning("The cluster has yet to undo a command.", command=command.id, reason=str(error))
-                return False
-            except MessageError as error:
-                log.error("The cluster refuses to undo a command.", command=command.id, reason=str(error))
-                all_done = False
-                continue
-            await self._commands.abandoned(command.id)
-        return all_done
-
-    async def _time_out_commands(self) -> None:
-        while True:
-            try:
-                deadline = await self._commands.next_deadline()
-                if deadline is not None and deadline <= now_ms():
-                    await self._time_out_due()
-                    continue
-            except Unavailable as error:
-                log.warning("The commands database does not answer.", reason=str(error))
-                deadline = now_ms() + 60_000
-            if deadline is None:
-                await self._asked_since.wait()
-                self._asked_since.clear()
-                continue
-            left = max(deadline - now_ms(), 1) / 1000
-            await asyncio.sleep(min(left, self._timeout_check_interval))
-
-    async def _time_out_due(self) -> None:
-        now = now_ms()
-        for command in await self._commands.unfinished():
-            if command.deadline <= now:
-                seconds = (command.deadline - command.created) / 1000
-                rest = (
-                    "It is still tried." if command.kind is CommandKind.DESTROY_DESKTOP else "What was begun is undone."
-                )
-                fault = Fault(TimedOut.code, f"There was no outcome within {seconds:g} seconds. {rest}")
-                await self._end(command.id, CommandEvent.TIME_OUT, fault, abandon=True)
-        self._wake.set()
-
     # Outcomes: from the cluster to the rows
 
     async def _on_outcome(self, message: AnyMessage) -> AnyMessage:
@@ -331,13 +242,26 @@ class WebServerEndpoint:
         await self._reach()
         # Status first: who reads that a start succeeded must find the desktop running.
         await self._mirror.foretell(message.rows, Position(message.epoch, message.sequence))
-        await self._end(message.id, OUTCOMES[message.state], message.fault)
+        await self._carrier.end(message.id, OUTCOMES[message.state], message.fault)
+        if not message.rows and message.state is CommandState.SUCCEEDED:
+            await self._see_halt(message.id)
         return Done()
 
-    async def _end(self, command: str, event: CommandEvent, fault: Fault | None, *, abandon: bool = False) -> None:
-        if await self._commands.advance(command, event, now=now_ms(), fault=fault, abandon=abandon):
-            self._outcomes.labels(outcome=fault.code if fault else str(event)).inc()
-            log.info("Command ended.", command=command, outcome=str(event), reason=fault.reason if fault else None)
+    async def _see_halt(self, command: str) -> None:
+        """The cluster has been halted: nobody will answer what still waits, and this process has nothing to do."""
+        ended = await self._commands.get(command)
+        if ended is None or not isinstance(ended.order, Halt):
+            return
+        for waiting in await self._commands.unfinished():
+            await self._carrier.end(waiting.id, CommandEvent.CANCEL, HALTED)
+        await self._lost("An administrator has halted it.")
+        self._halted.set()
+
+    async def _until_halted(self) -> None:
+        await self._halted.wait()
+        await self._link.settle()  # the cluster waits for our word that it may go
+        log.info("The cluster was halted; the endpoint ends.")
+        raise _End
 
     async def _on_status(self, message: AnyMessage) -> None:
         if not isinstance(message, Changed | Mark):

@@ -20,6 +20,7 @@ async def run(settings: Settings, ops: Ops) -> None:
             status_update_interval=settings.status_update_interval,
             command_timeout_check_interval=settings.command_timeout_check_interval,
             connection_grace=settings.connection_grace,
+            user_in_flight=settings.user_in_flight,
         )
         ops.ready()
         await endpoint.run()

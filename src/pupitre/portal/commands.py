@@ -7,7 +7,7 @@ from pupitre.errors import NotFound
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.links import check_reached
 from pupitre.portal.sessions import Caller
-from pupitre.store.commands import Allowance
+from pupitre.store.requests import Allowance
 
 
 async def ask(portal: Portal, caller: Caller, order: Order, allowance: Allowance | None = None) -> Command:
@@ -23,7 +23,9 @@ async def ask(portal: Portal, caller: Caller, order: Order, allowance: Allowance
         deadline=now + int(portal.settings.timeout_of(order.kind) * 1000),
     )
     interval = int(portal.settings.min_command_interval * 1000)
-    return await portal.commands.request(command, interval_ms=interval, allowance=allowance)
+    return await portal.commands.request(
+        command, interval_ms=interval, allowance=allowance, actor_name=caller.user.name, origin=caller.origin
+    )
 
 
 async def command_of(portal: Portal, user: User, command_id: str) -> Command:

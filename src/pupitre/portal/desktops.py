@@ -27,7 +27,7 @@ from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.links import LinkState, link_state
 from pupitre.portal.sessions import Caller
-from pupitre.store.commands import Allowance
+from pupitre.store.requests import Allowance
 
 SHOWN_AFTER_FAILURE_MS = 10 * 60 * 1000
 """How long a desktop that failed stays in sight unless its user puts it away."""

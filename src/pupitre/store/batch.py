@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from pupitre.errors import Conflict, PupitreError
+from pupitre.errors import Conflict, Invalid, PupitreError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,7 +18,7 @@ R = TypeVar("R")
 class Batch(Generic[T, R]):
     """``work`` takes a group and gives each item's result, or its error, in the same order.
 
-    When the group as a whole meets a `Conflict`, each item is tried alone, so that one bad
+    When the group as a whole meets a `Conflict` or what no row can hold, each item is tried alone, so that one bad
     item is nobody else's trouble. Any other error of the whole is the error of every item.
     """
 
@@ -38,11 +38,6 @@ class Batch(Generic[T, R]):
             self._task = asyncio.create_task(self._run(), name="batch")
         return await future
 
-    async def idle(self) -> None:
-        """Wait until nothing is with the database any more."""
-        while self._task:
-            await asyncio.wait({self._task})
-
     async def _run(self) -> None:
         try:
             while self._waiting:
@@ -56,7 +51,7 @@ class Batch(Generic[T, R]):
     async def _take(self, group: Sequence[tuple[T, "asyncio.Future[R]"]]) -> None:
         try:
             results: Sequence[R | PupitreError | Exception] = await self._work([item for item, _ in group])
-        except Conflict as error:
+        except (Conflict, Invalid) as error:
             if len(group) > 1:
                 for one in group:
                     await self._take([one])

@@ -1,40 +1,29 @@
 """The database ``commands``: what was asked for, until long after it has its outcome.
 
-The row is written before the browser has its answer, and its state moves only
-along `COMMAND_LIFE`: every change is one UPDATE that names the states it may leave.
+The row is written before the browser has its answer, and its state moves only along
+`COMMAND_LIFE`. Requests that come together share a transaction, and so do moves.
 """
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
-from sqlalchemy import Row, and_, false, func, insert, or_, select, true, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import false, func, or_, select, true, update
 
 from pupitre.domain.command import (
-    COMMAND_LIFE,
     FINAL_STATES,
     Command,
     CommandEvent,
     CommandKind,
     CommandState,
     Fault,
-    Order,
 )
-from pupitre.errors import LimitReached, TooEarly
+from pupitre.errors import PupitreError
+from pupitre.store.batch import Batch
+from pupitre.store.command_rows import from_row
 from pupitre.store.engine import Database, next_version
-from pupitre.store.schema import commands, commands_counter, gates
-
-_orders: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Order)
-
-
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """How many desktops the user may have, and how to read which of them the status database counts."""
-
-    limit: int
-    counted: Callable[[], Awaitable[frozenset[str]]]
+from pupitre.store.moves import Move, write_moves
+from pupitre.store.requests import Allowance, Request, write_requests
+from pupitre.store.schema import commands, commands_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,58 +40,31 @@ class Commands:
     def __init__(self, database: Database) -> None:
         self.database = database
 
+        self._requests: Batch[Request, Command] = Batch(self._request)
+        self._moves: Batch[Move, bool] = Batch(self._move)
+
     async def request(
         self,
         command: Command,
         *,
         interval_ms: int,
         allowance: Allowance | None = None,
+        actor_name: str = "",
+        origin: str = "",
     ) -> Command:
-        """Write a new command. Raises `TooEarly` and `LimitReached`; then nothing has changed.
-
-        Interval, limit and row are one transaction, which the user's gate row puts in
-        order: of any number of requests at once, only as many pass as the limit allows.
+        """Write a new command, and who asked for it, from where. Raises `TooEarly` and `LimitReached`;
+        then nothing has changed.
         """
+        return await self._requests.do(Request(command, interval_ms, allowance, actor_name, origin))
+
+    async def _request(self, group: Sequence[Request]) -> list[Command | PupitreError]:
         async with self.database.write(ASKED, ANSWERED) as connection:
-            version = await next_version(connection, commands_counter)
-            await self._pass_gate(connection, command, interval_ms)
-            if allowance is not None:
-                await self._check_allowance(connection, command, allowance)
-            await connection.execute(insert(commands).values(version=version, abandon=False, **_to_row(command)))
-        return command
-
-    async def _pass_gate(self, connection: AsyncConnection, command: Command, interval_ms: int) -> None:
-        last = (await connection.execute(select(gates.c.last).where(gates.c.user_id == command.user))).scalar()
-        if last is None:
-            await connection.execute(insert(gates).values(user_id=command.user, last=command.created))
-            return
-        wait = last + interval_ms - command.created
-        if 0 < wait <= interval_ms:  # a longer wait means that the clock was set back
-            raise TooEarly(f"That was too quick: wait {wait / 1000:.1f} seconds and try again.", wait / 1000)
-        await connection.execute(update(gates).where(gates.c.user_id == command.user).values(last=command.created))
-
-    async def _check_allowance(self, connection: AsyncConnection, command: Command, allowance: Allowance) -> None:
-        under_way = await connection.execute(
-            select(commands.c.desktop).where(
-                commands.c.user_id == command.user,
-                commands.c.kind == CommandKind.BOOT_DESKTOP,
-                commands.c.state.not_in(FINAL_STATES),
-            )
-        )
-        # In this order: a boot that ends in between is in the status database before it has its outcome here.
-        have = {str(desktop) for (desktop,) in under_way} | await allowance.counted()
-        if len(have) >= allowance.limit:
-            plural = "desktop" if allowance.limit == 1 else "desktops"
-            raise LimitReached(
-                f"You may have {allowance.limit} {plural} at once and have {len(have)}. Stop one and start again."
-                if allowance.limit
-                else "Your account may not start desktops. Ask your administrator."
-            )
+            return await write_requests(connection, group, await next_version(connection, commands_counter))
 
     async def get(self, command_id: str) -> Command | None:
         async with self.database.read() as connection:
             row = (await connection.execute(select(commands).where(commands.c.id == command_id))).one_or_none()
-        return _from_row(row) if row else None
+        return from_row(row) if row else None
 
     async def of_user(self, user_id: str, *, limit: int = 100, before: str | None = None) -> list[Command]:
         """The user's commands, newest first. ``before`` is the id of the last one already seen."""
@@ -111,7 +73,7 @@ class Commands:
             query = query.where(commands.c.id < before)
         async with self.database.read() as connection:
             rows = await connection.execute(query.order_by(commands.c.id.desc()).limit(limit))
-        return [_from_row(row) for row in rows]
+        return [from_row(row) for row in rows]
 
     async def recent_boots(self, user_id: str, *, since: int) -> list[Command]:
         """The user's boot commands without an outcome, or with one since then (Unix ms), oldest first."""
@@ -121,7 +83,7 @@ class Commands:
             or_(commands.c.finished.is_(None), commands.c.finished >= since),
         )
         async with self.database.read() as connection:
-            return [_from_row(row) for row in await connection.execute(query.order_by(commands.c.id))]
+            return [from_row(row) for row in await connection.execute(query.order_by(commands.c.id))]
 
     async def of_desktops(self, desktop_ids: Collection[str]) -> dict[str, list[Command]]:
         """Every command of these desktops, oldest first."""
@@ -129,7 +91,7 @@ class Commands:
         found: dict[str, list[Command]] = {}
         async with self.database.read() as connection:
             for row in await connection.execute(query):
-                found.setdefault(str(row.desktop), []).append(_from_row(row))
+                found.setdefault(str(row.desktop), []).append(from_row(row))
         return found
 
     async def dismiss(self, desktop_id: str) -> None:
@@ -150,7 +112,7 @@ class Commands:
         """Commands changed since version ``after``, in the order of their changes."""
         query = select(commands).where(commands.c.version > after).order_by(commands.c.version)
         async with self.database.read() as connection:
-            return [CommandChange(row.version, _from_row(row)) for row in await connection.execute(query)]
+            return [CommandChange(row.version, from_row(row)) for row in await connection.execute(query)]
 
     # The endpoint's side
 
@@ -158,14 +120,27 @@ class Commands:
         """Every command without an outcome, oldest first."""
         query = select(commands).where(commands.c.state.not_in(FINAL_STATES)).order_by(commands.c.id)
         async with self.database.read() as connection:
-            return [_from_row(row) for row in await connection.execute(query)]
+            return [from_row(row) for row in await connection.execute(query)]
 
-    async def to_send(self, *, limit: int = 500) -> list[Command]:
-        """Commands that the cluster has not yet journalled, oldest first."""
-        waiting = (CommandState.QUEUED, CommandState.SENT)
-        query = select(commands).where(commands.c.state.in_(waiting)).order_by(commands.c.id).limit(limit)
+    async def to_send(self, *, starts_per_user: int = 8, limit: int = 500) -> list[Command]:
+        """Commands that the cluster has not yet journalled: each user's first, then each user's second, and so on.
+
+        Of one user no more than ``starts_per_user`` starts are under way at once; the others wait for their turn.
+        """
+        open_ones = select(
+            commands,
+            func.row_number()
+            .over(partition_by=(commands.c.user_id, commands.c.kind), order_by=commands.c.id)
+            .label("place"),
+        ).where(commands.c.state.not_in(FINAL_STATES))
+        ranked = open_ones.subquery()
+        waiting = select(ranked).where(
+            ranked.c.state.in_((CommandState.QUEUED, CommandState.SENT)),
+            or_(ranked.c.kind != CommandKind.BOOT_DESKTOP, ranked.c.place <= starts_per_user),
+        )
         async with self.database.read() as connection:
-            return [_from_row(row) for row in await connection.execute(query)]
+            rows = await connection.execute(waiting.order_by(ranked.c.place, ranked.c.id).limit(limit))
+            return [from_row(row) for row in rows]
 
     async def next_deadline(self) -> int | None:
         query = select(func.min(commands.c.deadline)).where(commands.c.state.not_in(FINAL_STATES))
@@ -181,80 +156,19 @@ class Commands:
         An outcome for a command that has already ended is kept as ``late`` (the first one).
         ``abandon`` asks the endpoint to tell the cluster that nobody waits any more.
         """
-        sources = [state for state in CommandState if COMMAND_LIFE.allows(state, event)]
-        target = COMMAND_LIFE.next(sources[0], event)
-        values: dict[str, object] = {"state": target}
-        if COMMAND_LIFE.is_final(target):
-            values |= {
-                "finished": now,
-                "fault_code": fault.code if fault else None,
-                "fault_reason": fault.reason if fault else None,
-            }
-        if abandon:
-            values["abandon"] = True
+        return await self._moves.do(Move(command_id, event, now, fault, abandon))
+
+    async def _move(self, group: Sequence[Move]) -> list[bool]:
         async with self.database.write(ANSWERED) as connection:
-            version = await next_version(connection, commands_counter)
-            here = commands.c.id == command_id
-            moved = await connection.execute(
-                update(commands).where(here, commands.c.state.in_(sources)).values(version=version, **values)
-            )
-            if not moved.rowcount and COMMAND_LIFE.is_final(target):
-                gave_up = or_(
-                    commands.c.state == CommandState.TIMED_OUT,
-                    and_(commands.c.state == CommandState.FAILED, commands.c.fault_code == "CONNECTION_ERROR"),
-                )
-                await connection.execute(
-                    update(commands)
-                    .where(here, gave_up, commands.c.late.is_(None))
-                    .values(version=version, late=target)
-                )
-        return bool(moved.rowcount)
+            return await write_moves(connection, group, await next_version(connection, commands_counter))
 
     async def to_abandon(self) -> list[Command]:
         """Commands that the cluster has yet to be told nobody waits for."""
         query = select(commands).where(commands.c.abandon == true()).order_by(commands.c.id)
         async with self.database.read() as connection:
-            return [_from_row(row) for row in await connection.execute(query)]
+            return [from_row(row) for row in await connection.execute(query)]
 
     async def abandoned(self, command_id: str) -> None:
         """The cluster has confirmed that it knows nobody waits."""
         async with self.database.write() as connection:
             await connection.execute(update(commands).where(commands.c.id == command_id).values(abandon=false()))
-
-
-def encode_order(order: Order) -> str:
-    return msgspec.json.encode(order).decode()
-
-
-def decode_order(payload: str) -> Order:
-    order: Order = _orders.decode(payload)
-    return order
-
-
-def _to_row(command: Command) -> dict[str, object]:
-    return {
-        "id": command.id,
-        "user_id": command.user,
-        "kind": command.kind,
-        "payload": encode_order(command.order),
-        "desktop": command.desktop,
-        "state": command.state,
-        "created": command.created,
-        "deadline": command.deadline,
-        "dismissed": command.dismissed,
-    }
-
-
-def _from_row(row: "Row[tuple[object, ...]]") -> Command:
-    return Command(
-        id=row.id,
-        user=row.user_id,
-        order=decode_order(row.payload),
-        state=CommandState(row.state),
-        created=row.created,
-        deadline=row.deadline,
-        finished=row.finished,
-        fault=Fault(row.fault_code, row.fault_reason) if row.fault_code else None,
-        late=CommandState(row.late) if row.late else None,
-        dismissed=row.dismissed,
-    )

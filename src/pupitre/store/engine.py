@@ -4,8 +4,9 @@ Every commit is on disk before anyone is told. A commit whose answer is lost is 
 error, whether it was made or not: who asked tries again with the same ids.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Table, make_url, select, update
@@ -17,6 +18,8 @@ from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import Conflict, Invalid, SetupError, Unavailable
 from pupitre.store.dialect import Dialect, Listening
 
+LEAVE_WITHIN = 5.0
+"""Seconds that transactions under way may take when a database is closed."""
 KINDS = ("sqlite", "postgresql", "mariadb")
 
 
@@ -34,6 +37,8 @@ class Database:
         self.url = make_url(url)
         self.read_only = read_only
         self._dialect = self._open(bells, poll, patience)
+        self._under_way = 0
+        self._ended = asyncio.Event()
 
     def _open(self, bells: Path, poll: float, patience: float) -> Dialect:
         # Each process imports the one driver that it uses.
@@ -65,18 +70,19 @@ class Database:
         Raises `Conflict` for a duplicate key, `Invalid` for a value that no row can hold, and
         `Unavailable` when the database takes no change; then it is as before, or the answer was lost.
         """
-        async with self._dialect.turn:
-            with self._errors("does not take the change"):
-                async with _transaction(self._dialect.writing) as connection:
-                    yield connection
-                    await self._dialect.announce(connection, topics)
-                    await connection.commit()
-        self._dialect.announced(topics)
+        with self._counted():
+            async with self._dialect.turn:
+                with self._errors("does not take the change"):
+                    async with _transaction(self._dialect.writing) as connection:
+                        yield connection
+                        await self._dialect.announce(connection, topics)
+                        await connection.commit()
+            self._dialect.announced(topics)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that sees one state of the database. Raises `Unavailable`."""
-        with self._errors("does not answer"):
+        with self._counted(), self._errors("does not answer"):
             async with _transaction(self._dialect.reading) as connection:
                 yield connection
 
@@ -85,7 +91,22 @@ class Database:
         return self._dialect.listen(topic)
 
     async def close(self) -> None:
+        """Let transactions under way end, for a while, then let go."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_WITHIN):
+                while self._under_way:
+                    self._ended.clear()
+                    await self._ended.wait()
         await self._dialect.close()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._ended.set()
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -95,8 +116,8 @@ class Database:
             raise Conflict("There is already one with that name.") from error
         except (DBAPIError, OSError) as error:
             if _is_about_a_value(error):
-                raise Invalid(f"The database {self.name} cannot hold that value: {_words(error)}") from error
-            raise Unavailable(f"The database {self.name} {what}: {_words(error)}") from error
+                raise Invalid(f"The database {self.name} cannot hold that value: {words_of(error)}") from error
+            raise Unavailable(f"The database {self.name} {what}: {words_of(error)}") from error
         except PoolTimeout as error:
             raise Unavailable(f"The database {self.name} has too much to do.") from error
 
@@ -129,7 +150,7 @@ def _is_about_a_value(error: DBAPIError | OSError) -> bool:
     return isinstance(error, DataError) or str(getattr(error.orig, "sqlstate", "") or "").startswith("22")
 
 
-def _words(error: DBAPIError | OSError) -> str:
+def words_of(error: DBAPIError | OSError) -> str:
     """What the server said, without the statement and its values."""
     if isinstance(error, OSError):
         return str(error) or type(error).__name__

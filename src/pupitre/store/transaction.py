@@ -19,7 +19,7 @@ from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image, ImageSpec
 from pupitre.domain.placement import Candidate
 from pupitre.errors import Unavailable
-from pupitre.store.commands import decode_order, encode_order
+from pupitre.store.command_rows import decode_order, encode_order
 from pupitre.store.rows import (
     AnyRow,
     copy_to_row,

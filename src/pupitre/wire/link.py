@@ -182,6 +182,14 @@ class Link:
 
         return await self._client.subscribe(subject, cb=one if in_order else beside)
 
+    async def settle(self) -> None:
+        """Let what is under way end, for a moment, and have it sent."""
+        others = self._tasks - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=2)
+        with contextlib.suppress(NatsError, TimeoutError):
+            await asyncio.wait_for(self._client.flush(), 1)
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside everything else; it ends with the link at the latest."""
         task = asyncio.create_task(work)
