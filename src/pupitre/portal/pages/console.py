@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
+from pupitre.portal.consoles import viewer_file
 from pupitre.portal.context import portal_of
 from pupitre.portal.desktops import desktop_of
 from pupitre.portal.sessions import SignedIn
@@ -15,4 +16,18 @@ async def console(request: Request, caller: SignedIn, desktop: str) -> Response:
     portal = portal_of(request)
     seen = await desktop_of(portal, caller.user, desktop)
     names = {image.id: image.name for image in await portal.status.images()}
-    return render(request, "console.html", {"seen": seen, "name": names.get(seen.desktop.image, seen.desktop.image)})
+    host = await portal.status.host(seen.desktop.host) if seen.desktop.host else None
+    context = {
+        "seen": seen,
+        "name": names.get(seen.desktop.image, seen.desktop.image),
+        "host_title": host.title if host else "Its host",
+    }
+    return render(request, "console.html", context)
+
+
+@router.post("/desktops/{desktop}/viewer")
+async def viewer(request: Request, caller: SignedIn, desktop: str) -> Response:
+    """The file with which remote-viewer opens the screen once, within a minute."""
+    text = await viewer_file(portal_of(request), caller, desktop)
+    headers = {"Content-Disposition": f'attachment; filename="{desktop}.vv"'}
+    return Response(text, media_type="application/x-virt-viewer", headers=headers)

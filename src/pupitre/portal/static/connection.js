@@ -23,10 +23,20 @@ const STATE_WORDS = {
   gone: "This desktop is gone.",
   failed: "The desktop has failed.",
 };
+/** What the user can do meanwhile, or instead. */
+const NEXT = {
+  requested: "It opens here by itself as soon as it runs.",
+  preparing: "It opens here by itself as soon as it runs.",
+  booting: "It opens here by itself as soon as it runs.",
+  lost: "It comes back by itself when its host does, and opens here again. You need not wait: under “My desktops” you can stop it and start another.",
+  stopping: "When it is gone, you can start another under “My desktops”.",
+  gone: "You can start another under “My desktops”.",
+  failed: "Start another under “My desktops”. If that fails too, show this message to your teacher.",
+};
 const OVER = new Set(["stopping", "gone", "failed"]);
 
 export class Connection {
-  /** `page.show(state, words, hint)` and `page.opened(rfb)` are told what happens. */
+  /** `page.show(state, words, hint, next)` and `page.opened(rfb)` are told what happens. */
   constructor(desktop, target, RFB, page) {
     this.desktop = desktop;
     this.target = target;
@@ -66,12 +76,12 @@ export class Connection {
     }
     clearTimeout(this.timer);
     if (OVER.has(state)) this.rfb?.disconnect();
-    this.say(OVER.has(state) ? "ended" : "waiting", STATE_WORDS[state] ?? state, reason ?? "");
+    this.say(OVER.has(state) ? "ended" : "waiting", STATE_WORDS[state] ?? state, reason ?? "", NEXT[state]);
   }
 
-  say(state, words, hint = "") {
+  say(state, words, hint = "", next = "") {
     this.state = state;
-    this.page.show(state, words, hint);
+    this.page.show(state, words, hint, next);
   }
 
   async attempt() {
@@ -98,7 +108,7 @@ export class Connection {
     if (answer.ok) return answer.json();
     const problem = await answer.json().catch(() => ({ detail: answer.statusText }));
     if (answer.status === 401) location.assign(`/signin?next=${encodeURIComponent(location.pathname)}`);
-    else if (answer.status === 404) this.say("ended", STATE_WORDS.gone);
+    else if (answer.status === 404) this.say("ended", STATE_WORDS.gone, "", NEXT.gone);
     else if (answer.status === 409) await this.ask(problem.detail);
     else this.again(problem.detail);
     return null;
@@ -108,7 +118,7 @@ export class Connection {
   async ask(detail) {
     const answer = await fetch(`/api/v1/desktops/${this.desktop}`).catch(() => null);
     const desktop = answer?.ok ? await answer.json() : null;
-    if (answer?.status === 404) this.say("ended", STATE_WORDS.gone);
+    if (answer?.status === 404) this.say("ended", STATE_WORDS.gone, "", NEXT.gone);
     else if (desktop && desktop.state !== "running") this.desktopIs(desktop.state, desktop.reason);
     else this.again(detail);
   }

@@ -4,6 +4,7 @@
 // Nothing is tried while the desktop itself is not running: the portal tells us when it is.
 // `main[data-state]` is connecting, connected, reconnecting, waiting or ended.
 
+import { tick } from "./clock.js";
 import { Connection } from "./connection.js";
 import { typeText, watchSoftKeyboard } from "./typing.js";
 
@@ -15,11 +16,12 @@ const screen = find("screen");
 
 const { default: RFB } = await import(page.dataset.rfb);
 
-function show(state, words, hint = "") {
+function show(state, words, hint = "", next = "") {
   page.dataset.state = state;
   find("link-text").textContent = words;
   find("curtain-text").textContent = words;
   find("curtain-hint").textContent = hint;
+  find("curtain-next").textContent = next;
   find("curtain").hidden = state === "connected";
   find("again").hidden = state !== "reconnecting";
   for (const id of ["cad", "clipboard-send", "clipboard-type", "typing"]) find(id).disabled = state !== "connected";
@@ -47,11 +49,35 @@ const connection = new Connection(desktop, screen, RFB, {
 });
 globalThis.pupitreConsole = connection;
 
+const LEAVING = "This desktop is shut down for maintenance in {}. Save your work.";
+let hostTitle = page.dataset.hostTitle;
+let takenAway = !find("leaving").hidden;
+
+/** Its host is being shut down, or it is no longer. */
+function leaving(told) {
+  if (told.host && told.host !== page.dataset.host) hostTitle = told.host;
+  const until = told.state === "running" && told.until ? Date.parse(told.until) : 0;
+  const time = find("leaving-time");
+  find("leaving-host").textContent = hostTitle;
+  find("leaving").hidden = !until;
+  if (told.state === "running") {
+    if (takenAway && !until) find("spoken").textContent = "The desktop stays: its host is not shut down now.";
+    takenAway = Boolean(until);
+  }
+  time.dataset.until = until;
+  if (until) time.dataset.say = LEAVING;
+  else delete time.dataset.say;
+  tick();
+}
+
 // The portal's word on the desktop decides whether there is anything to connect to.
 const events = new EventSource("/api/v1/events");
 events.addEventListener("desktop", (event) => {
   const told = JSON.parse(event.data);
-  if (told.id === desktop) connection.desktopIs(told.state, told.reason);
+  if (told.id !== desktop) return;
+  leaving(told);
+  const why = told.reason ?? told.error?.reason ?? (takenAway ? `${hostTitle} is shut down for maintenance.` : "");
+  connection.desktopIs(told.state, why);
 });
 
 // Toolbar
