@@ -83,7 +83,7 @@ async def open_session(settings: Settings, name: str, seconds: float, act: Act) 
 
 async def close_session(settings: Settings, token: str) -> None:
     async with open_books(settings) as books:
-        await books.accounts.close_session(_digest(token))
+        await books.accounts.close_session(_digest(token), watched=False)
 
 
 def _digest(token: str) -> str:

@@ -56,6 +56,10 @@ class Client:
     def delete(self, path: str) -> Any:
         return self._request("DELETE", path)
 
+    def file(self, method: str, path: str) -> bytes:
+        """An answer that is no JSON."""
+        return self._send(method, path, None).content
+
     def items(self, path: str) -> list[dict[str, Any]]:
         """Every item of a list, page after page."""
         return list(self.each(path))
@@ -81,12 +85,16 @@ class Client:
             raise self._unreachable(error) from error
 
     def _request(self, method: str, path: str, body: object = None) -> Any:
+        response = self._send(method, path, body)
+        return response.json() if response.content else None
+
+    def _send(self, method: str, path: str, body: object) -> httpx2.Response:
         try:
             response = self._http.request(method, path, json=body)
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
         self._check(response)
-        return response.json() if response.content else None
+        return response
 
     def _check(self, response: httpx2.Response) -> None:
         if response.status_code < 400:
@@ -120,13 +128,16 @@ def _events(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @contextmanager
-def connect(who: str | None) -> Iterator[Client]:
-    """A client for the portal of this home. Raises `SetupError` when nobody can be found to act as."""
+def connect(who: str | None, *, lasting: bool = False) -> Iterator[Client]:
+    """A client for the portal of this home. Raises `SetupError` when nobody can be found to act as.
+
+    ``lasting`` is for what outlives the command, as a console does: it is cut when the sign-in ends that opened it.
+    """
     settings = config.load()
     token = os.environ.get("PUPITRE_TOKEN")
     close = None
     if who is not None or not token:
-        token, close = _local_session(settings, who)
+        token, close = _local_session(settings, who, lasting=lasting)
     client = Client(settings, token)
     try:
         yield client
@@ -136,8 +147,8 @@ def connect(who: str | None) -> Iterator[Client]:
             close()
 
 
-def _local_session(settings: Settings, who: str | None) -> tuple[str, Any]:
-    """A token for ``who``, and what ends it again."""
+def _local_session(settings: Settings, who: str | None, *, lasting: bool) -> tuple[str, Any]:
+    """A token for ``who``, and what ends it again; one that lasts ends by itself."""
     from pupitre.cli.accounts import close_session, open_session
     from pupitre.store.audit import Act
     from pupitre.up.demo_file import read_accounts
@@ -146,8 +157,9 @@ def _local_session(settings: Settings, who: str | None) -> tuple[str, Any]:
         who = next((entry["name"] for entry in read_accounts(settings) if entry["role"] == "admin"), None)
     if who is None:
         raise SetupError("Nobody is signed in.", "Set PUPITRE_TOKEN (pupitre user token NAME), or add --as NAME.")
-    token = asyncio.run(open_session(settings, who, SESSION_SECONDS, Act.SIGN_IN))
-    return token, lambda: asyncio.run(close_session(settings, token))
+    seconds = settings.session_hours * 3600 if lasting else SESSION_SECONDS
+    token = asyncio.run(open_session(settings, who, seconds, Act.SIGN_IN))
+    return token, None if lasting else lambda: asyncio.run(close_session(settings, token))
 
 
 def wait_for_outcome(client: Client, command_id: str, *, quiet: bool) -> dict[str, Any]:

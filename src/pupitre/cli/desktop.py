@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -84,13 +85,39 @@ def console(desktop: Desktop, who: As = None, as_json: Json = False) -> None:
     """A console's address and ticket, good once and for 30 seconds; offer both subprotocols: binary, and the ticket."""
     from pupitre.cli.client import connect
 
-    with connect(who) as client:
+    with connect(who, lasting=True) as client:
         opened = client.post(f"/desktops/{desktop}/console", {})
         if as_json:
             print_json(opened)
             return
         print(f"In a browser: {client.origin}/desktops/{desktop}")
         print(f"For programs: {opened['url']}\n  subprotocols: binary, {opened['ticket']}")
+
+
+@app.command()
+def viewer(
+    desktop: Desktop,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to put it. Default: ID.vv here.")] = None,
+    ca: Annotated[
+        bool, typer.Option("--ca", help="Have remote-viewer believe this lab's authority, for ever.")
+    ] = False,
+    who: As = None,
+    as_json: Json = False,
+) -> None:
+    """A connection file for remote-viewer, good once and for 60 seconds; some hosts let no native viewer in."""
+    from pupitre.cli.client import connect
+    from pupitre.cli.viewer import add_authority, knows, write_connection
+
+    path = output or Path(f"{desktop}.vv")
+    with connect(who, lasting=True) as client:
+        authority = client.file("GET", "/authority")
+        if ca:
+            add_authority(Path.home(), authority)
+        write_connection(path, client.file("POST", f"/desktops/{desktop}/viewer").decode())
+    known = knows(Path.home(), authority)
+    _told({"file": str(path), "authority_known": known}, f"Within 60 seconds: remote-viewer {path}", as_json)
+    if not known:
+        print("remote-viewer does not know this lab's authority: add --ca, once for this user.", file=sys.stderr)
 
 
 def _told(value: Any, sentence: str, as_json: bool) -> None:
