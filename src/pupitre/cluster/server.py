@@ -27,10 +27,11 @@ from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import HOST_LIFE, Host, HostEvent
 from pupitre.domain.status import Rows
 from pupitre.errors import Deposed, LinkDown, MessageError, RegistrationFault, Unavailable
-from pupitre.store.cluster import ClusterStore
+from pupitre.store.cluster import SECTIONS, ClusterStore
 from pupitre.store.transaction import Entry, Needs, Transaction
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
+    MAX_SIZE,
     Abandon,
     AnyMessage,
     Changed,
@@ -47,6 +48,7 @@ from pupitre.wire.messages import (
     Page,
     Report,
     Submit,
+    encode,
 )
 from pupitre.wire.subjects import Subjects
 from pupitre.workers import Workers, persist
@@ -79,9 +81,11 @@ class ClusterServer:
         self._finished = asyncio.Event()
         self._noted = asyncio.Event()
         store.on_note = self._noted.set
+        store.on_removal = self._host_removed
         self._orphans: dict[str, frozenset[str]] = {}
         self._epoch = 0
         self._published = 0
+        self._removed = False
         self._taken = Counter("pupitre_cluster_commands", "Commands journalled", ["kind"], registry=registry)
 
     async def run(self, *, on_started: Callable[[], None] = lambda: None) -> None:
@@ -152,8 +156,7 @@ class ClusterServer:
         if isinstance(message, Hello):
             return Mark(epoch=self._epoch, sequence=self._published)
         if isinstance(message, GetPage):
-            sequence, rows, following = await self._store.page(message.section, message.after)
-            return Page(epoch=self._epoch, sequence=sequence, rows=rows, next=following)
+            return await self._page(message)
         if isinstance(message, Submit):
             await self._submit(message)
             return Done()
@@ -166,6 +169,18 @@ class ClusterServer:
             hosts = await self._store.hosts()
             return await tell_hosts(self._link, self._subjects, hosts, message.bearers, self._epoch)
         raise MessageError(f"The cluster takes no {type(message).__name__} from an endpoint.")
+
+    async def _page(self, ask: GetPage) -> Page:
+        """A page that fits into one message."""
+        if ask.section not in SECTIONS:
+            raise MessageError(f"There are no pages of {ask.section[:50]!r}.")
+        limit = CHUNK
+        while True:
+            sequence, rows, following = await self._store.page(ask.section, ask.after, limit=limit)
+            page = Page(epoch=self._epoch, sequence=sequence, rows=rows, next=following)
+            if limit == 1 or len(encode(page)) <= MAX_SIZE:
+                return page
+            limit = limit // 4 + 1
 
     async def _submit(self, message: Submit) -> None:
         entry = Entry(message.id, message.user, message.order, message.deadline)
@@ -384,18 +399,27 @@ class ClusterServer:
         return await send_notes(self._store, self._link, self._subjects)
 
     async def _publish_changes(self) -> bool:
-        sequence, rows = await self._store.changes(self._published)
-        if rows:
-            await self._publish(sequence, rows)
+        removed, self._removed = self._removed, False
+        try:
+            sequence, rows = await self._store.changes(self._published)
+        except Unavailable:
+            self._removed |= removed
+            raise
+        if rows or removed:
+            await self._publish(sequence, rows, removed=removed)
         return True
 
-    async def _publish(self, sequence: int, rows: Rows) -> None:
-        """One message; for more than fits into one, a mark, which has the reader ask for pages."""
+    async def _publish(self, sequence: int, rows: Rows, *, removed: bool) -> None:
+        """One message; for more than fits into one, or a removal, a mark: it has the reader ask for pages."""
         news: Changed | Mark = Changed(epoch=self._epoch, after=self._published, sequence=sequence, rows=rows)
-        if len(rows.hosts) + len(rows.copies) + len(rows.desktops) > CHUNK:
+        many = len(rows.hosts) + len(rows.copies) + len(rows.desktops) > CHUNK
+        if removed or many or len(encode(news)) > MAX_SIZE:
             news = Mark(epoch=self._epoch, sequence=sequence)
         self._published = sequence
         await self._link.publish(self._subjects.status, news)
+
+    def _host_removed(self) -> None:
+        self._removed = True
 
     async def _publish_marks(self) -> None:
         while True:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import case, delete, exists, not_, select, update
+from sqlalchemy import and_, case, delete, exists, not_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.command import desktop_of
@@ -63,6 +63,7 @@ class ClusterStore:
         self._deposed = asyncio.Event()
         self.on_change = on_change
         self.on_note: Callable[[], None] = lambda: None
+        self.on_removal: Callable[[], None] = lambda: None
         self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
         self._looks: Batch[str, tuple[Placed, ImageSpec | None] | None] = Batch(self._look)
 
@@ -106,6 +107,8 @@ class ClusterStore:
             if not wrote:
                 await connection.rollback()  # nothing to write is nothing to wait for
         if wrote:
+            if transaction.removed_hosts:
+                self.on_removal()
             self.on_change()
             if transaction.has_notes:
                 self.on_note()
@@ -225,23 +228,12 @@ class ClusterStore:
                 desktops=tuple(desktop_from_row(row) for row in desktops),
             )
 
-    async def page(self, section: str, after: str | None) -> tuple[int, Rows, str | None]:
+    async def page(self, section: str, after: str | None, *, limit: int = PAGE) -> tuple[int, Rows, str | None]:
         """One page of everything there is: the version, rows of ``section``, and where the next page begins."""
         async with self.database.read() as connection:
             sequence = int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
-            if section == "hosts":
-                host_rows = await connection.execute(select(cluster_hosts))
-                return sequence, Rows(hosts=tuple(host_from_row(row) for row in host_rows)), None
-            if section == "copies":
-                copy_rows = await connection.execute(select(cluster_copies).where(not_(cluster_copies.c.gone)))
-                found = tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows)
-                return sequence, Rows(copies=found), None
-            query = select(cluster_desktops).where(cluster_desktops.c.state != DesktopState.GONE)
-            if after:
-                query = query.where(cluster_desktops.c.id > after)
-            rows = (await connection.execute(query.order_by(cluster_desktops.c.id).limit(PAGE))).all()
-            following = str(rows[-1].id) if len(rows) == PAGE else None
-            return sequence, Rows(desktops=tuple(desktop_from_row(row) for row in rows)), following
+            rows, following = await _PAGES[section](connection, after, limit)
+        return sequence, rows, following
 
     async def forget(self, before: int) -> None:
         """Drop desktops that have been gone, and commands that have been reported, since before ``before`` (ms)."""
@@ -252,3 +244,39 @@ class ClusterStore:
                 )
             )
             await connection.execute(delete(journal).where(journal.c.reported, journal.c.accepted < before))
+
+
+async def _host_page(connection: AsyncConnection, after: str | None, limit: int) -> tuple[Rows, str | None]:
+    query = select(cluster_hosts).order_by(cluster_hosts.c.name).limit(limit)
+    if after:
+        query = query.where(cluster_hosts.c.name > after)
+    rows = (await connection.execute(query)).all()
+    return Rows(hosts=tuple(host_from_row(row) for row in rows)), str(rows[-1].name) if len(rows) == limit else None
+
+
+async def _copy_page(connection: AsyncConnection, after: str | None, limit: int) -> tuple[Rows, str | None]:
+    query = select(cluster_copies).where(not_(cluster_copies.c.gone))
+    if after:
+        host, _, image = after.partition("/")  # no host has one in its name
+        query = query.where(
+            or_(
+                cluster_copies.c.host > host,
+                and_(cluster_copies.c.host == host, cluster_copies.c.image > image),
+            )
+        )
+    rows = (await connection.execute(query.order_by(cluster_copies.c.host, cluster_copies.c.image).limit(limit))).all()
+    found = tuple(HostImage(row.host, image_from_row(row), row.gone) for row in rows)
+    return Rows(copies=found), f"{rows[-1].host}/{rows[-1].image}" if len(rows) == limit else None
+
+
+async def _desktop_page(connection: AsyncConnection, after: str | None, limit: int) -> tuple[Rows, str | None]:
+    query = select(cluster_desktops).where(cluster_desktops.c.state != DesktopState.GONE)
+    if after:
+        query = query.where(cluster_desktops.c.id > after)
+    rows = (await connection.execute(query.order_by(cluster_desktops.c.id).limit(limit))).all()
+    return Rows(desktops=tuple(desktop_from_row(row) for row in rows)), str(rows[-1].id) if len(rows) == limit else None
+
+
+_PAGES = {"hosts": _host_page, "copies": _copy_page, "desktops": _desktop_page}
+SECTIONS = frozenset(_PAGES)
+"""Of which `ClusterStore.page` gives pages."""

@@ -136,6 +136,7 @@ class Transaction:
         self._accepted: dict[str, int] = {}
         self._copies: dict[str, Sequence[tuple[Image, ImageSpec | None]]] = {}
         self._notes: dict[str, Note] = {}
+        self.removed_hosts: set[str] = set()
 
     # Commands
 
@@ -195,6 +196,7 @@ class Transaction:
     def remove_host(self, name: str) -> None:
         """With its copies; its desktops must be gone."""
         self.hosts.pop(name, None)
+        self.removed_hosts.add(name)
         self.put_copies(name, [])
 
     def put_copies(self, host: str, copies: Sequence[tuple[Image, ImageSpec | None]]) -> None:
