@@ -232,7 +232,7 @@ async def test_a_lost_change_is_repaired_by_the_mark(tmp_path: Path) -> None:
 
             async def repaired() -> bool:
                 desktop = await status.desktop(str(boot.desktop))
-                return desktop is not None and desktop.state is DesktopState.FAILED
+                return len(marks) > 1 and desktop is not None and desktop.state is DesktopState.FAILED
 
             await eventually(repaired)
             assert marks[0].sequence > 0
