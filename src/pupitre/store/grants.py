@@ -34,24 +34,23 @@ _HELD = (
     "SELECT grantee, table_name, privilege_type FROM information_schema.table_privileges"
     " WHERE table_schema = current_schema()"
 )
-_HELD_MARIA = _HELD.replace("current_schema()", "DATABASE()")
+_HELD_MARIA = "SELECT user, table_name, table_priv FROM mysql.tables_priv WHERE db = DATABASE() AND host = '%'"
 
 
 async def ensure_grants(connection: AsyncConnection, name: DatabaseName, users: Mapping[DatabaseRole, str]) -> bool:
     """Give each role's user exactly its privileges on every table; True when anything was not so. As the owner."""
     maria = connection.dialect.name != "postgresql"
     held: dict[tuple[str, str], set[str]] = {}
-    for grantee, table, privilege in await connection.execute(text(_HELD_MARIA if maria else _HELD)):
-        held.setdefault((grantee, table), set()).add(privilege)
+    for user, table, words in await connection.execute(text(_HELD_MARIA if maria else _HELD)):
+        held.setdefault((user, table), set()).update(words.upper().split(","))
     changed = False
     for role, user in users.items():
-        grantee = f"'{user}'@'%'" if maria else user
-        whom = grantee if maria else f'"{user}"'
+        whom = f"'{user}'@'%'" if maria else f'"{user}"'
         for table in DATABASES[name].tables:
-            wanted, has = privileges(role, name, table), held.get((grantee, table), set())
+            wanted, has = privileges(role, name, table), held.get((user, table), set())
             what = f"`{table}`" if maria else f'"{table}"'
             for verb, to, which in (("GRANT", "TO", wanted - has), ("REVOKE", "FROM", has - wanted)):
                 if which:
-                    await connection.exec_driver_sql(f"{verb} {', '.join(sorted(which))} ON {what} {to} {whom}")
+                    await connection.execute(text(f"{verb} {', '.join(sorted(which))} ON {what} {to} {whom}"))
                     changed = True
     return changed

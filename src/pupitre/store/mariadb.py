@@ -6,6 +6,7 @@ connection that the server closed while it rested in the pool.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -23,6 +24,9 @@ SHORTEST_PAUSE = 0.02
 """Seconds between two looks at the counter while it moves."""
 
 _ARGUMENTS = {"charset": "utf8mb4", "connect_timeout": 10}
+# Notes on our own statements, such as the name of a primary key, help nobody.
+logging.getLogger("asyncmy").setLevel(logging.ERROR)
+
 _MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 
 
