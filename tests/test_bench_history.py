@@ -129,6 +129,12 @@ WRONG: list[tuple[str, Callable[[Evidence], Evidence], Sort, str]] = [
     ("failed, runs", on_host("host-1", guests=("a", "e")), "untrue", "boot-e has failed, and e runs"),
     ("booted twice", also("commands", x=CommandSeen("x", BOOT, "a", C.FAILED)), "doubled", "booted by two commands"),
     ("booted by nobody", also("placed", x=PlacedSeen(None, D.FAILED, D.GONE)), "orphan", "x that no command booted"),
+    (
+        "ended by itself where nothing does",
+        lambda seen: replace(desktop("a", state=D.FAILED, host=None, reason="It was.")(seen), lasting=True),
+        "lost",
+        "nobody destroyed it, and it is failed: It was",
+    ),
     ("sums", also("used", host_1=(512, 2)), "untrue", "host-1 counts (512, 2)"),
 ]
 
@@ -149,5 +155,5 @@ def test_what_is_wrong_is_said(spoil: Callable[[Evidence], Evidence], sort: Sort
 
 def test_what_is_not_known_is_not_judged() -> None:
     """A real host keeps no list of what ever ran, and some hosts' journals cannot be read."""
-    dim = {name: replace(host, ran=None, records=None) for name, host in SOUND.hosts.items()}
+    dim = {name: replace(host, ran=None, records=None, overlays=None) for name, host in SOUND.hosts.items()}
     assert violations(replace(SOUND, hosts=dim, used=None, audit=())) == []

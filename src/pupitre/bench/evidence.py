@@ -5,13 +5,11 @@ Only reads. A host's journal is its process's alone, so a copy of it is read.
 
 import re
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import psutil
 from sqlalchemy import Table, select
 
@@ -20,7 +18,8 @@ from pupitre.config import DatabaseName, Settings
 from pupitre.domain.command import CommandKind, CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.host.agent import journal_path
-from pupitre.host.journal import Record
+from pupitre.host.hypervisors import WITH_DISKS
+from pupitre.host.journal import Journal
 from pupitre.host.ledger import Ledger, ledger_path
 from pupitre.host.overlays import SUFFIX
 from pupitre.store import schema
@@ -36,6 +35,7 @@ async def gather(
     *,
     answered: Collection[str] = (),
     told: Mapping[str, CommandState] | None = None,
+    lasting: bool = False,
 ) -> Evidence:
     """All that is known of the instance ``settings`` and of these hosts of it, all under its home."""
     commands, audit = await _rows(settings, "commands", schema.commands, schema.audit)
@@ -50,21 +50,24 @@ async def gather(
         placed={row.id: _placed(row) for row in placed},
         shown={row.id: ShownSeen(row.host, DesktopState(row.state), row.boot) for row in shown},
         used={row.name: (row.used_memory_mib, row.used_vcpus) for row in used},
-        hosts={name: host(settings, name) for name in hosts},
+        hosts={name: await host(settings, name) for name in hosts},
         answered=frozenset(answered),
         told=dict(told or {}),
+        lasting=lasting,
     )
 
 
-def host(settings: Settings, name: str) -> HostSeen:
+async def host(settings: Settings, name: str) -> HostSeen:
     """What is on the host ``name``."""
     folder = settings.home / "hosts" / name
     seen = HostSeen(
         overlays=frozenset(path.name.removesuffix(SUFFIX) for path in (folder / "overlays").glob(f"[!.]*{SUFFIX}")),
-        records=_records(journal_path(settings.model_copy(update={"host_name": name}))),
+        records=await _records(journal_path(settings.model_copy(update={"host_name": name}))),
     )
     if not settings.hypervisor.startswith("simulated://"):
-        return replace(seen, guests=tuple(_emulated(seen.overlays | (seen.records or {}).keys())))
+        return replace(seen, guests=tuple(_emulated({*(seen.overlays or ()), *(seen.records or ())})))
+    if not settings.hypervisor.endswith(WITH_DISKS):
+        seen = replace(seen, overlays=None)
     running: set[str] = set()
     ran: set[str] = set()
     restarted: set[str] = set()
@@ -133,19 +136,30 @@ def _state(value: str | None) -> CommandState | None:
     return CommandState(value) if value else None
 
 
-def _records(path: Path) -> dict[str, DesktopState] | None:
-    """What a host's journal wants, by desktop; None where there is none."""
+async def _records(path: Path) -> dict[str, DesktopState] | None:
+    """What a host's journal wants, by desktop; None where there is none, or none that holds still."""
     if not path.exists():
         return None
     with tempfile.TemporaryDirectory(prefix="pupitre-evidence-") as folder:
-        for suffix in ("", "-wal"):
-            file = path.with_name(path.name + suffix)
+        if not _copied(path, Path(folder)):
+            return None
+        journal = Journal(Path(folder) / path.name)
+        await journal.close()
+    return {record.desktop: record.wanted for record in journal.records.values()}
+
+
+def _copied(path: Path, folder: Path) -> bool:
+    """Copy a database with its log; False when it was written to meanwhile, at each of several tries."""
+    files = [path, path.with_name(path.name + "-wal")]
+
+    def look() -> list[tuple[int, int]]:
+        return [(file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
+
+    for _ in range(20):
+        before = look()
+        for file in files:
             if file.exists():
-                shutil.copy(file, Path(folder) / file.name)
-        connection = sqlite3.connect(Path(folder) / path.name)
-        try:
-            rows = connection.execute("SELECT record FROM desktops").fetchall()
-        finally:
-            connection.close()
-    records = (msgspec.json.decode(row[0], type=Record) for row in rows)
-    return {record.desktop: record.wanted for record in records}
+                shutil.copy(file, folder / file.name)
+        if look() == before:
+            return True
+    return False

@@ -88,11 +88,12 @@ class ShownSeen:
 class HostSeen:
     """What is on a host. ``guests`` has a desktop as often as it runs there, ``ran`` has all that ever did.
 
-    ``records`` are its journal's (None where it was not read): by desktop, what is wanted.
+    ``overlays`` are its disks (None where guests have none), and ``records`` its journal's (None where it
+    was not read): by desktop, what is wanted.
     """
 
     guests: tuple[str, ...] = ()
-    overlays: frozenset[str] = frozenset()
+    overlays: frozenset[str] | None = frozenset()
     records: Mapping[str, DesktopState] | None = None
     ran: frozenset[str] | None = None
     restarted: frozenset[str] = frozenset()
@@ -100,7 +101,10 @@ class HostSeen:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that is known. ``answered`` and ``told`` are a client's own notes: ids, and final states it was shown."""
+    """All that is known. ``answered`` and ``told`` are a client's own notes: ids, and final states it was shown.
+
+    ``lasting``: no guest ends or fails by itself, and no host loses any; so one that was booted runs until destroyed.
+    """
 
     commands: Mapping[str, CommandSeen] = field(default_factory=dict)
     audit: tuple[tuple[str, str], ...] = ()
@@ -111,6 +115,7 @@ class Evidence:
     hosts: Mapping[str, HostSeen] = field(default_factory=dict)
     answered: frozenset[str] = frozenset()
     told: Mapping[str, CommandState] = field(default_factory=dict)
+    lasting: bool = False
 
 
 def violations(seen: Evidence) -> list[Violation]:
@@ -189,20 +194,18 @@ def _never_twice(seen: Evidence) -> Iterator[Violation]:
 def _owners(seen: Evidence) -> Iterator[Violation]:
     for name, host in seen.hosts.items():
         own = {desktop: row for desktop, row in seen.placed.items() if row.host == name and row.state is not _D.GONE}
-        left_over = {"guest": set(host.guests), "disk": set(host.overlays), "record": set(host.records or ())}
-        for what, desktops in left_over.items():
-            for desktop in sorted(desktops - own.keys()):
+        held = {"guest": host.guests, "disk": host.overlays, "record": host.records}
+        for what, there in held.items():
+            for desktop in sorted(set(there or ()) - own.keys()):
                 row = seen.placed.get(desktop)
                 known = f"which is {row.state} on {row.host}" if row else "which the cluster does not know"
                 yield Violation("orphan", f"{name} has a {what} of {desktop}, {known}.")
         for desktop, row in own.items():
             if row.state is not _D.RUNNING:
                 continue
-            missing = [what for what in ("guest", "disk") if desktop not in left_over[what]]
-            if host.records is not None and desktop not in host.records:
-                missing.append("record")
-            for what in missing:
-                yield Violation("orphan", f"{desktop} runs on {name}, and there is no {what} of it.")
+            for what, there in held.items():
+                if there is not None and desktop not in there:
+                    yield Violation("orphan", f"{desktop} runs on {name}, and there is no {what} of it.")
     for desktop, row in seen.placed.items():
         if row.host is not None and row.state is not _D.GONE and row.host not in seen.hosts:
             yield Violation("orphan", f"{desktop} is on {row.host}, which is no host.")
@@ -258,8 +261,9 @@ def _intent(seen: Evidence) -> Iterator[Violation]:
                 yield Violation("untrue", f"{command.id} has succeeded, and {desktop} never ran.")
             if row is None:
                 yield Violation("lost", f"{desktop} was booted, and the cluster does not know it.")
-            elif row.state is not _D.RUNNING and desktop not in destroyed and not row.reason:
-                yield Violation("lost", f"{desktop} was booted, is {row.state}, and nobody says why.")
+            elif row.state is not _D.RUNNING and desktop not in destroyed and (seen.lasting or not row.reason):
+                why = row.reason or "nobody says why"
+                yield Violation("lost", f"{desktop} was booted, nobody destroyed it, and it is {row.state}: {why}.")
         elif command.state in FINAL_STATES and desktop in running:
             yield Violation("untrue", f"{command.id} has {command.state}, and {desktop} runs.")
     for desktop in sorted(seen.placed.keys() - boots.keys()):

@@ -15,13 +15,16 @@ from pupitre.host.overlays import Disks, NoDisks, Overlays
 from pupitre.host.simulated import SimulatedHypervisor
 
 EMULATOR = "qemu-system-x86_64"
+WITH_DISKS = "?disks"
+"""Ends the name of a simulated hypervisor whose desktops have disks all the same, for tests of what is left over."""
 
 
 def choose(settings: Settings, paths: Paths) -> Hypervisor:
     """Not yet open. Raises `SetupError` when the machine lacks what the setting needs."""
     uri = settings.hypervisor
     if uri.startswith("simulated://"):
-        return SimulatedHypervisor.named(uri.removeprefix("simulated://"), paths.serials, settings.host_memory_mib)
+        name = uri.removeprefix("simulated://").removesuffix(WITH_DISKS)
+        return SimulatedHypervisor.named(name, paths.serials, settings.host_memory_mib)
     embedded = uri.startswith("qemu:///embed")
     connection = Connection(
         uri=uri,
@@ -45,7 +48,7 @@ def choose(settings: Settings, paths: Paths) -> Hypervisor:
 
 def disks(settings: Settings, paths: Paths) -> Disks:
     """Where the desktops' disks are, ready to use."""
-    if settings.hypervisor.startswith("simulated://"):
+    if settings.hypervisor.startswith("simulated://") and not settings.hypervisor.endswith(WITH_DISKS):
         return NoDisks(paths.overlays)
     overlays = Overlays(paths.overlays)
     overlays.open()

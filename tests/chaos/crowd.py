@@ -1,0 +1,62 @@
+"""People who boot and destroy desktops, some of them twice, some in the middle of a start. Drawn from the seed."""
+
+import asyncio
+import random
+
+from pupitre.domain.command import Command
+from tests.chaos.rig import Rig, pause
+
+PATIENT, HASTY = 30.0, 4.0
+"""Seconds that a command may take; a hasty one is often timed out."""
+
+
+class Crowd:
+    """Gives at least ``commands`` commands, evenly over ``seconds``."""
+
+    def __init__(self, rig: Rig, seed: int, commands: int, seconds: float) -> None:
+        self._rig = rig
+        self._chooser = random.Random(f"crowd {seed}")
+        self._left = commands
+        self._pause = seconds / commands
+        self._mine: list[Command] = []
+        self.given: list[Command] = []
+
+    async def run(self) -> None:
+        """Return when everything has been asked for; outcomes may be outstanding."""
+        loop = asyncio.get_running_loop()
+        at = loop.time()
+        while self._left > 0:
+            before = self._left
+            await self._act(self._chooser.random())
+            at += self._pause * (before - self._left)
+            await pause(max(0.0, at - loop.time()))
+
+    async def tidy(self) -> None:
+        """Destroy what is left, but for a few."""
+        await asyncio.gather(*(self._destroy(boot) for boot in self._mine[5:]))
+        del self._mine[5:]
+
+    async def _act(self, kind: float) -> None:
+        if kind < 0.5 or not self._mine:
+            self._mine.append(await self._boot())
+        elif kind < 0.6:  # and away with it, before anything can have come of it
+            await self._destroy(await self._boot())
+        elif kind < 0.7:  # two at once want the same desktop gone
+            boot = self._take()
+            await asyncio.gather(self._destroy(boot), self._destroy(boot))
+        else:
+            await self._destroy(self._take())
+
+    def _take(self) -> Command:
+        return self._mine.pop(self._chooser.randrange(len(self._mine)))
+
+    async def _boot(self) -> Command:
+        self._left -= 1
+        boot = await self._rig.boot(seconds=self._chooser.choice((PATIENT, PATIENT, HASTY)))
+        self.given.append(boot)
+        return boot
+
+    async def _destroy(self, boot: Command) -> None:
+        self._left -= 1
+        gone = await self._rig.destroy(boot.desktop, seconds=self._chooser.choice((PATIENT, PATIENT, HASTY)))
+        self.given.append(gone)

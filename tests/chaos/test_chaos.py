@@ -1,0 +1,66 @@
+"""Hundreds of commands while everything is killed, frozen, cut off and repeated: nothing is lost, doubled or untrue.
+
+``PUPITRE_SEED=… pytest tests/chaos/test_chaos.py`` does again what a failing run has done;
+``PUPITRE_CHAOS_SECONDS`` and ``PUPITRE_CHAOS_COMMANDS`` make it longer.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pupitre.bench.history import Violation
+from pupitre.domain.command import Command
+from tests.chaos.crowd import Crowd
+from tests.chaos.rig import Rig, pause, repeating, rig
+from tests.chaos.schedule import Action, draw
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.slow]
+
+HOSTS = ("host-1", "host-2")
+SECONDS = float(os.environ.get("PUPITRE_CHAOS_SECONDS", "45"))
+COMMANDS = int(os.environ.get("PUPITRE_CHAOS_COMMANDS", "500"))
+
+
+def a_seed() -> int:
+    return int(os.environ.get("PUPITRE_SEED") or random.SystemRandom().randrange(1 << 32))
+
+
+async def carry_out(rig: Rig, schedule: Sequence[Action]) -> None:
+    begun = asyncio.get_running_loop().time()
+    async with asyncio.TaskGroup() as tasks:
+        for action in schedule:
+            await pause(max(0.0, begun + action.at - asyncio.get_running_loop().time()))
+            tasks.create_task(rig.do(action))
+
+
+async def outcomes(rig: Rig, given: Sequence[Command]) -> None:
+    """Note what a client is told of each command, first."""
+    async with asyncio.TaskGroup() as tasks:
+        for command in given:
+            tasks.create_task(rig.outcome(command))
+
+
+def story(seed: int, schedule: Sequence[Action], wrong: Sequence[Violation], rig: Rig) -> str:
+    lines = [f"PUPITRE_SEED={seed}", *map(str, schedule), "", *map(str, wrong), "", rig.tail()]
+    return "\n".join(lines)
+
+
+async def test_nothing_is_lost_doubled_or_untrue(tmp_path: Path) -> None:
+    seed = a_seed()
+    print(f"PUPITRE_SEED={seed}")
+    schedule = draw(seed, SECONDS, HOSTS, per_second=0.7)
+    async with rig(tmp_path, HOSTS) as room, repeating(room, seed, share=0.2) as repeater:
+        crowd = Crowd(room, seed, COMMANDS, SECONDS)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(crowd.run())
+            tasks.create_task(carry_out(room, schedule))
+        await crowd.tidy()
+        await outcomes(room, crowd.given)
+        wrong = await room.settled()
+        assert not wrong, story(seed, schedule, wrong, room)
+        assert len(room.answered) >= COMMANDS
+        assert repeater.repeated > 0
