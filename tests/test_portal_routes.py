@@ -38,6 +38,10 @@ OWN = (401, 200, 404, 404, 404)
 ALL = (401, 200, 200, 200, 200)
 ADMIN = (401, 403, 403, 403, 200)
 PUBLIC = (200, 200, 200, 200, 200)
+PAGE = (303, 403, 403, 403, 200)
+FORM = (401, 403, 403, 403, 303)
+HOST_FORM = {"label": "Room 12", "address": "10.0.0.1", "port": "7000", "mac": ""}
+"""Administrators' pages and forms."""
 TABLE = (
     Row("GET", "/api/v1/images", ALL),
     Row("GET", "/api/v1/images/{image}", ALL, url="/api/v1/images/tiny"),
@@ -81,6 +85,16 @@ TABLE = (
         form={"name": "h3", "address": "10.0.0.3", "port": "9"},
         page=True,
     ),
+    Row("GET", "/admin/hosts/{host}", PAGE, url="/admin/hosts/host-1", page=True),
+    Row("POST", "/admin/hosts/{host}", FORM, form=HOST_FORM, url="/admin/hosts/host-1", page=True),
+    Row("POST", "/admin/hosts/{host}/boot-up", FORM, url="/admin/hosts/host-1/boot-up", page=True),
+    Row("GET", "/admin/hosts/{host}/{way}", PAGE, url="/admin/hosts/host-1/unregister", page=True),
+    Row("POST", "/admin/hosts/{host}/{way}", FORM, url="/admin/hosts/host-1/shut-down", page=True),
+    Row("GET", "/live/hosts/{host}", PAGE, url="/live/hosts/host-1", page=True, stream=True),
+    Row("GET", "/admin/halt", PAGE, page=True),
+    Row("POST", "/admin/halt", FORM, form={"cluster": "main"}, page=True),
+    Row("GET", "/admin/audit", PAGE, page=True),
+    Row("POST", "/desktops/{desktop}/viewer", (401, 409, 404, 404, 404), page=True),
     Row("GET", "/account", (303, 200, 200, 200, 200), page=True),
     Row("POST", "/account/tokens", (401, 200, 200, 200, 200), form={"days": "1"}, page=True),
     Row("POST", "/account/tokens/{token_hash}/end", (401, 303, 303, 303, 303), page=True, url="/account/tokens/x/end"),
