@@ -1,11 +1,13 @@
 """The database ``status``: rows as they are, versions that grow only with a change, and a portal that cannot write."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, text
 
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
@@ -104,26 +106,29 @@ async def test_when_the_cluster_was_heard_is_written_and_wakes_nobody(tmp_path: 
         assert await status.version() == version
 
 
-class Statements:
-    """How many statements a database was given."""
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What databases are told meanwhile."""
+    told: list[str] = []
 
-    def __init__(self, database: Database) -> None:
-        self.count = 0
-        event.listen(database.engine.sync_engine, "before_cursor_execute", self._one)
+    def one(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        told.append(statement)
 
-    def _one(self, *_: object) -> None:
-        self.count += 1
+    event.listen(Engine, "before_cursor_execute", one)
+    try:
+        yield told
+    finally:
+        event.remove(Engine, "before_cursor_execute", one)
 
 
 async def test_what_a_change_costs_does_not_depend_on_how_many_rows_it_has_or_there_are(tmp_path: Path) -> None:
     async with databases.status(tmp_path) as status:
-        statements = Statements(status.database)
         many = tuple(replace(DESKTOP, id=f"d{number}") for number in range(400))
 
         async def cost(rows: tuple[Desktop, ...]) -> int:
-            before = statements.count
-            await status.apply("main", Rows(desktops=rows))
-            return statements.count - before
+            with statements() as told:
+                await status.apply("main", Rows(desktops=rows))
+            return len(told)
 
         alone = await cost(many[:1])
         assert await cost(many) == alone
