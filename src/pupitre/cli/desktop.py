@@ -106,15 +106,15 @@ def viewer(
 ) -> None:
     """A connection file for remote-viewer, good once and for 60 seconds; some hosts let no native viewer in."""
     from pupitre.cli.client import connect
-    from pupitre.cli.viewer import add_authority, knows, write_connection
+    from pupitre.cli.viewer import add_authority, home, knows, write_connection
 
     path = output or Path(f"{desktop}.vv")
     with connect(who, lasting=True) as client:
         authority = client.file("GET", "/authority")
         if ca:
-            add_authority(Path.home(), authority)
+            add_authority(home(), authority)
         write_connection(path, client.file("POST", f"/desktops/{desktop}/viewer").decode())
-    known = knows(Path.home(), authority)
+    known = knows(home(), authority)
     _told({"file": str(path), "authority_known": known}, f"Within 60 seconds: remote-viewer {path}", as_json)
     if not known:
         print("remote-viewer does not know this lab's authority: add --ca, once for this user.", file=sys.stderr)

@@ -1,16 +1,22 @@
 """What ``pupitre desktop viewer`` writes: a connection file that only its owner can read, and our authority.
 
-remote-viewer knows the hosts of VNC connections by ``~/.pki/CA/cacert.pem``, which may
-hold several authorities; ours is added to it, and nothing in it is taken away.
+remote-viewer knows the hosts of VNC connections by ``.pki/CA/cacert.pem`` in the home that the
+user database names (never ``$HOME``), which may hold several authorities; ours is added to it,
+and nothing in it is taken away.
 """
 
 import os
+import pwd
 from pathlib import Path
 
 from pupitre.errors import SetupError
 
 AUTHORITIES = Path(".pki/CA/cacert.pem")
-"""In one's home."""
+
+
+def home() -> Path:
+    """Where remote-viewer of this user looks for `AUTHORITIES`."""
+    return Path(pwd.getpwuid(os.getuid()).pw_dir)
 
 
 def write_connection(path: Path, text: str) -> None:
