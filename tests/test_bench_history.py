@@ -23,8 +23,9 @@ SOUND = Evidence(
         "boot-e": CommandSeen("boot-e", BOOT, "e", C.FAILED, "VM_BOOT_FAILURE"),
     },
     audit=(
-        ("boot-a", ""), ("boot-a", "COMMAND_EXECUTED"), ("boot-b", ""), ("boot-b", "COMMAND_EXECUTED"),
-        ("end-b", ""), ("end-b", "COMMAND_EXECUTED"), ("boot-c", ""), ("boot-c", "COMMAND_TIMED_OUT"),
+        ("boot-a", ""), ("boot-a", "VM_CONNECTION_DATA"), ("boot-b", ""), ("boot-b", "VM_CONNECTION_DATA"),
+        ("end-b", ""), ("end-b", "COMMAND_EXECUTED"),
+        ("boot-c", ""), ("boot-c", "TIMED_OUT"), ("boot-c", "late succeeded"),
         ("boot-d", ""), ("boot-d", "CONNECTION_ERROR"), ("boot-e", ""), ("boot-e", "VM_BOOT_FAILURE"),
     ),
     journal={
@@ -87,10 +88,24 @@ WRONG: list[tuple[str, Callable[[Evidence], Evidence], Sort, str]] = [
     ("taken, no row", lambda seen: replace(seen, answered=seen.answered | {"x"}), "lost", "x was taken and has no row"),
     ("no outcome", command("boot-a", state=C.ACCEPTED), "lost", "is still accepted"),
     ("not abandoned", command("boot-d", abandon=True), "lost", "nobody waits for boot-d"),
-    ("two outcomes", audited(("boot-a", "VM_BOOT_FAILURE")), "doubled", "2 times that boot-a was ended"),
-    ("asked twice", audited(("boot-a", "")), "doubled", "2 times that boot-a was asked"),
-    ("audit of nothing", audited(("x", "")), "orphan", "x was asked for, and it has no row"),
-    ("end not in the audit log", lambda seen: replace(seen, audit=seen.audit[:-1]), "lost", "how boot-e ended"),
+    ("two outcomes", audited(("boot-a", "VM_BOOT_FAILURE")), "doubled", "too much of boot-a: 'VM_BOOT_FAILURE'"),
+    ("the same outcome twice", audited(("boot-a", "VM_CONNECTION_DATA")), "doubled", "too much of boot-a"),
+    ("asked twice", audited(("boot-a", "")), "doubled", "too much of boot-a: 'asked for'"),
+    ("late twice", audited(("boot-c", "late succeeded")), "doubled", "too much of boot-c: 'late succeeded'"),
+    ("late by nobody", audited(("boot-a", "late failed")), "doubled", "too much of boot-a: 'late failed'"),
+    ("audit of nothing", audited(("x", "")), "orphan", "knows a command x, and it has no row"),
+    (
+        "end not in the audit log",
+        lambda seen: replace(seen, audit=seen.audit[:-1]),
+        "lost",
+        "does not say of boot-e: 'VM_BOOT_FAILURE'",
+    ),
+    (
+        "asked, not in the audit log",
+        lambda seen: replace(seen, audit=seen.audit[2:]),
+        "lost",
+        "know the command boot-a",
+    ),
     ("done, unheard of", without("journal", "end-b"), "untrue", "the cluster never heard of it"),
     ("cluster undecided", also("journal", boot_e=EntrySeen(None, reported=False)), "lost", "no outcome for boot-e"),
     ("outcome untold", also("journal", boot_e=EntrySeen(C.FAILED, reported=False)), "lost", "has not been taken"),
@@ -156,4 +171,4 @@ def test_what_is_wrong_is_said(spoil: Callable[[Evidence], Evidence], sort: Sort
 def test_what_is_not_known_is_not_judged() -> None:
     """A real host keeps no list of what ever ran, and some hosts' journals cannot be read."""
     dim = {name: replace(host, ran=None, records=None, overlays=None) for name, host in SOUND.hosts.items()}
-    assert violations(replace(SOUND, hosts=dim, used=None, audit=())) == []
+    assert violations(replace(SOUND, hosts=dim, used=None)) == []

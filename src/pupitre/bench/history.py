@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pupitre.domain.command import FINAL_STATES, CommandKind, CommandState
+from pupitre.domain.command import FINAL_STATES, CommandKind, CommandState, outcome_word
 from pupitre.domain.desktop import DesktopState
 
 Sort = Literal["lost", "doubled", "orphan", "untrue"]
@@ -48,6 +48,10 @@ class CommandSeen:
     fault: str | None = None
     late: CommandState | None = None
     abandon: bool = False
+
+    @property
+    def outcome(self) -> str:
+        return outcome_word(self.kind, self.state, self.fault)
 
     @property
     def gave_up(self) -> bool:
@@ -140,18 +144,28 @@ def _one_outcome(seen: Evidence) -> Iterator[Violation]:
             yield Violation("lost", f"The command {command.id} ({command.kind}) is still {command.state}.")
         if command.abandon:
             yield Violation("lost", f"The cluster has not been told that nobody waits for {command.id}.")
-    asked = Counter(id for id, outcome in seen.audit if not outcome)
-    ended = Counter(id for id, outcome in seen.audit if outcome)
-    for what, rows in (("asked for", asked), ("ended", ended)):
-        for named, times in rows.items():
-            if times > 1:
-                yield Violation("doubled", f"The audit log says {times} times that {named} was {what}.")
-            if named not in seen.commands:
-                yield Violation("orphan", f"The audit log says that {named} was {what}, and it has no row.")
-    if seen.audit:
-        for command in seen.commands.values():
-            if command.state in FINAL_STATES and not ended[command.id]:
-                yield Violation("lost", f"The audit log does not say how {command.id} ended.")
+    yield from _audited(seen)
+
+
+def _audited(seen: Evidence) -> Iterator[Violation]:
+    """The audit log has one row for what was asked, one for how it ended, and one at most for what came late."""
+    lines: dict[str, list[str]] = {}
+    for named, outcome in seen.audit:
+        lines.setdefault(named, []).append(outcome)
+    for named, outcomes in lines.items():
+        command = seen.commands.get(named)
+        if command is None:
+            yield Violation("orphan", f"The audit log knows a command {named}, and it has no row.")
+            continue
+        expected = ["", command.outcome] if command.outcome else [""]
+        expected += [f"late {command.late}"] if command.late else []
+        surplus, missing = Counter(outcomes) - Counter(expected), Counter(expected) - Counter(outcomes)
+        for word in surplus.elements():
+            yield Violation("doubled", f"The audit log says too much of {named}: {word or 'asked for'!r}.")
+        for word in missing.elements():
+            yield Violation("lost", f"The audit log does not say of {named}: {word or 'asked for'!r}.")
+    for unsaid in sorted(seen.commands.keys() - lines.keys()):
+        yield Violation("lost", f"The audit log does not know the command {unsaid}.")
 
 
 def _outcomes_agree(seen: Evidence) -> Iterator[Violation]:
