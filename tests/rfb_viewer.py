@@ -68,7 +68,7 @@ class Viewer:
 
     def screen(self) -> tuple[int, int, str]:
         """Width, height and name of the desktop, from ServerInit."""
-        self.socket.sendall(b"\x01")  # ClientInit: shared
+        self.socket.sendall(b"\x00")  # ClientInit, as remote-viewer says it: I want to be alone
         width, height = struct.unpack("!HH", self.read(4))
         self.read(16)
         (size,) = struct.unpack("!I", self.read(4))

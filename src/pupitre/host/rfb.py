@@ -91,6 +91,9 @@ async def read_credentials(viewer: Source) -> tuple[str, str]:
 
 ACCEPTED = _NUMBER.pack(0)
 """SecurityResult: come in."""
+CLIENT_INIT_SIZE = 1
+SHARED = b"\x01"
+"""ClientInit of a viewer that leaves the others where they are; a guest drops one that wants them gone."""
 
 
 def refusal(reason: str) -> bytes:

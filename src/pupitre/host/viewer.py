@@ -79,6 +79,12 @@ class ViewerServer:
         screen = await self._audience.seat(end, ticket)
         await _shake_hands(screen)
         end.send(rfb.ACCEPTED)
+        try:
+            await end.read_exactly(rfb.CLIENT_INIT_SIZE)
+        except BaseException:
+            screen.transport.abort()
+            raise
+        screen.send(rfb.SHARED)
         join(end, screen)
         log.debug("viewer let in", desktop=ticket.desktop, user=ticket.user)
 
