@@ -6,6 +6,7 @@ import random
 from pupitre.domain.command import Command
 from tests.chaos.rig import Rig, pause
 
+USERS = tuple(f"0190aaaa-0000-7000-8000-0000000000{number:02}" for number in range(10))
 PATIENT, HASTY = 30.0, 4.0
 """Seconds that a command may take; a hasty one is often timed out."""
 
@@ -52,11 +53,12 @@ class Crowd:
 
     async def _boot(self) -> Command:
         self._left -= 1
-        boot = await self._rig.boot(seconds=self._chooser.choice((PATIENT, PATIENT, HASTY)))
+        seconds = self._chooser.choice((PATIENT, PATIENT, HASTY))
+        boot = await self._rig.boot(user=self._chooser.choice(USERS), seconds=seconds)
         self.given.append(boot)
         return boot
 
     async def _destroy(self, boot: Command) -> None:
         self._left -= 1
-        gone = await self._rig.destroy(boot.desktop, seconds=self._chooser.choice((PATIENT, PATIENT, HASTY)))
+        gone = await self._rig.destroy(boot, seconds=self._chooser.choice((PATIENT, PATIENT, HASTY)))
         self.given.append(gone)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from pupitre.bench.history import Violation
-from pupitre.domain.command import Command
 from tests.chaos.crowd import Crowd
 from tests.chaos.rig import Rig, pause, repeating, rig
 from tests.chaos.schedule import Action, draw
@@ -37,13 +36,6 @@ async def carry_out(rig: Rig, schedule: Sequence[Action]) -> None:
             tasks.create_task(rig.do(action))
 
 
-async def outcomes(rig: Rig, given: Sequence[Command]) -> None:
-    """Note what a client is told of each command, first."""
-    async with asyncio.TaskGroup() as tasks:
-        for command in given:
-            tasks.create_task(rig.outcome(command))
-
-
 def story(seed: int, schedule: Sequence[Action], wrong: Sequence[Violation], rig: Rig) -> str:
     lines = [f"PUPITRE_SEED={seed}", *map(str, schedule), "", *map(str, wrong), "", rig.tail()]
     return "\n".join(lines)
@@ -59,8 +51,9 @@ async def test_nothing_is_lost_doubled_or_untrue(tmp_path: Path) -> None:
             tasks.create_task(crowd.run())
             tasks.create_task(carry_out(room, schedule))
         await crowd.tidy()
-        await outcomes(room, crowd.given)
+        await room.outcomes(crowd.given)
         wrong = await room.settled()
         assert not wrong, story(seed, schedule, wrong, room)
+        assert not room.ended(), story(seed, schedule, wrong, room)
         assert len(room.answered) >= COMMANDS
         assert repeater.repeated > 0

@@ -53,8 +53,47 @@ def start(
 
 
 @app.command()
+def status(
+    desktops: Annotated[int, typer.Option(min=10, max=100_000, help="Desktops that run meanwhile.")] = 1000,
+    changes: Annotated[float, typer.Option(min=0.1, max=1000, help="Changes each second.")] = 10,
+    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """What one change of one desktop costs cluster, endpoint and status database."""
+    import uvloop
+
+    from pupitre.bench.status import measure
+
+    found = uvloop.run(measure(desktops, changes, seconds))
+    for name, value in found.items():
+        print(f"{name.replace('_', ' '):24}{value:>12}")
+    if as_json:
+        print(json.dumps(found))
+
+
+@app.command()
 def console(as_json: Json = False) -> None:
     """Our gateway and websockify side by side: speed, cost, connections."""
     from pupitre.bench.console import run
 
     run(as_json)
+
+
+@app.command()
+def crash(
+    kills: Annotated[int, typer.Option(min=1, max=10000, help="Processes to kill, one after the other.")] = 50,
+    hypervisor: Annotated[str | None, typer.Option(help="As in the setting; simulated when not given.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Which image starts; for a hypervisor that is not simulated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Does again what an earlier run has done.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Kill endpoint, cluster, host and broker in turn with 40 starts in flight: what is lost, doubled, left over."""
+    from pupitre.bench.crash import measure
+
+    found = measure(kills, hypervisor=hypervisor, image=image, seed=seed)
+    for name, value in found.items():
+        print(f"{name.replace('_', ' '):16}{value}")
+    if as_json:
+        print(json.dumps(found))

@@ -67,15 +67,19 @@ class SimulatedHypervisor:
 
     @staticmethod
     def named(name: str, serials: Path, memory_mib: int | None = None) -> "SimulatedHypervisor":
-        """As a process has it, with a ledger beside ``serials``. Raises `SetupError` for an unknown behaviour."""
+        """As a process has it, with a ledger beside ``serials``; ``slow:0.5`` says how slow, in seconds.
+
+        Raises `SetupError` for an unknown behaviour.
+        """
+        word, _, seconds = name.partition(":")
         try:
-            behaviour = Behaviour(name)
+            behaviour, delay = Behaviour(word), float(seconds or SLOW)
         except ValueError:
             raise SetupError(
                 f"There is no simulated hypervisor {name!r}.", f"Choose one of: {', '.join(Behaviour)}."
             ) from None
         ledger = Ledger(ledger_path(serials.parent))
-        return SimulatedHypervisor(behaviour, serials, memory_mib=memory_mib or 65536, ledger=ledger)
+        return SimulatedHypervisor(behaviour, serials, delay, memory_mib or 65536, ledger)
 
     async def open(self) -> None:
         self._serials.mkdir(parents=True, exist_ok=True)

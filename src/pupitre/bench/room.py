@@ -1,0 +1,264 @@
+"""A whole Pupitre of real processes without a supervisor: who dies when, and who comes back, is the caller's to say.
+
+Broker, cluster, endpoint and hosts, each a process of its own; the website's part is played here,
+by the rows that the portal would write. Hosts keep their guests when they end.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uuid_utils
+
+from pupitre import pki
+from pupitre.bench.evidence import gather
+from pupitre.bench.history import Evidence, Violation, violations
+from pupitre.clock import now_ms
+from pupitre.config import Settings
+from pupitre.domain.command import FINAL_STATES, BootDesktop, Command, CommandState, DestroyDesktop, Order, RegisterHost
+from pupitre.errors import CommandError, SetupError
+from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.engine import open_database
+from pupitre.up.child import Child, ChildSpec, describe_exit
+from pupitre.up.children import program
+from pupitre.up.ports import free_port
+from pupitre.up.stream import LogStream
+from pupitre.wire.broker import write_config
+
+PATIENCE = 60.0
+"""Seconds within which everything must be as it should be, once nothing is done to it any more."""
+PUPITRE = (sys.executable, "-m", "pupitre")
+USER = "0190aaaa-0000-7000-8000-000000000001"
+BROKER = "nats"
+
+
+class Part:
+    """One process, whenever it lives."""
+
+    def __init__(self, spec: ChildSpec, folder: Path, stream: LogStream) -> None:
+        self.spec = spec
+        self.ready = asyncio.Event()
+        self._folder = folder
+        self._stream = stream
+        self._child: Child | None = None
+
+    async def start(self, *, wait: bool = True) -> None:
+        self.ready.clear()
+        self._child = await Child.start(self.spec, sockets=self._folder, stream=self._stream, on_ready=self.ready.set)
+        if wait:
+            await self.wait_ready()
+
+    async def wait_ready(self) -> None:
+        """Raises `SetupError` when it ends before it is ready."""
+        assert self._child is not None
+        ended = asyncio.ensure_future(self._child.ended())
+        ready = asyncio.ensure_future(self.ready.wait())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.wait({ended, ready}, return_when=asyncio.FIRST_COMPLETED)
+            if not self.ready.is_set():
+                raise SetupError(f"{self.spec.name} ended with {describe_exit(ended.result())}.", "See its log.")
+        finally:
+            ready.cancel()
+            ended.cancel()
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        if self._child is not None:
+            self._child.kill()
+            await self._child.ended()
+            self._child = None
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL if that is not enough."""
+        if self._child is not None:
+            await self._child.stop(PATIENCE)
+            self._child = None
+
+    async def ended(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        assert self._child is not None
+        async with asyncio.timeout(PATIENCE):
+            return await self._child.ended()
+
+    @property
+    def lives(self) -> bool:
+        return self._child is not None and Path(f"/proc/{self._child.pid}").exists()
+
+    def signal(self, number: signal.Signals) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child.pid, number)
+
+
+class Room:
+    """See `room`. ``answered`` and ``told`` are the notes of whoever asks: ids, and final states it was shown."""
+
+    def __init__(self, settings: Settings, hosts: Sequence[str], environment: dict[str, str], image: str) -> None:
+        self.settings = settings
+        self.hosts = tuple(hosts)
+        self.image = image
+        self.log = settings.home / "log"
+        self.environment = environment
+        self.parts: dict[str, Part] = {}
+        self.commands = Commands(open_database(settings, "portal", "commands"))
+        self.answered: set[str] = set()
+        self.told: dict[str, CommandState] = {}
+        self._file = self.log.open("ab")
+        self._stream = LogStream(self._file, colours=False)
+        taken: set[int] = set()
+        self._console_ports = {name: free_port(taken) for name in hosts}
+
+    async def open(self, on_config: Callable[[Path], None] = lambda _: None) -> None:
+        """``on_config`` may change the broker's configuration."""
+        port = int(self.settings.nats_url.rsplit(":", 1)[1])
+        config = write_config(self.settings, port=port, monitor_port=free_port({port}), hosts=self.hosts)
+        on_config(config)
+        argv = (str(program("nats-server")), "-c", str(config))
+        self._part(ChildSpec(BROKER, argv, ready_line=b"Server is ready"))
+        for name in ("cluster", "endpoint", *self.hosts):
+            self.add(name)
+
+    def add(self, name: str, **settings: str) -> Part:
+        """A process of the role that the name says: ``cluster``, ``cluster-2``, ``endpoint``, or a host."""
+        environment = {**self.environment, **{f"PUPITRE_{key.upper()}": value for key, value in settings.items()}}
+        role = name.partition("-")[0]
+        if name in self.hosts:
+            role = "host"
+            environment |= {"PUPITRE_HOST_NAME": name, "PUPITRE_CONSOLE_PORT": str(self._console_ports[name])}
+        return self._part(ChildSpec(name, (*PUPITRE, role), environment))
+
+    def _part(self, spec: ChildSpec) -> Part:
+        self.parts[spec.name] = part = Part(spec, self.settings.run_dir, self._stream)
+        return part
+
+    async def start(self) -> None:
+        """Everything, and the hosts registered."""
+        await self.parts[BROKER].start()
+        others = [part for name, part in self.parts.items() if name != BROKER]
+        for part in others:
+            await part.start(wait=False)
+        for part in others:
+            await part.wait_ready()
+        for name in self.hosts:
+            await self.succeed(RegisterHost(name=name, address="127.0.0.1", port=self._console_ports[name]))
+
+    async def close(self) -> None:
+        for part in self.parts.values():
+            part.signal(signal.SIGCONT)
+        await asyncio.gather(*(self.parts[name].stop() for name in self.hosts))
+        for part in self.parts.values():
+            await part.kill()
+        await self.commands.database.close()
+        self._file.close()
+
+    # What a person does
+
+    async def ask(self, order: Order, *, user: str = USER, seconds: float = 30.0) -> Command:
+        """A row like the portal's; noted as answered only once it is there."""
+        now = now_ms()
+        command = Command(new_id(), user, order, CommandState.QUEUED, created=now, deadline=now + int(seconds * 1000))
+        asked = await self.commands.request(command, interval_ms=0)
+        self.answered.add(asked.id)
+        return asked
+
+    async def boot(self, *, user: str = USER, seconds: float = 30.0) -> Command:
+        return await self.ask(BootDesktop(desktop=new_id(), image=self.image), user=user, seconds=seconds)
+
+    async def destroy(self, boot: Command, *, seconds: float = 30.0) -> Command:
+        """The desktop of this boot."""
+        assert boot.desktop is not None
+        return await self.ask(DestroyDesktop(desktop=boot.desktop), user=boot.user, seconds=seconds)
+
+    async def outcome(self, command: Command) -> Command:
+        """The command once it has its outcome. Raises `TimeoutError` when it has none long after its time-out."""
+        async with self.commands.database.listen(ANSWERED) as listener, asyncio.timeout(PATIENCE):
+            while True:
+                now = await self.commands.get(command.id)
+                if now is not None and now.state in FINAL_STATES:
+                    self.told.setdefault(now.id, now.state)
+                    return now
+                await listener.heard()
+
+    async def outcomes(self, given: Sequence[Command]) -> list[Command]:
+        return await asyncio.gather(*(self.outcome(command) for command in given))
+
+    async def succeed(self, order: Order) -> Command:
+        """Raises `CommandError` when it does not."""
+        ended = await self.outcome(await self.ask(order))
+        if ended.state is not CommandState.SUCCEEDED:
+            raise CommandError(f"{ended.kind} has {ended.state}: {ended.fault}")
+        return ended
+
+    # What became of it
+
+    async def gather(self) -> Evidence:
+        lasting = self.settings.hypervisor.startswith("simulated://")
+        return await gather(self.settings, self.hosts, answered=self.answered, told=self.told, lasting=lasting)
+
+    def ended(self) -> list[str]:
+        """Processes that are not there, though nobody ended them."""
+        return [name for name, part in self.parts.items() if not part.lives]
+
+    async def settled(self, seconds: float = PATIENCE) -> list[Violation]:
+        """What still does not hold after ``seconds``; looked at again and again until nothing is left."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (wrong := violations(await self.gather())) and loop.time() < end:  # noqa: ASYNC110 - disks tell nobody
+            await asyncio.sleep(0.25)
+        return wrong
+
+    def tail(self, lines: int = 60) -> str:
+        """What the processes said last."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def new_id() -> str:
+    return str(uuid_utils.uuid7())
+
+
+def settings_of(home: Path, **changes: object) -> tuple[Settings, dict[str, str]]:
+    """Settings with short intervals, and the environment that gives them to processes."""
+    values: dict[str, object] = {
+        "home": home,
+        "nats_url": f"tls://127.0.0.1:{free_port(set())}",
+        "image_store": home / "images",
+        "heartbeat": 0.5,
+        "host_timeout": 4.0,
+        "status_update_interval": 1.0,
+        "command_timeout_check_interval": 0.5,
+        "connection_grace": 3.0,
+        "hypervisor": "simulated://prompt?disks",
+        "vcpu_overcommit": 1000.0,
+        **changes,
+    }
+    return Settings.model_validate(values), {f"PUPITRE_{key.upper()}": str(value) for key, value in values.items()}
+
+
+def furnish(settings: Settings, hosts: Sequence[str], prepare: Callable[[Settings], None]) -> None:
+    """What must be there before the first process starts; ``prepare`` makes databases, certificates and an image."""
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    prepare(settings)
+    for role in (BROKER, "endpoint", "cluster", *map(pki.host_role, hosts)):
+        pki.ensure_certificate(settings, role)
+
+
+@asynccontextmanager
+async def room(
+    home: Path, hosts: Sequence[str], prepare: Callable[[Settings], None], image: str, **changes: object
+) -> AsyncIterator[Room]:
+    """Started and registered; ended with no process left. ``changes`` are settings."""
+    settings, environment = settings_of(home, **changes)
+    await asyncio.to_thread(furnish, settings, hosts, prepare)
+    made = Room(settings, hosts, environment, image)
+    try:
+        await made.open()
+        await made.start()
+        yield made
+    finally:
+        await made.close()
