@@ -50,6 +50,8 @@ TABLE = (
     Row("GET", "/api/v1/desktops", ALL),
     Row("GET", "/api/v1/desktops/{desktop}", OWN),
     Row("POST", "/api/v1/desktops/{desktop}/console", OWN),
+    Row("POST", "/api/v1/desktops/{desktop}/viewer", (401, 409, 404, 404, 404)),  # this host lets no viewer in
+    Row("GET", "/api/v1/authority", ALL),
     Row("GET", "/api/v1/desktops/{desktop}/screenshot", (401, 307, 404, 404, 404)),
     Row("GET", "/api/v1/events", ALL, stream=True),
     Row("GET", "/api/v1/hosts", ADMIN),
