@@ -123,7 +123,9 @@ class WebServerEndpoint:
             registry=self._registry,
         )
         heard_every = min(HEARD_EVERY_MS, int(status_update_interval * 250))
-        self._mirror = StatusMirror(self._cluster, self._status, self._page, heard_every=heard_every)
+        self._mirror = StatusMirror(
+            self._cluster, self._status, self._page, heard_every=heard_every, registry=self._registry
+        )
         try:
             async with asyncio.timeout(answer_within):
                 await self._link.open()

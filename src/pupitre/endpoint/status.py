@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
+from prometheus_client import CollectorRegistry, Counter
 
 from pupitre.clock import now_ms
 from pupitre.domain.status import Position, Rows
@@ -30,13 +31,25 @@ Ask = Callable[[GetPage], Awaitable[Page]]
 class StatusMirror:
     """``heard_every`` in ms; see `HEARD_EVERY_MS`."""
 
-    def __init__(self, cluster: str, status: Status, ask: Ask, *, heard_every: int = HEARD_EVERY_MS) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        status: Status,
+        ask: Ask,
+        *,
+        heard_every: int = HEARD_EVERY_MS,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
         self._cluster = cluster
         self._status = status
         self._ask = ask
         self._heard_every = heard_every
         self._heard = 0
         self._position = Position()
+        self._rows = Counter(
+            "pupitre_status_rows", "Rows of the status database compared with the cluster's, and written",
+            ["how"], registry=registry or CollectorRegistry(),
+        )  # fmt: skip
         self._turn = asyncio.Lock()  # a change must not come between the pages and what they leave out
 
     async def open(self) -> None:
@@ -49,7 +62,7 @@ class StatusMirror:
                 await self._read_all()
             elif change.sequence > here.sequence:
                 position = Position(change.epoch, change.sequence)
-                await self._status.apply(self._cluster, change.rows, position)
+                await self._apply(change.rows, position)
                 self._position = position
                 await self._note_heard()
 
@@ -65,7 +78,12 @@ class StatusMirror:
         async with self._turn:
             here = self._position
             if rows and (at.epoch, at.sequence) > (here.epoch, here.sequence):
-                await self._status.apply(self._cluster, rows)
+                await self._apply(rows)
+
+    async def _apply(self, rows: Rows, position: Position | None = None) -> None:
+        written = await self._status.apply(self._cluster, rows, position)
+        self._rows.labels(how="compared").inc(len(rows.hosts) + len(rows.copies) + len(rows.desktops))
+        self._rows.labels(how="written").inc(written)
 
     async def _read_all(self) -> None:
         """Every page of every section; what the cluster does not name is gone."""
@@ -79,7 +97,7 @@ class StatusMirror:
                     start = start or Position(page.epoch, page.sequence)
                     if page.epoch != start.epoch:
                         return  # the cluster was restarted meanwhile; its mark brings us back here
-                    await self._status.apply(self._cluster, page.rows)
+                    await self._apply(page.rows)
                     named.add(page.rows)
                     after = page.next
                     if after is None:

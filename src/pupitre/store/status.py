@@ -87,11 +87,19 @@ class Status:
             rows = await connection.execute(query.order_by(desktops.c.id.desc()).limit(limit))
         return [desktop_from_row(row) for row in rows]
 
+    async def counted(self, owners: Collection[str]) -> dict[str, frozenset[str]]:
+        """By owner, the ids of their desktops that count against the limit; owners without any are left out."""
+        counts = desktops.c.state.in_(COUNTED_STATES)
+        query = select(desktops.c.owner, desktops.c.id).where(desktops.c.owner.in_(owners), counts)
+        found: dict[str, set[str]] = {}
+        async with self.database.read() as connection:
+            for owner, desktop in await connection.execute(query):
+                found.setdefault(owner, set()).add(desktop)
+        return {owner: frozenset(ids) for owner, ids in found.items()}
+
     async def counted_of(self, owner: str) -> frozenset[str]:
         """Ids of the owner's desktops that count against the limit."""
-        query = select(desktops.c.id).where(desktops.c.owner == owner, desktops.c.state.in_(COUNTED_STATES))
-        async with self.database.read() as connection:
-            return frozenset(str(desktop) for (desktop,) in await connection.execute(query))
+        return (await self.counted([owner])).get(owner, frozenset())
 
     async def hosts(self) -> list[Host]:
         async with self.database.read() as connection:
@@ -153,20 +161,22 @@ class Status:
             row = (await connection.execute(query)).one_or_none()
         return Position(row.epoch, row.sequence) if row else Position()
 
-    async def apply(self, cluster_name: str, rows: Rows, position: Position | None = None) -> None:
-        """Write rows as they are now, and how far they bring us, in one transaction."""
+    async def apply(self, cluster_name: str, rows: Rows, position: Position | None = None) -> int:
+        """Write rows as they are now, and how far they bring us, in one transaction; how many had changed."""
         async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)
-            await put_rows(connection, hosts, [host_to_row(host) for host in rows.hosts], version)
+            changed = await put_rows(connection, hosts, [host_to_row(host) for host in rows.hosts], version)
             copy_rows = [{**copy_to_row(copy.host, copy.image), "gone": copy.gone} for copy in rows.copies]
-            await put_rows(connection, copies, copy_rows, version)
-            await put_rows(connection, desktops, [desktop_to_row(desktop) for desktop in rows.desktops], version)
+            changed += await put_rows(connection, copies, copy_rows, version)
+            desktop_rows = [desktop_to_row(desktop) for desktop in rows.desktops]
+            changed += await put_rows(connection, desktops, desktop_rows, version)
             if position:
                 await connection.execute(
                     update(links)
                     .where(links.c.cluster == cluster_name)
                     .values(epoch=position.epoch, sequence=position.sequence)
                 )
+        return changed
 
     async def retain(self, cluster_name: str, named: Named, position: Position) -> None:
         """After a full set of pages: what they did not name is gone, and this is how far they bring us."""
