@@ -1,16 +1,19 @@
 """The domain XML: read back, it has the devices that were meant, whatever the strings say."""
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
 from pupitre.domain.image import DiskFormat, ImageSpec
 from pupitre.errors import HypervisorError
-from pupitre.host.domain_xml import Machine, domain, identity, validate
+from pupitre.host import libvirt_driver
+from pupitre.host.domain_xml import NAMESPACE, Machine, domain, identity, validate
 from pupitre.host.hypervisor import Guest
 
 SCHEMAS = Path("/usr/share/libvirt/schemas")
@@ -82,6 +85,141 @@ def test_it_fits_the_schema_of_libvirt_and_says_whose_it_is(guest: Guest, machin
     metadata = document.find("metadata")
     assert metadata is not None
     assert identity(etree.tostring(metadata[0], encoding="unicode")) == (guest.desktop, guest.boot)
+
+
+HOSTILE = (
+    "</cmdline></os><devices><disk type='file'><source file='/etc/shadow'/></disk></devices>",
+    "</name><name>other",
+    "' file='/etc/shadow",
+    '" type="block" dev="/dev/sda',
+    "<q:commandline xmlns:q='http://libvirt.org/schemas/domain/qemu/1.0'><q:arg value='-S'/></q:commandline>",
+    "]]><hostdev/>",
+    "<![CDATA[<hostdev/>]]>",
+    "<!--",
+    "--><filesystem/><!--",
+    "<?xml version='1.0'?>",
+    "<!DOCTYPE x [<!ENTITY e SYSTEM 'file:///etc/shadow'>]>&e;",
+    "&lt;disk/&gt;&#60;disk/&#62;",
+    "-drive file=/etc/shadow,format=raw",
+    "../../../etc/shadow",
+    "a\x00b",
+    "a\nb\tc\rd",
+    "\ud800",
+    "\ufffe",
+    "\x85\u2028",
+)
+"""What has been tried on others."""
+anything = st.text(max_size=30) | st.sampled_from(HOSTILE) | st.tuples(xml_text, st.sampled_from(HOSTILE)).map("".join)
+any_path = anything.map(lambda text: Path("/" + text))
+
+
+@st.composite
+def guests_of_anything(draw: st.DrawFn) -> Guest:
+    """As `guests`, of strings that nobody has looked at."""
+    spec = ImageSpec(
+        id=draw(anything),
+        disk=draw(anything),
+        disk_format=draw(st.sampled_from(DiskFormat)),
+        memory_mib=draw(st.integers(-1, 1 << 20)),
+        vcpus=draw(st.integers(-1, 255)),
+        cmdline=draw(st.none() | anything),
+        video=draw(st.sampled_from(["vga", "virtio"]) | anything),
+    )
+    return Guest(
+        desktop=draw(st.uuids().map(str) | anything),
+        boot=draw(st.integers(-1, 1 << 40)),
+        spec=spec,
+        disk=draw(any_path),
+        backing=draw(st.none() | any_path),
+        kernel=draw(st.none() | any_path),
+        initrd=draw(st.none() | any_path),
+        cdrom=draw(st.none() | any_path),
+    )
+
+
+def model(guest: Guest, machine: Machine) -> list[tuple[str, str]]:
+    """Every device that the guest is meant to have, with the file behind it."""
+    devices = [(tag, str(guest.disk) if tag == "disk" else str(SERIAL) if tag == "serial" else "") for tag in ALWAYS]
+    devices += [("disk", str(guest.cdrom))] if guest.cdrom else []
+    devices += [("emulator", str(machine.emulator))] if machine.emulator else []
+    devices += [("interface", "")] if machine.network == "user" else []
+    return sorted(devices)
+
+
+def devices_of(document: etree._Element) -> list[tuple[str, str]]:
+    """The same of a document, read back."""
+    found = []
+    for device in document.findall("devices/*"):
+        source = device.find("source")
+        behind = dict(source.attrib) if source is not None else {}
+        file = behind.get("file") or behind.get("path") or ""
+        found.append((str(device.tag), str(device.text) if device.tag == "emulator" else file))
+    return sorted(found)
+
+
+def hostile_example(guest: Guest, machine: Machine) -> etree._Element | None:
+    """The document as libvirt would read it; None when there is none."""
+    try:
+        document = domain(guest, machine, SERIAL)
+    except HypervisorError:
+        return None
+    return etree.fromstring(etree.tostring(document, encoding="unicode"))
+
+
+@settings(max_examples=400)
+@given(guests_of_anything(), machines)
+def test_no_string_adds_changes_or_hides_a_device(guest: Guest, machine: Machine) -> None:
+    """Threat 9. Such a guest is refused, or it is exactly the one that was meant."""
+    read = hostile_example(guest, machine)
+    if read is None:
+        return
+    assert devices_of(read) == model(guest, machine)
+    assert read.findtext("name") == read.findtext("uuid") == guest.desktop == str(uuid.UUID(guest.desktop))
+    assert read.findtext("memory") == str(guest.spec.memory_mib)
+    assert read.findtext("os/kernel") == (str(guest.kernel) if guest.kernel else None)
+    spaces = {etree.QName(element).namespace for element in read.iter() if isinstance(element.tag, str)}
+    assert spaces <= {None, NAMESPACE}
+    assert not [node for node in read.iter() if not isinstance(node.tag, str)]  # no comment, no instruction
+
+
+@pytest.fixture(scope="module")
+def test_driver() -> Iterator[libvirt.virConnect]:
+    libvirt_driver._start_event_loop()  # before the first connection of a process, whichever it is
+    connection = libvirt.open("test:///default")
+    yield connection
+    connection.close()
+
+
+def test_libvirt_reads_what_was_meant(test_driver: libvirt.virConnect) -> None:
+    """Its own reading, given back: what it fills in by itself is of none of the kinds that reach a host."""
+    reaching = ("disk", "serial", "hostdev", "filesystem", "interface", "channel", "redirdev", "tpm", "shmem", "vsock")
+    taken = 0
+
+    @settings(max_examples=150, deadline=None)
+    @given(guests_of_anything() | guests())
+    def read_by_libvirt(guest: Guest) -> None:
+        nonlocal taken
+        machine = Machine("test", None, "none")
+        document = hostile_example(guest, machine)
+        if document is None:
+            return
+        try:
+            defined = test_driver.defineXML(etree.tostring(document, encoding="unicode"))
+        except libvirt.libvirtError:
+            return  # libvirt refuses more than we do
+        try:
+            read = etree.fromstring(defined.XMLDesc())
+        finally:
+            defined.undefine()
+        taken += 1
+        meant = [device for device in model(guest, machine) if device[0] in reaching]
+        assert [device for device in devices_of(read) if device[0] in reaching] == meant
+        assert read.findtext("os/kernel") == document.findtext("os/kernel")
+        assert (read.findtext("os/cmdline") or None) == (document.findtext("os/cmdline") or None)
+        assert {etree.QName(element).namespace for element in read.iter(etree.Element)} <= {None, NAMESPACE}
+
+    read_by_libvirt()
+    assert taken > 20
 
 
 def guest_with(**changes: object) -> Guest:
