@@ -187,13 +187,18 @@ def identity(metadata: str) -> tuple[str, int]:
         raise HypervisorError("A domain carries metadata in our name that we did not write.") from error
 
 
-def desktop_id(text: str) -> str:
-    """``text`` if it is a UUID in its usual form. Raises `HypervisorError`."""
+def is_desktop_id(text: str) -> bool:
+    """Whether it is a UUID in its usual form."""
     try:
-        if str(uuid.UUID(text)) == text:
-            return text
+        return str(uuid.UUID(text)) == text
     except ValueError:
-        pass
+        return False
+
+
+def desktop_id(text: str) -> str:
+    """``text`` if it is the id of a desktop. Raises `HypervisorError`."""
+    if is_desktop_id(text):
+        return text
     raise HypervisorError(f"{text!r} is not the id of a desktop.")
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from pupitre.errors import ImageFault
 from pupitre.host.diagnosis import LEAST_FREE_MIB, is_qcow2
-from pupitre.host.domain_xml import desktop_id
+from pupitre.host.domain_xml import desktop_id, is_desktop_id
 
 SUFFIX = ".qcow2"
 LIMIT = 60.0
@@ -74,7 +74,7 @@ class Overlays:
         """
         path = self.path(desktop)
         if path.exists():
-            if await asyncio.to_thread(is_qcow2, path):
+            if not path.is_symlink() and await asyncio.to_thread(is_qcow2, path):
                 return path
             raise ImageFault("The desktop's disk is damaged. Stop the desktop and start a new one.")
         part = self.folder / f".{desktop}.{uuid.uuid4().hex}.part"
@@ -93,7 +93,8 @@ class Overlays:
 
     def all(self) -> set[str]:
         """The desktops that have a disk here."""
-        return {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"[!.]*{SUFFIX}")}
+        names = {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"[!.]*{SUFFIX}")}
+        return {name for name in names if is_desktop_id(name)}  # what someone else put here is none of ours
 
     async def _create(self, path: Path, backing: Path | None, backing_format: str | None, size_gib: int) -> None:
         free = os.statvfs(self.folder)

@@ -131,7 +131,7 @@ class ImageStore:
     def blob(self, digest: str) -> Path:
         """Raises `NotFound` where it is not here."""
         path = self._blobs / digest
-        if not DIGEST.fullmatch(digest) or not path.is_file():
+        if not DIGEST.fullmatch(digest) or path.is_symlink() or not path.is_file():
             raise NotFound(f"The image store has no blob {digest[:64]}.")
         return path
 
