@@ -34,6 +34,7 @@ from pupitre.wire.messages import (
     VERSIONS,
     Abandon,
     AnyMessage,
+    Bundle,
     Changed,
     Copy,
     Describe,
@@ -97,6 +98,7 @@ SAMPLES: dict[str, AnyMessage] = {
     ),
     "heartbeat": Heartbeat(host="host-1", run="r1", number=7),
     "farewell": Farewell(host="host-1", run="r1"),
+    "bundle": Bundle(parts=(msgspec.Raw(b'{"type":"hello","v":1}'), msgspec.Raw(b"null"))),
     "done": Done(),
     "refused": Refused(code="message_error", reason="why"),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.errors import Deposed, PupitreError
-from pupitre.store.batch import Batch
+from pupitre.batch import Batch
 from pupitre.store.engine import Database
 from pupitre.store.rows import (
     desktop_from_row,

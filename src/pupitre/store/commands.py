@@ -18,7 +18,7 @@ from pupitre.domain.command import (
     Fault,
 )
 from pupitre.errors import PupitreError
-from pupitre.store.batch import Batch
+from pupitre.batch import Batch
 from pupitre.store.command_rows import from_row
 from pupitre.store.engine import Database, next_version
 from pupitre.store.moves import Move, write_moves

@@ -6,9 +6,11 @@ What cannot be read is logged, counted and set aside, and never ends the link.
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -17,8 +19,25 @@ from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from prometheus_client import CollectorRegistry, Counter
 
+from pupitre.batch import Batch
 from pupitre.errors import LinkDown, MessageError, PupitreError
-from pupitre.wire.messages import MAX_SIZE, AnyMessage, Done, Refused, decode, encode
+from pupitre.wire.messages import (
+    MAX_SIZE,
+    Abandon,
+    AnyMessage,
+    Bundle,
+    Done,
+    EnsureDesktop,
+    EnsureGone,
+    Noted,
+    Outcome,
+    Refused,
+    Submit,
+    bundled,
+    decode,
+    encode,
+    unbundle,
+)
 from pupitre.wire.subjects import inbox
 
 log = structlog.get_logger(__name__)
@@ -27,6 +46,14 @@ M = TypeVar("M", bound=AnyMessage)
 Handler = Callable[[AnyMessage], Awaitable[AnyMessage | None]]
 DueOn = Callable[[AnyMessage], str | None]
 """The one subject on which a message may come; None where it does not matter."""
+
+
+BUNDLED = (Submit, Abandon, EnsureDesktop, EnsureGone, Outcome, Noted)
+"""What may share a message with others that go the same way: each is answered soon, and may be sent again."""
+BUNDLE = 64
+"""Messages in one bundle."""
+ANSWER_WITHIN = 2.0
+"""Seconds, for what is bundled."""
 
 
 class Link:
@@ -48,6 +75,7 @@ class Link:
         self._client = Client()
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._by_subject: dict[str, Batch[bytes, bytes]] = {}
         self._set_aside = Counter(
             "pupitre_messages_set_aside", "Messages that nobody could read", ["subject"], registry=registry
         )
@@ -118,23 +146,46 @@ class Link:
         Raises `LinkDown` when nobody answers within ``timeout`` seconds and
         `MessageError` when the peer refuses the message or answers nonsense.
         """
-        if not self._client.is_connected:
-            raise LinkDown("The message broker is not reached.")
         data = encode(message)
         if len(data) > MAX_SIZE:
             raise MessageError(f"A {type(message).__name__} of {len(data)} bytes is over the limit of {MAX_SIZE}.")
+        if isinstance(message, BUNDLED):
+            received = decode(await self._bundles(subject).do(data))
+        else:
+            received = decode(await self._ask(subject, data, timeout))
+        if isinstance(received, Refused):
+            raise MessageError(received.reason)
+        if not isinstance(received, answer):
+            raise MessageError(f"Asked for {answer.__name__}, got {type(received).__name__}.")
+        return received
+
+    async def _ask(self, subject: str, data: bytes, timeout: float) -> bytes:
+        if not self._client.is_connected:
+            raise LinkDown("The message broker is not reached.")
         try:
             reply = await self._client.request(subject, data, timeout=timeout)
         except NoRespondersError as error:
             raise LinkDown("Nobody is there to answer.") from error
         except (NatsError, TimeoutError, OSError) as error:
             raise LinkDown(f"No answer within {timeout:g} s.") from error
-        received = decode(reply.data)
-        if isinstance(received, Refused):
-            raise MessageError(received.reason)
-        if not isinstance(received, answer):
-            raise MessageError(f"Asked for {answer.__name__}, got {type(received).__name__}.")
-        return received
+        return bytes(reply.data)
+
+    def _bundles(self, subject: str) -> Batch[bytes, bytes]:
+        if subject not in self._by_subject:
+            self._by_subject[subject] = Batch(partial(self._ask_together, subject), limit=BUNDLE, at_once=2)
+        return self._by_subject[subject]
+
+    async def _ask_together(self, subject: str, messages: Sequence[bytes]) -> list[bytes | PupitreError]:
+        if len(messages) == 1:
+            return [await self._ask(subject, messages[0], ANSWER_WITHIN)]
+        data = encode(Bundle(parts=tuple(msgspec.Raw(message) for message in messages)))
+        if len(data) > MAX_SIZE:
+            raise MessageError("A bundle is over the limit.")
+        answers = decode(await self._ask(subject, data, ANSWER_WITHIN))
+        if not isinstance(answers, Bundle) or len(answers.parts) != len(messages):
+            raise MessageError("Asked for as many answers as there were messages, got something else.")
+        none = LinkDown(f"No answer within {ANSWER_WITHIN:g} s.")
+        return [none if bytes(part) == b"null" else bytes(part) for part in answers.parts]
 
     async def publish(self, subject: str, message: AnyMessage) -> None:
         """Send without an answer; lost when the broker is away."""
@@ -153,27 +204,38 @@ class Link:
         holds each sender to its subjects; ``due_on`` holds what is said to the subject it came on.
         """
 
-        async def one(message: Msg) -> None:
+        async def answer(data: bytes, due: str) -> AnyMessage | None:
+            """What ``handler`` says to one message; None while it cannot be handled."""
             try:
-                received = decode(message.data)
-                if due_on and due_on(received) not in (None, message.subject):
+                received = decode(data)
+                if isinstance(received, Bundle):
+                    raise MessageError("A bundle holds no bundles.")
+                if due_on and due_on(received) not in (None, due):
                     raise MessageError("It speaks for someone else.")
-                answer = await handler(received)
+                return await handler(received) or Done()
             except MessageError as error:
                 self._set_aside.labels(subject=subject).inc()
-                log.warning("A message was set aside.", subject=message.subject, reason=str(error)[:500])
-                answer = Refused(code=error.code, reason=str(error)[:500])
+                log.warning("A message was set aside.", subject=due, reason=str(error)[:500])
+                return Refused(code=error.code, reason=str(error)[:500])
             except PupitreError as error:
                 # No answer: the sender keeps the message and sends it again.
-                log.warning("A message could not be handled yet.", subject=message.subject, reason=str(error))
-                return
+                log.warning("A message could not be handled yet.", subject=due, reason=str(error))
             except Exception:  # a fault of ours with one message must neither end the link nor go unseen
                 self._set_aside.labels(subject=subject).inc()
-                log.exception("A message was set aside: it could not be handled.", subject=message.subject)
-                return
-            if message.reply:
+                log.exception("A message was set aside: it could not be handled.", subject=due)
+            return None
+
+        async def one(message: Msg) -> None:
+            bundle = unbundle(message.data)
+            if bundle is None:
+                said = await answer(message.data, message.subject)
+            elif in_order:
+                said = bundled([await answer(part, message.subject) for part in bundle])
+            else:
+                said = bundled(await asyncio.gather(*(answer(part, message.subject) for part in bundle)))
+            if message.reply and said is not None:
                 try:
-                    await self._client.publish(message.reply, encode(answer or Done()))
+                    await self._client.publish(message.reply, encode(said))
                 except NatsError as error:
                     log.debug("An answer was lost.", subject=message.subject, error=str(error))
 

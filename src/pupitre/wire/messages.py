@@ -5,11 +5,13 @@ added with a default; nothing is renamed or removed. `VERSIONS` only grows, and
 ``tests/golden`` holds one message of each type for every version: they decode for ever.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
-from pupitre.domain.command import CommandState, Fault, Order
+from pupitre.domain.command import CommandState, Fault, Order, RegisterHost, desktop_of
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
 from pupitre.domain.image import Image, ImageSpec
@@ -23,9 +25,14 @@ MAX_SIZE = 1_000_000
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """What every database can hold."""
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
-Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+_ID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
+_IS_ID, _IS_HOST = re.compile(_ID), re.compile(r"^[a-z0-9][a-z0-9-]{0,31}\Z")
+Id = Annotated[str, msgspec.Meta(pattern=_ID)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256."""
 Word = Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,32}$")]
-Line = Annotated[str, msgspec.Meta(max_length=255)]
+MOST, MOST_PORT = 255, 65535
+Line = Annotated[str, msgspec.Meta(max_length=MOST)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 
 
@@ -52,8 +59,8 @@ class Mark(Message, frozen=True, tag="mark"):
 class Submit(Message, frozen=True, tag="submit"):
     """Endpoint: carry this out. Answered by `Done` once the cluster has journalled it. Repeatable."""
 
-    id: str
-    user: str
+    id: Id
+    user: Line
     order: Order
     deadline: Number
 
@@ -64,8 +71,8 @@ class Abandon(Message, frozen=True, tag="abandon"):
     It says all that `Submit` says, so that a command the cluster never saw is refused when it comes late.
     """
 
-    id: str
-    user: str
+    id: Id
+    user: Line
     order: Order
     deadline: Number
 
@@ -112,7 +119,7 @@ class EndSignIns(Message, frozen=True, tag="end_sign_ins"):
     ``bearers`` are SHA-256 (hex) of cookies and tokens. Answered by `Done` when every host that is there has done it.
     """
 
-    bearers: tuple[str, ...]
+    bearers: tuple[Digest, ...]
     epoch: Number = 0
 
 
@@ -139,7 +146,7 @@ class EnsureDesktop(Message, frozen=True, tag="ensure_desktop"):
     """Cluster: this desktop shall run. Answered by `Done` once the host has journalled it."""
 
     epoch: Number
-    desktop: str
+    desktop: Id
     boot: Number
     spec: ImageSpec
 
@@ -151,7 +158,7 @@ class EnsureGone(Message, frozen=True, tag="ensure_gone"):
     """
 
     epoch: Number
-    desktop: str
+    desktop: Id
     grace: Seconds = 0
 
 
@@ -168,7 +175,7 @@ class PowerOff(Message, frozen=True, tag="power_off"):
 class Sighting(msgspec.Struct, frozen=True):
     """A desktop as its host sees it; GONE says that nothing is left of it."""
 
-    desktop: str
+    desktop: Id
     boot: Number
     state: DesktopState
     reason: str | None = None
@@ -229,6 +236,12 @@ class Farewell(Message, frozen=True, tag="farewell"):
 # Any
 
 
+class Bundle(Message, frozen=True, tag="bundle"):
+    """Messages that go the same way at the same time, or their answers in the same order; None is no answer."""
+
+    parts: tuple[msgspec.Raw, ...]
+
+
 class Done(Message, frozen=True, tag="done"):
     """Taken, and safely kept if it had to be."""
 
@@ -258,6 +271,7 @@ AnyMessage = (
     | Report
     | Heartbeat
     | Farewell
+    | Bundle
     | Done
     | Refused
 )
@@ -278,4 +292,40 @@ def decode(data: bytes) -> AnyMessage:
         message: AnyMessage = _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"Not a message: {error}") from error
+    if isinstance(message, Submit | Abandon):
+        _check(message.order)
     return message
+
+
+def _check(order: Order) -> None:
+    """What no subject, no path and no database could hold is no order."""
+    desktop = desktop_of(order)
+    if desktop is not None and not _IS_ID.match(desktop):
+        raise MessageError(f"{desktop[:50]!r} is not the id of a desktop.")
+    if isinstance(order, RegisterHost) and not _IS_HOST.match(order.name):
+        raise MessageError(f"{order.name[:50]!r} is not the name of a host.")
+    for field in order.__struct_fields__:
+        value = getattr(order, field)
+        if isinstance(value, str) and (len(value) > MOST or "\0" in value):
+            raise MessageError(f"The {field} of an order is no text of at most {MOST} characters.")
+        if isinstance(value, int) and not 0 <= value <= MOST_PORT:
+            raise MessageError(f"The {field} of an order is not from 0 to {MOST_PORT}.")
+
+
+def bundled(answers: Sequence[AnyMessage | None]) -> Bundle:
+    """Answers to the parts of a bundle, in their order."""
+    return Bundle(parts=tuple(msgspec.Raw(b"null" if one is None else encode(one)) for one in answers))
+
+
+def unbundle(data: bytes) -> list[bytes] | None:
+    """The messages in a bundle, None for any other bytes."""
+    if not data.startswith(_BUNDLE_HEAD):
+        return None
+    try:
+        bundle = decode(data)
+    except MessageError:
+        return None
+    return [bytes(part) for part in bundle.parts] if isinstance(bundle, Bundle) else None
+
+
+_BUNDLE_HEAD = encode(Bundle(parts=()))[:16]
