@@ -43,8 +43,7 @@ class Batch(Generic[T, R]):
         """The item's own result. Raises its own error."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._running < self._at_once:
-            self._running += 1
+        if len(self._tasks) < self._at_once:
             task = asyncio.create_task(self._run(), name="batch")
             self._tasks.add(task)
         return await future
