@@ -8,6 +8,8 @@ Nothing here waits, and whatever raises does so before it has changed anything.
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from pupitre.cluster import host_orders
+from pupitre.cluster.host_orders import HostOrder
 from pupitre.domain import placement
 from pupitre.domain.command import (
     BootDesktop,
@@ -15,10 +17,11 @@ from pupitre.domain.command import (
     CommandState,
     DestroyDesktop,
     Fault,
+    Halt,
     desktop_of,
 )
 from pupitre.domain.desktop import DESKTOP_LIFE, Desktop, DesktopEvent, DesktopState
-from pupitre.errors import BootFailure, DestructionFault
+from pupitre.errors import BootFailure, DestructionFault, Halted
 from pupitre.store.transaction import Entry, Needs, Placed, Transaction
 from pupitre.wire.messages import Report
 
@@ -45,18 +48,29 @@ def needs_of(entry: Entry) -> Needs:
         commands=frozenset({entry.id}),
         desktops=frozenset({desktop} if desktop else ()),
         copies=isinstance(entry.order, BootDesktop),
+        host_commands=isinstance(entry.order, HostOrder),
     )
 
 
-def accept(transaction: Transaction, entry: Entry, *, now: int, overcommit: float) -> bool:
-    """Journal ``entry`` and decide it; False when it had been journalled before."""
+def accept(
+    transaction: Transaction, entry: Entry, *, now: int, overcommit: float, notice_ms: int = 0, halted: bool = False
+) -> bool:
+    """Journal ``entry`` and decide it; False when it had been journalled before.
+
+    ``notice_ms`` is what users get to save their work before their host goes; ``halted``: nothing is begun any more.
+    """
     if transaction.entry(entry.id):
         return False
     order = entry.order
-    if isinstance(order, BootDesktop):
+    if halted and not isinstance(order, Halt):
+        fault = Fault(Halted.code, "The cluster is being halted. Ask again once it runs.")
+        entry = replace(entry, outcome=CommandState.CANCELLED, fault=fault)
+    elif isinstance(order, BootDesktop):
         entry = _place(transaction, entry, order, now=now, overcommit=overcommit)
     elif isinstance(order, DestroyDesktop):
         entry = _want_gone(transaction, entry, order, now=now)
+    elif isinstance(order, HostOrder):
+        entry = host_orders.decide(transaction, entry, order, now=now, notice_ms=notice_ms)
     transaction.add_entry(entry, now=now)
     return True
 
@@ -70,10 +84,11 @@ def abandon(transaction: Transaction, entry: Entry, *, now: int) -> None:
         return
     if held.outcome is None and not isinstance(held.order, DestroyDesktop):
         transaction.finish(held.id, CommandState.CANCELLED)
+        host_orders.withdraw(transaction, held)
     if isinstance(held.order, BootDesktop):
         placed = transaction.desktop(held.order.desktop)
         if placed:
-            _stop(transaction, placed, now=now, reason="its start took too long")
+            stop(transaction, placed, now=now, reason="its start took too long")
 
 
 def _place(transaction: Transaction, entry: Entry, order: BootDesktop, *, now: int, overcommit: float) -> Entry:
@@ -110,19 +125,22 @@ def _want_gone(transaction: Transaction, entry: Entry, order: DestroyDesktop, *,
         return replace(entry, outcome=CommandState.FAILED, fault=fault)
     for boot in transaction.open_entries(order.desktop, CommandKind.BOOT_DESKTOP):
         transaction.finish(boot.id, CommandState.CANCELLED)
-    if _stop(transaction, placed, now=now, reason=None):
+    if stop(transaction, placed, now=now, reason=None):
         return replace(entry, outcome=CommandState.SUCCEEDED)
     return entry
 
 
-def _stop(transaction: Transaction, placed: Placed, *, now: int, reason: str | None) -> bool:
-    """Want the desktop gone; True when nothing is left of it already."""
+def stop(transaction: Transaction, placed: Placed, *, now: int, reason: str | None, until: int | None = None) -> bool:
+    """Want the desktop gone; True when nothing is left of it already.
+
+    ``until`` is there when its host is shut down in order: then its guest may take its time to shut down.
+    """
     if placed.seen.state is DesktopState.GONE:
         return True
     event = DesktopEvent.STOP if placed.seen.host else DesktopEvent.END
     state = DESKTOP_LIFE.next(placed.seen.state, event)
     since = placed.seen.since if state is placed.seen.state else now
-    seen = replace(placed.seen, state=state, since=since, reason=reason)
+    seen = replace(placed.seen, state=state, since=since, reason=reason, until=until)
     transaction.put_desktop(replace(placed, seen=seen, wanted=DesktopState.GONE))
     return state is DesktopState.GONE
 
@@ -138,6 +156,8 @@ def observe(transaction: Transaction, placed: Placed, event: DesktopEvent, *, re
         transaction.put_desktop(replace(placed, seen=replace(placed.seen, host=None)))
         return
     state = DESKTOP_LIFE.next(placed.seen.state, event)
+    if event is DesktopEvent.RUN and reason is None and placed.seen.until is not None:
+        reason = placed.seen.reason  # why it is about to be taken away
     if state is placed.seen.state and reason == placed.seen.reason:
         return
     since = placed.seen.since if state is placed.seen.state else now

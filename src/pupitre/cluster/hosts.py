@@ -1,72 +1,276 @@
-"""Which hosts are alive, judged by what they say and never by their connection."""
+"""The cluster's side of its hosts: what they report is written, what is wanted of them is done.
 
-import asyncio
-from collections.abc import Awaitable, Callable
+One worker for each host asks `host_life` for the next step and takes it; it looks again after every
+report that matters and after a while, so that a lost message costs time and nothing else. A host is
+judged by what it says, never by its connection. What a process of a host said before its farewell
+does not count any more after it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 
-from pupitre.errors import Unavailable
+from pupitre.clock import now_ms
+from pupitre.cluster import host_life, registration
+from pupitre.cluster.decisions import Findings, apply_report, lose_desktops, report_needs
+from pupitre.cluster.host_life import Limits
+from pupitre.cluster.host_orders import READY, HostOrder, host_of
+from pupitre.cluster.liveness import Liveness
+from pupitre.config import Settings
+from pupitre.domain.command import RegisterHost
+from pupitre.domain.desktop import DesktopState
+from pupitre.domain.host import HOST_LIFE, HostEvent, HostState
+from pupitre.errors import LinkDown, MessageError, Unavailable
+from pupitre.store.cluster import ClusterStore
+from pupitre.store.transaction import Entry, Needs, Transaction
+from pupitre.wire.link import Link
+from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heartbeat, PowerOff, Report
+from pupitre.wire.subjects import Subjects
+from pupitre.wire.wake import wake
+from pupitre.workers import Workers
 
 log = structlog.get_logger(__name__)
 
 
-class Liveness:
-    """``on_silence(host)`` is called once when a host has said nothing for ``timeout`` seconds."""
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What a report changed, and whether it may be the host's turn for a step."""
 
-    def __init__(self, timeout: float, on_silence: Callable[[str], Awaitable[None]]) -> None:
-        self._timeout = timeout
-        self._on_silence = on_silence
-        self._heard: dict[str, float] = {}
-        self._told: dict[str, tuple[str, int]] = {}
-        self._new = asyncio.Event()
+    findings: Findings
+    moves: bool
 
-    def expect(self, host: str) -> None:
-        """Begin to wait for a host that is registered."""
-        self._heard[host] = asyncio.get_running_loop().time()
-        self._new.set()
 
-    def heard(self, host: str) -> None:
-        if host in self._heard:
-            self._heard[host] = asyncio.get_running_loop().time()
-        else:
-            self.expect(host)
+class Hosts:
+    """``wake_desktop`` has a desktop looked at; ``on_move`` hears of every step of a host."""
 
-    def is_news(self, host: str, run: str, number: int) -> bool:
-        """Whether reports up to ``number`` of this run of the host have not all been taken."""
-        told_run, told = self._told.get(host, ("", 0))
-        return told_run != run or number > told
+    def __init__(
+        self,
+        settings: Settings,
+        store: ClusterStore,
+        link: Link,
+        *,
+        wake_desktop: Callable[[str], None],
+        on_move: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._link = link
+        self._subjects = Subjects(settings.cluster)
+        self._wake_desktop = wake_desktop
+        self._on_move = on_move
+        self._workers = Workers(self._step, retry=1.0)
+        self._registrations = Workers(self._register, retry=1.0)
+        self._liveness = Liveness(settings.host_timeout, self._is_silent)
+        self._limits = Limits(int(settings.host_give_up * 1000), int(settings.host_timeout * 1000))
+        self._orphans: dict[str, frozenset[str]] = {}
+        self._leaving: set[str] = set()
+        self._departed: dict[str, str] = {}
 
-    def follows(self, host: str, run: str, number: int) -> bool:
-        """Whether every report before ``number`` has been taken."""
-        return not self.is_news(host, run, number - 1)
-
-    def is_stale(self, host: str, run: str, number: int) -> bool:
-        """Whether a report of this run that was made later has been taken already."""
-        told_run, told = self._told.get(host, ("", 0))
-        return told_run == run and number < told
-
-    def took(self, host: str, run: str, number: int) -> None:
-        self._told[host] = (run, number)
+    async def serve(self) -> None:
+        """Begin to hear the hosts."""
+        await self._link.serve(self._subjects.reports("*"), self._on_report, in_order=True, due_on=self._due_on)
+        await self._link.serve(self._subjects.heartbeats("*"), self._on_heartbeat, due_on=self._due_on)
+        for host in await self._store.hosts():
+            if HOST_LIFE.allows(host.state, HostEvent.MISS):
+                self._liveness.expect(host.name)
 
     async def watch(self) -> None:
-        """Run for ever."""
-        loop = asyncio.get_running_loop()
-        while True:
-            self._new.clear()
-            if not self._heard:
-                await self._new.wait()
-                continue
-            host, last = min(self._heard.items(), key=lambda item: item[1])
-            left = last + self._timeout - loop.time()
-            if left > 0:
-                await asyncio.sleep(left)
-                continue
-            try:
-                await self._on_silence(host)
-            except Unavailable as error:
-                log.warning("A silent host is not written down yet.", host=host, reason=str(error))
-                await asyncio.sleep(1)
-                continue
-            self._told.pop(host, None)  # when it speaks again, it is asked for everything
-            if self._heard[host] == last:
-                del self._heard[host]
+        """Notice silence, until cancelled."""
+        await self._liveness.watch()
+
+    async def close(self) -> None:
+        await self._workers.close()
+        await self._registrations.close()
+
+    async def resume(self, unfinished: list[Entry]) -> None:
+        """Have every host looked at again, and call them all. Raises `Unavailable`."""
+        await self._link.publish(self._subjects.all_hosts, Describe(epoch=self._store.epoch))
+        for host in await self._store.hosts():
+            self._workers.wake(host.name)
+        for entry in unfinished:
+            if isinstance(entry.order, RegisterHost):
+                self._registrations.wake(entry.id)
+
+    async def take_up(self, entry: Entry) -> None:
+        """A command about a host was journalled, or given up."""
+        if isinstance(entry.order, RegisterHost):
+            self._registrations.wake(entry.id)
+        if isinstance(entry.order, HostOrder):
+            name = await self._store.change(Needs(), partial(host_of, entry=entry))
+            if name:
+                self._workers.wake(name)
+
+    def wake(self, name: str) -> None:
+        self._workers.wake(name)
+
+    # What hosts say
+
+    def _due_on(self, message: AnyMessage) -> str | None:
+        """A host speaks for itself alone."""
+        if isinstance(message, Report | Farewell):
+            return self._subjects.reports(message.host)
+        return self._subjects.heartbeats(message.host) if isinstance(message, Heartbeat) else None
+
+    async def _on_report(self, message: AnyMessage) -> AnyMessage:
+        if isinstance(message, Farewell):
+            await self._on_farewell(message)
+        elif isinstance(message, Report):
+            gap = not message.full and not self._liveness.follows(message.host, message.run, message.number)
+            if await self._take(message) and gap:
+                self._link.spawn(self._describe(message.host))
+        else:
+            raise MessageError(f"The cluster takes no {type(message).__name__} as a report.")
+        return Done()
+
+    async def _on_farewell(self, message: Farewell) -> None:
+        decide = partial(host_life.farewell, name=message.host, now=now_ms())
+        await self._store.change(Needs(hosts=frozenset({message.host})), decide)
+        log.info("A host has shut down.", host=message.host)
+        self._departed[message.host] = message.run
+        self._leaving.discard(message.host)
+        self._liveness.forget(message.host)
+        self._workers.wake(message.host)
+
+    async def _on_heartbeat(self, message: AnyMessage) -> None:
+        if not isinstance(message, Heartbeat):
+            raise MessageError(f"The cluster takes no {type(message).__name__} as a heartbeat.")
+        if self._departed.get(message.host) == message.run:
+            return
+        self._liveness.heard(message.host)
+        if self._liveness.is_news(message.host, message.run, message.number):
+            await self._describe(message.host)
+
+    async def _describe(self, host: str) -> None:
+        """Ask the host for everything; silence is noticed elsewhere."""
+        try:
+            report = await self._link.request(self._subjects.orders(host), Describe(epoch=self._store.epoch), Report)
+        except (LinkDown, MessageError) as error:
+            log.debug("A host did not describe itself.", host=host, reason=str(error))
+            return
+        if report.host == host:
+            await self._take(report)
+
+    async def _take(self, report: Report) -> bool:
+        """Write a report of a registered host; False for any other."""
+        if self._departed.get(report.host) == report.run:
+            return True  # a word from before its farewell
+        taken = await self._store.change(report_needs(report), partial(self._write, report=report))
+        if taken is None:
+            return False
+        self._liveness.heard(report.host)
+        if report.full or self._liveness.follows(report.host, report.run, report.number):
+            self._liveness.took(report.host, report.run, report.number)
+        gone = {sighting.desktop for sighting in report.desktops if sighting.state is DesktopState.GONE}
+        orphans = taken.findings.orphans
+        self._orphans[report.host] = (self._orphans.get(report.host, frozenset()) | orphans) - gone
+        for desktop in taken.findings.wake:
+            self._wake_desktop(desktop)
+        for orphan in orphans:
+            log.warning("A host has a desktop that nobody wants; it is removed.", host=report.host, desktop=orphan)
+            self._link.spawn(self._remove_orphan(report.host, orphan))
+        if taken.moves:
+            self._workers.wake(report.host)
+        return True
+
+    def _write(self, transaction: Transaction, report: Report) -> _Taken | None:
+        """A decision: what the report changes; None when its host is not registered."""
+        now, held = now_ms(), transaction.hosts.get(report.host)
+        if held is None:
+            return None
+        if self._liveness.is_stale(report.host, report.run, report.number):
+            return _Taken(Findings(), moves=False)  # what it says, and more, is known
+        host, wanted = held.host, held.wanted
+        if host.state is HostState.SHUT_DOWN:
+            wanted = READY  # somebody has switched it on
+        state = HOST_LIFE.next(host.state, HostEvent.REPORT if wanted == READY else HostEvent.DRAIN)
+        moved = state is not host.state
+        if moved:
+            log.info("A host is there.", host=host.name)
+        seen = replace(
+            host,
+            state=state,
+            since=now if moved else host.since,
+            reason=None if wanted == READY else host.reason,
+            facts=report.facts or host.facts,
+            port=report.port,
+            viewer_port=report.viewer_port,
+        )
+        transaction.put_host(seen, wanted=wanted, drained_by=None if wanted == READY else held.drained_by)
+        if report.copies is not None:
+            transaction.put_copies(host.name, [(copy.image, copy.spec) for copy in report.copies])
+        noted = self._orphans.get(report.host, frozenset())
+        findings = apply_report(transaction, report, now=now, noted=noted)
+        return _Taken(findings, moves=moved or wanted != READY)
+
+    async def _remove_orphan(self, host: str, desktop: str) -> None:
+        order = EnsureGone(epoch=self._store.epoch, desktop=desktop)
+        try:
+            await self._link.request(self._subjects.orders(host), order, Done)
+        except (LinkDown, MessageError) as error:
+            log.warning("An orphan stays for now.", host=host, desktop=desktop, reason=str(error))
+
+    async def _is_silent(self, name: str) -> None:
+        def silent(transaction: Transaction) -> None:
+            now, host = now_ms(), transaction.host(name)
+            if host is None or not HOST_LIFE.allows(host.state, HostEvent.MISS):
+                return
+            log.warning("A host does not answer; its desktops are lost until it does.", host=name)
+            state = HOST_LIFE.next(host.state, HostEvent.MISS)
+            transaction.put_host(replace(host, state=state, since=now, reason="it does not answer"))
+            lose_desktops(transaction, name, now=now)
+
+        await self._store.change(Needs(hosts=frozenset({name})), silent)
+        self._workers.wake(name)
+
+    # What is done to them
+
+    async def _step(self, name: str) -> float | None:
+        decide = partial(
+            host_life.settle, name=name, now=now_ms(), limits=self._limits, is_leaving=name in self._leaving
+        )
+        step = await self._store.change(Needs(hosts=frozenset({name}), host_commands=True), decide)
+        for desktop in step.wake:
+            self._wake_desktop(desktop)
+        if step.removed:
+            log.info("A host was unregistered.", host=name)
+            self._leaving.discard(name)
+            self._liveness.forget(name)
+        if step.describe:
+            self._link.spawn(self._describe(name))
+        if step.mac:
+            self._send_packet(step.mac)
+        if step.power_off:
+            await self._power_off(name, at_once=step.at_once)
+        elif step.again is None:
+            self._leaving.discard(name)
+        self._on_move()
+        return step.again
+
+    def _send_packet(self, mac: str) -> None:
+        try:
+            wake(mac, self._settings.wake_address)
+        except Unavailable as error:
+            log.warning("A host is not woken yet.", reason=str(error))
+
+    async def _power_off(self, name: str, *, at_once: bool) -> None:
+        order = PowerOff(epoch=self._store.epoch, at_once=at_once)
+        try:
+            await self._link.request(self._subjects.orders(name), order, Done)
+            self._leaving.add(name)
+        except (LinkDown, MessageError) as error:
+            log.warning("A host did not take the order to shut down; it is sent again.", host=name, reason=str(error))
+
+    async def _register(self, command: str) -> float | None:
+        entry = await self._store.entry(command)
+        if entry is None or entry.outcome is not None or not isinstance(entry.order, RegisterHost):
+            return None
+        report, fault = await registration.look(self._link, self._subjects, entry.order, self._store.epoch)
+        decide = partial(registration.decide, command=command, report=report, fault=fault, now=now_ms())
+        if await self._store.change(Needs(commands=frozenset({command})), decide) and report:
+            self._departed.pop(entry.order.name, None)
+            await self._take(report)
+            log.info("Host registered.", host=entry.order.name)
+            self._workers.wake(entry.order.name)
+        return None

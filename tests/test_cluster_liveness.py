@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pupitre.cluster.hosts import Liveness
+from pupitre.cluster.liveness import Liveness
 from pupitre.errors import Unavailable
 
 pytestmark = pytest.mark.anyio

@@ -1,0 +1,77 @@
+"""Which hosts are alive, judged by what they say and never by their connection."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from pupitre.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+
+class Liveness:
+    """``on_silence(host)`` is called once when a host has said nothing for ``timeout`` seconds."""
+
+    def __init__(self, timeout: float, on_silence: Callable[[str], Awaitable[None]]) -> None:
+        self._timeout = timeout
+        self._on_silence = on_silence
+        self._heard: dict[str, float] = {}
+        self._told: dict[str, tuple[str, int]] = {}
+        self._new = asyncio.Event()
+
+    def expect(self, host: str) -> None:
+        """Begin to wait for a host that is registered."""
+        self._heard[host] = asyncio.get_running_loop().time()
+        self._new.set()
+
+    def heard(self, host: str) -> None:
+        if host in self._heard:
+            self._heard[host] = asyncio.get_running_loop().time()
+        else:
+            self.expect(host)
+
+    def forget(self, host: str) -> None:
+        """It has left: its silence is no news."""
+        self._heard.pop(host, None)
+        self._told.pop(host, None)
+
+    def is_news(self, host: str, run: str, number: int) -> bool:
+        """Whether reports up to ``number`` of this run of the host have not all been taken."""
+        told_run, told = self._told.get(host, ("", 0))
+        return told_run != run or number > told
+
+    def follows(self, host: str, run: str, number: int) -> bool:
+        """Whether every report before ``number`` has been taken."""
+        return not self.is_news(host, run, number - 1)
+
+    def is_stale(self, host: str, run: str, number: int) -> bool:
+        """Whether a report of this run that was made later has been taken already."""
+        told_run, told = self._told.get(host, ("", 0))
+        return told_run == run and number < told
+
+    def took(self, host: str, run: str, number: int) -> None:
+        self._told[host] = (run, number)
+
+    async def watch(self) -> None:
+        """Run for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._new.clear()
+            if not self._heard:
+                await self._new.wait()
+                continue
+            host, last = min(self._heard.items(), key=lambda item: item[1])
+            left = last + self._timeout - loop.time()
+            if left > 0:
+                await asyncio.sleep(left)
+                continue
+            try:
+                await self._on_silence(host)
+            except Unavailable as error:
+                log.warning("A silent host is not written down yet.", host=host, reason=str(error))
+                await asyncio.sleep(1)
+                continue
+            self._told.pop(host, None)  # when it speaks again, it is asked for everything
+            if self._heard.get(host) == last:
+                del self._heard[host]

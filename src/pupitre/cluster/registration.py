@@ -1,0 +1,66 @@
+"""Taking a host into the cluster: it must answer under its name, from the port that was said.
+
+Registering a host again has the same outcome, and brings its address up to date.
+"""
+
+from dataclasses import replace
+
+from pupitre.cluster.host_orders import READY
+from pupitre.domain.command import CommandState, Fault, RegisterHost
+from pupitre.domain.host import HOST_LIFE, Host, parse_mac
+from pupitre.errors import LinkDown, MessageError, RegistrationFault
+from pupitre.store.transaction import Transaction
+from pupitre.wire.link import Link
+from pupitre.wire.messages import Describe, Report
+from pupitre.wire.subjects import Subjects
+
+ANSWER_LIMIT = 5.0
+"""Seconds that a host has to describe itself."""
+
+
+async def look(
+    link: Link, subjects: Subjects, order: RegisterHost, epoch: int
+) -> tuple[Report | None, RegistrationFault | None]:
+    """What the host says of itself, or why it cannot be registered."""
+    where = f"{order.name} ({order.address}:{order.port})"
+    try:
+        request = Describe(epoch=epoch)
+        report = await link.request(subjects.orders(order.name), request, Report, timeout=ANSWER_LIMIT)
+    except (LinkDown, MessageError) as error:
+        why = f"{where} does not answer: {error} Is `pupitre host` running there under this name?"
+        return None, RegistrationFault(why)
+    if report.host != order.name:
+        return None, RegistrationFault(f"{where}: it says that its name is {report.host}.")
+    if report.port != order.port:
+        return None, RegistrationFault(f"{where}: its console server says that it listens on port {report.port}.")
+    return report, None
+
+
+def decide(
+    transaction: Transaction, command: str, report: Report | None, fault: RegistrationFault | None, now: int
+) -> bool:
+    """Write the host and the outcome; False when there is nothing more to do."""
+    entry = transaction.entry(command)
+    if entry is None or entry.outcome is not None or not isinstance(entry.order, RegisterHost):
+        return False  # abandoned meanwhile
+    order, held = entry.order, transaction.hosts.get(entry.order.name)
+    if fault is None and held and held.host.edition != order.edition and held.used_vcpus:
+        fault = RegistrationFault(
+            f"Desktops run on {held.host.title}. Whether it is for editing images can be changed once they have ended."
+        )
+    if fault or report is None:
+        code, reason = RegistrationFault.code, fault.reason if fault else "The host said nothing."
+        transaction.finish(command, CommandState.FAILED, Fault(code, reason))
+        return False
+    known = held.host if held else Host(order.name, HOST_LIFE.initial, order.address, order.port, order.edition, now)
+    host = replace(
+        known,
+        address=order.address,
+        port=order.port,
+        edition=order.edition,
+        mac=parse_mac(order.mac) if order.mac else known.mac,
+        facts=report.facts or known.facts,
+    )
+    transaction.put_host(host, wanted=READY, drained_by=None)
+    transaction.finish(command, CommandState.SUCCEEDED)
+    return True
