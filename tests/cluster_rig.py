@@ -5,6 +5,7 @@ Guests are simulated; overlays, journals, consoles, certificates and databases a
 
 import asyncio
 import contextlib
+import signal
 import socket
 import subprocess
 import sys
@@ -107,6 +108,15 @@ class Broker:
             await self._reader
         self._process = None
 
+    def freeze(self) -> None:
+        """Its connections stay open, and nothing moves."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     @staticmethod
     async def _drain(stream: asyncio.StreamReader) -> None:
         while await stream.readline():
@@ -141,6 +151,7 @@ class HostRig:
     link: Link = field(init=False)
     overlays: Overlays = field(init=False)
     console: ConsoleServer = field(init=False)
+    registry: CollectorRegistry = field(init=False)
     _task: asyncio.Task[bool] | None = None
 
     @property
@@ -156,8 +167,8 @@ class HostRig:
         self.agent = HostAgent(settings, self.hypervisor, self.overlays, ImageStore(settings.images_dir), self.journal)
         self.console = ConsoleServer(self.name, certificates, self.agent, settings.host_dir)
         tls = pki.client_context(certificates, role)
-        registry = CollectorRegistry()
-        self.link = Link(settings.nats_url, role, tls, registry=registry, on_change=self._changed)
+        self.registry = CollectorRegistry()
+        self.link = Link(settings.nats_url, role, tls, registry=self.registry, on_change=self._changed)
         await self.console.start()
         await self.link.open()
         await self.agent.start(self.link, self.console)
@@ -166,6 +177,9 @@ class HostRig:
     def _changed(self, connected: bool) -> None:
         if connected:
             self.agent.report_all()
+
+    def lives(self) -> bool:
+        return self._task is not None and not self._task.done()
 
     async def ended(self) -> bool:
         """Wait until it ends by itself; whether it did so in order to shut its machine down."""
@@ -208,6 +222,9 @@ class Room:
     def _start(self, name: str, run: Callable[[Settings, Ops], Awaitable[None]]) -> None:
         self.ops[name] = Ops(name)
         self._tasks[name] = asyncio.create_task(_run(run, self.settings, self.ops[name]), name=name)
+
+    def lives(self, name: str) -> bool:
+        return not self._tasks[name].done()
 
     async def stop(self, name: str) -> None:
         """End ``cluster`` or ``endpoint``; a failure it ended with before is the test's failure."""
