@@ -16,6 +16,9 @@ DONE = "done"
 """As in `pupitre.ops`, which this small process does not import."""
 
 
+HARMLESS = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"})
+
+
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
     """What to run. ``stop_within`` is in seconds; then the child is killed.
@@ -23,6 +26,8 @@ class ChildSpec:
     A child is ready when it says ``READY=1`` (sd_notify), or, where ``ready_line`` is
     set, when a line of its output contains that. ``rest_mark`` is a file that is there
     while the child rests, so that it does not begin to run with the next `up` either.
+    A child that is not ours has no use for our environment, where secrets may be: it
+    ``inherits`` no more of it than `HARMLESS`.
     """
 
     name: str
@@ -31,6 +36,7 @@ class ChildSpec:
     stop_within: float = 10.0
     ready_line: bytes | None = None
     rest_mark: Path | None = None
+    inherits: bool = True
 
 
 class Child:
@@ -60,9 +66,10 @@ class Child:
         try:
             # The kernel ends the child when this process dies, however it dies; its own session
             # keeps the terminal's Ctrl-C away from it, so that the order of stopping is ours.
+            inherited = {key: value for key, value in os.environ.items() if spec.inherits or key in HARMLESS}
             process = await asyncio.create_subprocess_exec(
                 "setpriv", "--pdeathsig", "KILL", "--", *spec.argv,
-                env={**os.environ, **spec.environment, "NOTIFY_SOCKET": notifications.address},
+                env={**inherited, **spec.environment, "NOTIFY_SOCKET": notifications.address},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,

@@ -80,7 +80,12 @@ def _broker(settings: Settings, shared: dict[str, str]) -> ChildSpec:
     monitor = free_port({port})
     config = write_config(settings, port=port, monitor_port=monitor, hosts=[host.name for host in own_hosts(settings)])
     return ChildSpec(
-        "nats", (str(program("nats-server")), "-c", str(config)), shared, stop_within=5, ready_line=b"Server is ready"
+        "nats",
+        (str(program("nats-server")), "-c", str(config)),
+        {"PUPITRE_HOME": str(settings.home)},
+        stop_within=5,
+        ready_line=b"Server is ready",
+        inherits=False,
     )
 
 
