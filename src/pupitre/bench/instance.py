@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,11 @@ class Measured:
 
 
 @contextmanager
-def running(**settings: str) -> Iterator[Measured]:
-    """Started and ready; stopped and removed at the end. Raises `SetupError`."""
+def running(prepare: Callable[[dict[str, str]], None] = lambda _: None, **settings: str) -> Iterator[Measured]:
+    """Started and ready; stopped and removed at the end. Raises `SetupError`.
+
+    ``prepare`` is given the environment before anything starts.
+    """
     with tempfile.TemporaryDirectory(prefix="pupitre-bench-") as folder:
         home = Path(folder) / "home"
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PUPITRE_")}
@@ -55,6 +58,7 @@ def running(**settings: str) -> Iterator[Measured]:
         if "PUPITRE_IMAGE_STORE" in os.environ:
             environment["PUPITRE_IMAGE_STORE"] = os.environ["PUPITRE_IMAGE_STORE"]
         _ensure_tiny(environment)
+        prepare(environment)
         log = Path(folder) / "up.log"
         with log.open("wb") as written:
             up = subprocess.Popen(

@@ -97,3 +97,24 @@ def crash(
         print(f"{name.replace('_', ' '):16}{value}")
     if as_json:
         print(json.dumps(found))
+
+
+@app.command()
+def commands(
+    database: Annotated[str, typer.Option(help="sqlite, postgresql or mariadb.")] = "postgresql",
+    clients: Annotated[int, typer.Option(min=1, max=1000, help="People who ask at the same time.")] = 64,
+    seconds: Annotated[float, typer.Option(min=1, help="How long they go on.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """How many empty commands a second go the whole way, against the bare database; where the time goes."""
+    from pupitre.bench.commands import floor, measure
+
+    bare = floor(database, clients, min(seconds, 5))
+    found = measure(database, clients, seconds)
+    print(f"{database}: {found['rate_per_s']:.0f} commands/s; the bare database writes {bare:.0f} rows/s")
+    print(f"  {clients} clients: p50 {found['p50_ms']:.1f} ms, p95 {found['p95_ms']:.1f} ms")
+    print(f"  alone: p95 {found['idle_p95_ms']:.1f} ms")
+    for name, value in found["legs_ms"].items():
+        print(f"  {name.replace('_', ' '):28}{value:8.1f} ms")
+    if as_json:
+        print(json.dumps(found))
