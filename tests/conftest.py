@@ -1,6 +1,7 @@
 """Fixtures of many tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -8,6 +9,8 @@ from playwright.sync_api import Browser, sync_playwright
 from pupitre import config
 from pupitre.images.recipes import recipe
 from pupitre.images.store import ImageStore
+from tests import database_servers
+from tests.database_servers import Servers
 from tests.stack import Stack
 
 CHROMIUM = [
@@ -27,9 +30,24 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """PostgreSQL and MariaDB of this worker; each starts when a test first asks for it."""
+    with database_servers.started(tmp_path_factory.mktemp("servers")) as servers:
+        yield servers
+
+
+@pytest.fixture(params=database_servers.KINDS)
+def each_database(request: pytest.FixtureRequest, tmp_path: Path, servers: Servers) -> str:
+    """The test runs on SQLite, PostgreSQL and MariaDB: `tests.databases` opens them for its folder."""
+    kind: str = request.param
+    servers.place(tmp_path, kind)
+    return kind
+
+
+@pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, images: ImageStore) -> Iterator[Stack]:
     """One running Pupitre for all tests of a worker, checked at the end for what it leaves behind."""
-    stack = Stack(tmp_path_factory.mktemp("stack") / "home").start()
+    stack = Stack(tmp_path_factory.mktemp("stack") / "home", viewer_port="0").start()
     yield stack
     stack.stop()
 

@@ -25,7 +25,7 @@ from pupitre.store.commands import Commands
 from pupitre.store.requests import Allowance
 from tests import databases
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
 
 USER = "0190aaaa-0000-7000-8000-000000000001"
 
