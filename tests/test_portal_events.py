@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from pupitre.domain.access import Role, User
+from pupitre.domain.command import Command, CommandState, DestroyDesktop
 from pupitre.domain.desktop import DesktopState
 from pupitre.portal.events import News, Stream, Versions
 from pupitre.store.accounts import SessionKind
@@ -146,10 +147,12 @@ STUDENT = User("u", "student", Role.STUDENT)
 async def test_news_that_wait_are_folded_together() -> None:
     stream = Stream(STUDENT, Versions(0, 0))
     for version in range(1, 1000):
-        assert stream.put(News(Versions(version, 0), desktops={"d"}, commands={"c"}))
+        command = Command("c", "u", DestroyDesktop("d"), CommandState.QUEUED, version, version)
+        assert stream.put(News(Versions(version, 0), desktops={"d"}, commands={"c": command}))
     news = await stream.next()
     assert news
-    assert (news.desktops, news.commands, news.versions) == ({"d"}, {"c"}, Versions(999, 0))
+    assert (news.desktops, news.commands, news.versions) == ({"d"}, {"c": command}, Versions(999, 0))
+    assert news.commands["c"].created == 999
 
 
 async def test_a_stream_that_is_too_slow_begins_anew_and_keeps_no_more_than_its_limit() -> None:

@@ -13,6 +13,7 @@ from pupitre import pki
 from pupitre.config import Settings
 from pupitre.portal.endings import passing_on
 from pupitre.portal.events import Feed
+from pupitre.portal.lookups import Lookups
 from pupitre.portal.metrics import Metrics
 from pupitre.portal.passwords import Checker
 from pupitre.portal.presence import Presence
@@ -32,6 +33,7 @@ class Portal:
     commands: Commands
     status: Status
     audit: AuditLog
+    lookups: Lookups
     feed: Feed
     presence: Presence
     signer: Ed25519PrivateKey
@@ -51,6 +53,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
         command_rows = Commands(commands)
         status_rows = Status(status)
         account_rows = Accounts(accounts)
+        lookups = Lookups(command_rows, status_rows)
         async with (
             Presence(account_rows).listening() as presence,
             Feed(
@@ -64,6 +67,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
                 commands=command_rows,
                 status=status_rows,
                 audit=AuditLog(commands),
+                lookups=lookups,
                 feed=feed,
                 presence=presence,
                 signer=signer,

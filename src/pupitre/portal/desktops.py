@@ -5,6 +5,7 @@ keeps no failed wish. `seen` closes both gaps; pages, REST and live events all
 show what it returns, and nothing else. What is not the caller's does not exist.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -129,8 +130,7 @@ async def desktops_of(portal: Portal, user: User) -> list[SeenDesktop]:
 
 async def desktop_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
     """Raises `NotFound` alike for another's desktop and for none. A gone one is still there to be asked for."""
-    row = await portal.status.desktop(desktop_id)
-    commands = (await portal.commands.of_desktops([desktop_id])).get(desktop_id, [])
+    row, commands = await asyncio.gather(portal.lookups.desktop.do(desktop_id), portal.lookups.orders.do(desktop_id))
     found = seen(row, commands, now=now_ms())
     if found is None or not may_see_desktop(user, found.desktop):
         raise NotFound(_UNKNOWN)
@@ -156,11 +156,12 @@ def _connection(desktop: Desktop, hosts: Mapping[str, Host]) -> Connection | Non
 
 async def start(portal: Portal, caller: Caller, image_id: str) -> Command:
     """Ask for a desktop. Raises `NotFound`, `Conflict`, `LimitReached` or `TooEarly`; then nothing has changed."""
-    image = await image_named(portal, image_id)
-    if image.state is not CopyState.READY:
-        raise Conflict(_not_ready(image))
-    allowance = Allowance(limit_of(portal, caller.user), lambda: portal.status.counted_of(caller.user.id))
-    return await ask(portal, caller, BootDesktop(desktop=new_id(), image=image.id), allowance)
+    if image_id not in portal.feed.ready_images:
+        image = await image_named(portal, image_id)
+        if image.state is not CopyState.READY:
+            raise Conflict(_not_ready(image))
+    allowance = Allowance(limit_of(portal, caller.user), lambda: portal.lookups.counted.do(caller.user.id))
+    return await ask(portal, caller, BootDesktop(desktop=new_id(), image=image_id), allowance)
 
 
 async def stop(portal: Portal, caller: Caller, desktop_id: str) -> Command | None:

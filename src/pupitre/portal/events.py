@@ -2,19 +2,22 @@
 
 Nothing is polled. A ring makes the feed read what changed since the version it
 has; each stream then gets *which* things changed and reads them when it sends, so
-that a late stream sends the newest state and never an old one. A stream that
-does not keep up has its queue emptied and begins anew with all there is.
+that a late stream sends the newest state and never an old one (commands come along
+as they are: their newest is what is told). A stream that does not keep up has its
+queue emptied and begins anew with all there is.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from pupitre.domain.access import User, may_manage_hosts
+from pupitre.domain.command import Command
+from pupitre.domain.image import CopyState
 from pupitre.errors import Unavailable
 from pupitre.portal.metrics import Metrics
 from pupitre.store.commands import ANSWERED, Commands
@@ -24,6 +27,8 @@ from pupitre.store.status import CHANGED, Status
 log = structlog.get_logger()
 BACK_OFF = 1.0
 """Seconds until the databases are asked again after they did not answer."""
+MANY, GATHER = 16, 0.02
+"""After so many changes at once, the seconds in which the next ones gather: under load each look is for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +44,10 @@ class Versions:
 
 @dataclass(slots=True)
 class News:
-    """What changed, by id. ``resync``: too much was missed, look at everything."""
+    """What changed, by id; commands as they are now. ``resync``: too much was missed, look at everything."""
 
     versions: Versions
-    commands: set[str] = field(default_factory=set)
+    commands: dict[str, Command] = field(default_factory=dict)
     desktops: set[str] = field(default_factory=set)
     images: set[str] = field(default_factory=set)
     hosts: set[str] = field(default_factory=set)
@@ -110,6 +115,7 @@ class Feed:
         self._streams: set[Stream] = set()
         self._versions = Versions(0, 0)
         self._hosts: frozenset[str] = frozenset()
+        self._ready_images: frozenset[str] = frozenset()
         self._closed = False
 
     @asynccontextmanager
@@ -118,12 +124,11 @@ class Feed:
         async with commands.listen(ANSWERED) as answered, status.listen(CHANGED) as changed:
             self._versions = Versions(await self._commands.version(), await self._status.version())
             self._hosts = frozenset(host.name for host in await self._status.hosts())
-            rung = asyncio.Event()
+            self._ready_images = await self._read_ready_images()
             async with asyncio.TaskGroup() as tasks:
                 workers = [
-                    tasks.create_task(_forward(answered, rung)),
-                    tasks.create_task(_forward(changed, rung)),
-                    tasks.create_task(self._run(rung)),
+                    tasks.create_task(self._follow(answered, self._tell_commands)),
+                    tasks.create_task(self._follow(changed, self._tell_status)),
                     tasks.create_task(self._confirm()),
                 ]
                 try:
@@ -151,22 +156,30 @@ class Feed:
     def versions(self) -> Versions:
         return self._versions
 
+    @property
+    def ready_images(self) -> frozenset[str]:
+        """Ids of images that were ready at the last news: a desktop can be started from them without a further look."""
+        return self._ready_images
+
     def close(self) -> None:
         """End every stream, so that a server that waits for open answers can stop."""
         self._closed = True
         for stream in self._streams:
             stream.end()
 
-    async def _run(self, rung: asyncio.Event) -> None:
+    async def _follow(self, bell: Listening, tell: Callable[[], Awaitable[int]]) -> None:
+        """Tell what is new at every ring; many changes at once make the next ones wait for each other."""
         while True:
-            await rung.wait()
-            rung.clear()
-            try:
-                await self._tell()
-            except Unavailable as error:
-                log.warning("live events wait for a database", reason=error.reason)
-                await asyncio.sleep(BACK_OFF)
-                rung.set()
+            await bell.heard()
+            while True:
+                try:
+                    told = await tell()
+                    break
+                except Unavailable as error:
+                    log.warning("live events wait for a database", reason=error.reason)
+                    await asyncio.sleep(BACK_OFF)
+            if told >= MANY:
+                await asyncio.sleep(GATHER)
 
     async def _confirm(self) -> None:
         """Tell that rows which have not changed still hold: pages mark what nobody has confirmed for too long.
@@ -185,34 +198,48 @@ class Feed:
                 for stream in self._streams:
                     stream.put(News(self._versions, links=True))
 
-    async def _tell(self) -> None:
-        """Read what is new once, and give each stream its part."""
-        commands = await self._commands.changes(self._versions.commands)
-        status = await self._status.changes(self._versions.status)
-        last = commands[-1].version if commands else self._versions.commands
-        self._versions = Versions(last, status.version)
+    async def _tell_commands(self) -> int:
+        """Give each stream its part of what is new; how much there was."""
+        if not self._streams:
+            version = await self._commands.version()
+            if not self._streams:  # still nobody to tell
+                self._versions = replace(self._versions, commands=version)
+                return 0
+        changes = await self._commands.changes(self._versions.commands)
+        if changes:
+            self._versions = replace(self._versions, commands=changes[-1].version)
         by_user: dict[str, News] = defaultdict(lambda: News(self._versions))
-        for change in commands:
+        for change in changes:
             news = by_user[change.command.user]
-            news.commands.add(change.command.id)
+            news.commands[change.command.id] = change.command
             if change.command.desktop:
                 news.desktops.add(change.command.desktop)
+        for stream in self._streams:
+            self._put(stream, by_user[stream.user.id])
+        return len(changes)
+
+    async def _tell_status(self) -> int:
+        status = await self._status.changes(self._versions.status)
+        self._versions = replace(self._versions, status=status.version)
+        if status.rows.copies:
+            self._ready_images = await self._read_ready_images()
+        by_user: dict[str, set[str]] = defaultdict(set)
         for desktop in status.rows.desktops:
-            by_user[desktop.owner].desktops.add(desktop.id)
+            by_user[desktop.owner].add(desktop.id)
         images = {copy.image.id for copy in status.rows.copies}
         hosts = {host.name for host in status.rows.hosts} | (self._hosts - status.host_names)
         self._hosts = status.host_names
         for stream in self._streams:
             news = News(self._versions, images=set(images), links=bool(status.links))
+            news.desktops |= by_user[stream.user.id]
             if may_manage_hosts(stream.user):
-                news.hosts = set(hosts)
-            if stream.user.id in by_user:
-                news.add(by_user[stream.user.id])
-            if not stream.put(news):
-                self._metrics.resyncs.inc()
+                news.hosts |= hosts
+            self._put(stream, news)
+        return len(status.rows.desktops) + len(hosts) + len(images)
 
+    def _put(self, stream: Stream, news: News) -> None:
+        if not stream.put(news):
+            self._metrics.resyncs.inc()
 
-async def _forward(bell: Listening, rung: asyncio.Event) -> None:
-    while True:
-        await bell.heard()
-        rung.set()
+    async def _read_ready_images(self) -> frozenset[str]:
+        return frozenset(image.id for image in await self._status.images() if image.state is CopyState.READY)

@@ -7,12 +7,12 @@ it says so. An answer that was on its way meanwhile is given to who asked, and n
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+from pupitre.batch import Batch
 from pupitre.clock import now_ms
-from pupitre.errors import Unavailable
 from pupitre.store.accounts import SESSIONS, Accounts, Session
 from pupitre.store.dialect import Listening
 
@@ -30,54 +30,36 @@ class Presence:
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
         self._kept: dict[str, _Answer] = {}
-        self._asked: dict[str, asyncio.Future[Session | None]] = {}
-        self._wake = asyncio.Event()
+        self._look: Batch[str, Session | None] = Batch(self._read)
         self._generation = 0
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Presence"]:
         async with self._accounts.database.listen(SESSIONS) as ended, asyncio.TaskGroup() as tasks:
-            workers = [tasks.create_task(self._answer()), tasks.create_task(self._hear(ended))]
+            hearing = tasks.create_task(self._hear(ended))
             try:
                 yield self
             finally:
-                for worker in workers:
-                    worker.cancel()
+                hearing.cancel()
 
     async def session(self, token_hash: str) -> Session | None:
         """The live session with this token. Raises `Unavailable`."""
         kept = self._kept.get(token_hash)
         if kept and kept.until > time.monotonic() and kept.session.expires > now_ms():
             return kept.session
-        asked = self._asked.get(token_hash)
-        if asked is None:
-            asked = self._asked[token_hash] = asyncio.get_running_loop().create_future()
-            self._wake.set()
-        return await asyncio.shield(asked)  # others may wait for the same answer
+        return await self._look.do(token_hash)
 
     def forget(self) -> None:
         """A session has ended, or may have."""
         self._generation += 1
         self._kept.clear()
 
-    async def _answer(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            # Who asks from here on waits for the next look, which sees all that ended until then.
-            asked, self._asked = self._asked, {}
-            generation = self._generation
-            try:
-                found = await self._accounts.live(asked.keys(), now=now_ms())
-            except Unavailable as error:
-                for future in asked.values():
-                    future.set_exception(error)
-                    future.exception()  # who asked may have gone since
-                continue
-            if generation == self._generation:
-                self._keep(found)
-            for token_hash, future in asked.items():
-                future.set_result(found.get(token_hash))
+    async def _read(self, token_hashes: Sequence[str]) -> list[Session | None]:
+        generation = self._generation
+        found = await self._accounts.live(set(token_hashes), now=now_ms())
+        if generation == self._generation:
+            self._keep(found)
+        return [found.get(token_hash) for token_hash in token_hashes]
 
     def _keep(self, found: dict[str, Session]) -> None:
         if len(self._kept) > MOST:

@@ -17,7 +17,6 @@ from pupitre.domain.access import may_manage_hosts
 from pupitre.domain.command import FINAL_STATES
 from pupitre.domain.status import Link
 from pupitre.errors import NotFound
-from pupitre.portal.commands import command_of
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of
 from pupitre.portal.events import News
@@ -79,8 +78,7 @@ async def _some(portal: Portal, caller: Caller, news: News) -> list[ServerSentEv
         found += [_event("image", image_out(image)) for image in images if image.id in news.images]
     if news.hosts:
         found += [_event("host", host_out(seen)) for seen in await hosts_of(portal) if seen.host.name in news.hosts]
-    for command_id in sorted(news.commands):
-        found.append(_event("command", command_out(await command_of(portal, caller.user, command_id))))
+    found += [_event("command", command_out(command)) for _, command in sorted(news.commands.items())]
     for desktop_id in sorted(news.desktops):
         try:
             found.append(_event("desktop", desktop_out(await desktop_of(portal, caller.user, desktop_id))))
