@@ -28,7 +28,7 @@ from pupitre.domain.command import BootDesktop, Command, CommandEvent, Fault
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, Image
-from pupitre.domain.status import HostImage, Link, Rows
+from pupitre.domain.status import HostImage, Link, Position, Rows
 from pupitre.errors import NotFound
 from pupitre.host.console import ConsoleServer
 from pupitre.ops import Ops
@@ -38,7 +38,7 @@ from pupitre.store.accounts import Accounts, SessionKind
 from pupitre.store.commands import ASKED, Commands
 from pupitre.store.engine import open_database
 from pupitre.store.migrate import upgrade
-from pupitre.store.status import Status
+from pupitre.store.status import Named, Status
 
 CLUSTER = "main"
 PASSWORD = "open sesame 42"
@@ -74,6 +74,11 @@ class Endpoint:
         facts = HostFacts(32000, 8, 200_000, "QEMU 7.2", "kvm", "0.1.0")
         host = Host(name, HostState.READY, "127.0.0.1", port, False, now(), facts=facts)
         await self.status.apply(CLUSTER, Rows(hosts=(replace(host, **changes),)))  # type: ignore[arg-type]
+
+    async def host_gone(self, name: str = "host-1") -> None:
+        """A full set of pages, in which that host, its copies and its desktops are no more."""
+        others = {host.name for host in await self.status.hosts()} - {name}
+        await self.status.retain(CLUSTER, Named(hosts=others), Position())
 
     async def next_command(self) -> Command:
         """The oldest command not yet sent, as soon as there is one; it is then accepted."""

@@ -2,22 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import CopyState
-from tests.conftest import CHROMIUM
+from tests.portal_browser import a_browser, accessible, fits, opened, reach
 from tests.portal_site import PASSWORD, Site, an_image, firmware_guest, now, open_site
 
 pytestmark = [pytest.mark.anyio, pytest.mark.browser]
-
-LAPTOP = {"width": 1280, "height": 800}
-PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture
@@ -28,58 +23,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def chromium() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+    async with a_browser() as browser:
         yield browser
-        await browser.close()
-
-
-@asynccontextmanager
-async def opened(
-    site: Site, chromium: Browser, name: str | None = "student", *, dark: bool = False, phone: bool = False
-) -> AsyncIterator[Page]:
-    """A page of a signed-in user, on which no script fails and nothing is blocked by our own policy."""
-    context = await chromium.new_context(
-        viewport=PHONE if phone else LAPTOP,  # type: ignore[arg-type]
-        color_scheme="dark" if dark else "light",
-        has_touch=phone,
-        is_mobile=phone,
-        base_url=site.url,
-    )
-    page = await context.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-
-    def said(message: ConsoleMessage) -> None:
-        if "Content Security Policy" in message.text:
-            wrong.append(message.text)
-
-    page.on("console", said)
-    if name:
-        await page.goto("/")
-        await page.fill("#name", name)
-        await page.fill("#password", PASSWORD)
-        await page.press("#password", "Enter")
-        await page.wait_for_url(site.url + "/")
-    yield page
-    assert wrong == []
-    await context.close()
-
-
-async def accessible(page: Page) -> None:
-    """No serious violation that axe can find."""
-    results = await Axe().run(page)
-    found = [
-        (violation["id"], violation["impact"], [node["html"] for node in violation["nodes"]])
-        for violation in results.response["violations"]
-        if violation["impact"] in {"serious", "critical"}
-    ]
-    assert found == []
-
-
-async def fits(page: Page) -> None:
-    """Nothing is wider than the screen."""
-    assert await page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
 async def test_from_sign_in_to_a_running_desktop_and_its_stop_by_keyboard_alone(site: Site, chromium: Browser) -> None:
@@ -129,15 +74,6 @@ async def test_from_sign_in_to_a_running_desktop_and_its_stop_by_keyboard_alone(
         await site.endpoint.desktop(command, DesktopState.GONE)
         await site.endpoint.succeed(ask)
         await expect(card).to_have_count(0)
-
-
-async def reach(page: Page, target: object) -> None:
-    """Press Tab until ``target`` has the focus."""
-    for _ in range(30):
-        if await target.evaluate("element => element === document.activeElement"):  # type: ignore[attr-defined]
-            return
-        await page.keyboard.press("Tab")
-    raise AssertionError("Tab does not lead there")
 
 
 async def test_a_failed_start_says_why_and_what_to_do(site: Site, chromium: Browser) -> None:
@@ -266,24 +202,6 @@ async def test_the_console_of_a_desktop_that_is_gone_says_so_and_tries_nothing(s
         assert not any(url.endswith("/console") for url in asked)
 
 
-async def test_hosts_are_registered_on_their_page(site: Site, chromium: Browser) -> None:
-    async with opened(site, chromium, "admin") as page:
-        await page.click("text=Hosts")
-        await expect(page.locator("#host-host-1")).to_contain_text("Ready")
-        await page.fill("#field-name", "lab-2")
-        await page.fill("#field-address", "10.0.0.12")
-        await page.fill("#field-port", "7000")
-        await page.get_by_role("button", name="Register").click()
-        command = await site.endpoint.next_command()
-        await site.endpoint.fail(command, "VM_SERVER_REGISTRATION_ERROR", "10.0.0.12:7000 does not answer.")
-        await expect(page.locator(f"#command-{command.id}")).to_contain_text("10.0.0.12:7000 does not answer.")
-        await site.endpoint.host("lab-2", facts=None)
-        await expect(page.locator("#host-lab-2")).to_contain_text("Nothing reported yet")
-        await accessible(page)
-    async with opened(site, chromium, "student") as page:
-        await expect(page.get_by_role("link", name="Hosts")).to_have_count(0)
-
-
 @pytest.mark.parametrize(("dark", "phone"), [(False, False), (True, True)], ids=["laptop", "phone"])
 async def test_every_page_is_accessible_and_fits(
     site: Site, chromium: Browser, dark: bool, phone: bool, record_property: Callable[[str, object], None]
@@ -301,7 +219,7 @@ async def test_every_page_is_accessible_and_fits(
         await fits(page)
     async with opened(site, chromium, "admin", dark=dark, phone=phone) as page, firmware_guest(site, desktop.id):
         await expect(page.locator("img[data-screen]")).to_be_visible()
-        for path in ("/", "/admin/hosts", "/account", f"/desktops/{desktop.id}/stop", "/nothing"):
+        for path in ("/", "/admin/hosts", "/admin/audit", "/account", f"/desktops/{desktop.id}/stop", "/nothing"):
             await page.goto(path)
             await accessible(page)
             await fits(page)
