@@ -5,6 +5,7 @@ What cannot be read is logged, counted and set aside, and never ends the link.
 
 import asyncio
 import contextlib
+import random
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
@@ -12,9 +13,8 @@ from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from nats.aio.client import Client
+from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from prometheus_client import CollectorRegistry, Counter
@@ -56,6 +56,21 @@ ANSWER_WITHIN = 2.0
 """Seconds, for what is bundled."""
 
 
+PAUSES = (0.25, 2.0)
+"""Seconds between two tries to reach the broker: at first, and at most."""
+
+
+def _pause(tries: int) -> float:
+    """Longer with each try, and never the same for two processes: they would come back all at once."""
+    return float(min(PAUSES[0] * 2 ** min(tries, 8), PAUSES[1]) * random.uniform(0.5, 1.5))
+
+
+def _next_try(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+    """The server that was tried least, after a pause."""
+    server = min(servers, key=lambda one: one.reconnects)
+    return server, _pause(server.reconnects)
+
+
 class Link:
     """``on_change(connected)`` is called with every loss and return of the broker."""
 
@@ -73,6 +88,7 @@ class Link:
         self._tls = tls
         self._on_change = on_change
         self._client = Client()
+        self._served: list[tuple[str, Callable[[Msg], Awaitable[None]]]] = []
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_subject: dict[str, Batch[bytes, bytes]] = {}
@@ -86,7 +102,21 @@ class Link:
 
     async def open(self) -> None:
         """Connect, waiting for the broker as long as it takes."""
+        await self._connect()
+        self._changed(True)
 
+    async def _reopen(self) -> None:
+        """Begin anew after the broker has said something upon which its client gives up for good."""
+        log.warning("The link to the message broker was closed; it is opened anew.")
+        await asyncio.sleep(_pause(0))
+        self._client = Client()
+        await self._connect()
+        for subject, handler in self._served:
+            await self._client.subscribe(subject, cb=handler)
+        log.info("The message broker is back.")
+        self._changed(True)
+
+    async def _connect(self) -> None:
         async def lost() -> None:
             if not self._closing:
                 log.warning("The message broker is away.")
@@ -95,6 +125,10 @@ class Link:
         async def back() -> None:
             log.info("The message broker is back.")
             self._changed(True)
+
+        async def closed() -> None:
+            if not self._closing:
+                self.spawn(self._reopen())
 
         said = ""
 
@@ -106,6 +140,7 @@ class Link:
             else:
                 log.debug("The message broker said.", error=str(error))
 
+        tries = 0
         while True:
             try:
                 await self._client.connect(
@@ -116,18 +151,20 @@ class Link:
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=1,
+                    reconnect_to_server_handler=_next_try,
                     connect_timeout=5,
                     ping_interval=10,
                     max_outstanding_pings=2,
                     disconnected_cb=lost,
                     reconnected_cb=back,
+                    closed_cb=closed,
                     error_cb=failed,
                 )
             except (NatsError, OSError, TimeoutError) as error:
                 log.warning("The message broker does not answer yet.", servers=self._servers, error=str(error))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(_pause(tries))
+                tries += 1
                 continue
-            self._changed(True)
             return
 
     async def close(self) -> None:
@@ -197,7 +234,7 @@ class Link:
 
     async def serve(
         self, subject: str, handler: Handler, *, in_order: bool = False, due_on: DueOn | None = None
-    ) -> Subscription:
+    ) -> None:
         """Give each message on ``subject`` to ``handler``; what it returns is the answer.
 
         Messages are handled side by side, or one after the other when ``in_order``. The broker
@@ -242,7 +279,9 @@ class Link:
         async def beside(message: Msg) -> None:
             self.spawn(one(message))
 
-        return await self._client.subscribe(subject, cb=one if in_order else beside)
+        answering = one if in_order else beside
+        self._served.append((subject, answering))
+        await self._client.subscribe(subject, cb=answering)
 
     async def settle(self) -> None:
         """Let what is under way end, for a moment, and have it sent."""
