@@ -10,7 +10,7 @@ from pupitre import config
 from pupitre.images.recipes import recipe
 from pupitre.images.store import ImageStore
 from tests import database_servers
-from tests.database_servers import Servers
+from tests.database_servers import Provisioned, Servers
 from tests.stack import Stack
 
 CHROMIUM = [
@@ -42,6 +42,13 @@ def each_database(request: pytest.FixtureRequest, tmp_path: Path, servers: Serve
     kind: str = request.param
     servers.place(tmp_path, kind)
     return kind
+
+
+@pytest.fixture(params=database_servers.KINDS[1:])
+def each_server(request: pytest.FixtureRequest, tmp_path: Path, servers: Servers) -> Provisioned:
+    """The same on PostgreSQL and MariaDB alone, with the server itself."""
+    servers.place(tmp_path, request.param)
+    return servers.get(request.param)
 
 
 @pytest.fixture(scope="session")
