@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
+import psutil
 import uuid_utils
-from sqlalchemy import BigInteger, Column, MetaData, String, Table, func, insert, select, update
+from sqlalchemy import URL, BigInteger, Column, MetaData, String, Table, func, insert, select, update
 
 from pupitre.bench.database_servers import DatabaseServer, MariaServer, PostgresServer
 from pupitre.bench.http_client import Client
@@ -52,12 +53,13 @@ class _Figures(TypedDict):
     p95_ms: float
     idle_p95_ms: float
     legs_ms: dict[str, float]
+    cpu_ms: dict[str, float]
     lost: int
     doubled: int
 
 
 class Found(_Figures):
-    """Times in ms. ``legs_ms`` is the median time in each part of the way, under load, and alone (``idle_…``)."""
+    """Times in ms; ``cpu_ms`` is each process's for one command. ``legs_ms`` is the median time in each part of the way, under load, and alone (``idle_…``)."""
 
     database: str
 
@@ -167,7 +169,8 @@ def _prepare(stack: ExitStack, database: str) -> Callable[[dict[str, str]], None
     if database == "sqlite":
         return lambda _: None
     server = stack.enter_context(SERVERS[database]())
-    url = server.url.set(password=None).render_as_string()
+    known = server.url
+    url = URL.create(known.drivername, known.username, host=known.host, port=known.port).render_as_string()
     password = {"PUPITRE_DATABASE_PASSWORD": str(server.url.password)}
     return lambda environment: _create(environment | password, "--url", url)
 
@@ -191,10 +194,11 @@ async def _measure(measured: Measured, settings: Settings, clients: int, seconds
             await first.round()
         idle, first.took = first.took, []
         await asyncio.gather(*(person.begin() for person in people[1:]))
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), _spent(measured)
         await asyncio.gather(*(_until(person, begun + seconds) for person in people))
         took = [one for person in people for one in person.took]
         span = max(one.seen for one in took) - begun
+        costs = {name: seconds - spent.get(name, 0.0) for name, seconds in _spent(measured).items()}
     finally:
         await asyncio.gather(*(person.end() for person in people))
     ids = [command for person in people for command in person.accepted]
@@ -207,9 +211,17 @@ async def _measure(measured: Measured, settings: Settings, clients: int, seconds
         p95_ms=_p95(durations),
         idle_p95_ms=_p95([(one.seen - one.asked) * 1000 for one in idle]),
         legs_ms=loaded | {f"idle_{name}": value for name, value in alone.items()},
+        cpu_ms={name: round(cost * 1000 / len(took), 2) for name, cost in costs.items()},
         lost=lost,
         doubled=doubled,
     )
+
+
+def _spent(measured: Measured) -> dict[str, float]:
+    """CPU seconds so far, by process; ``clients`` is this one."""
+    names = measured.names()
+    spent = {names[process.pid]: sum(process.cpu_times()[:2]) for process in measured.family() if process.pid in names}
+    return spent | {"clients": sum(psutil.Process().cpu_times()[:2])}
 
 
 async def _until(person: _Person, end: float) -> None:
@@ -242,8 +254,7 @@ async def _judge(settings: Settings, ids: list[str]) -> tuple[int, int]:
         for some in _parts(ids):
             async with database.read() as connection:
                 query = select(audit.c.command, func.count()).where(audit.c.command.in_(some), audit.c.outcome != "")
-                for command, count in await connection.execute(query.group_by(audit.c.command)):
-                    outcomes[command] = count
+                outcomes |= {row[0]: row[1] for row in await connection.execute(query.group_by(audit.c.command))}
     return sum(not count for count in outcomes.values()), sum(count > 1 for count in outcomes.values())
 
 

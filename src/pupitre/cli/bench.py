@@ -116,5 +116,7 @@ def commands(
     print(f"  alone: p95 {found['idle_p95_ms']:.1f} ms")
     for name, value in found["legs_ms"].items():
         print(f"  {name.replace('_', ' '):28}{value:8.1f} ms")
+    for name, value in found["cpu_ms"].items():
+        print(f"  CPU of {name:21}{value:8.2f} ms a command")
     if as_json:
         print(json.dumps(found))
