@@ -223,6 +223,12 @@ class Room:
         self.ops[name] = Ops(name)
         self._tasks[name] = asyncio.create_task(_run(run, self.settings, self.ops[name]), name=name)
 
+    async def ended(self, name: str) -> None:
+        """Wait until ``cluster`` or ``endpoint`` has ended by itself, as it does when it is halted."""
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.shield(self._tasks[name])
+        del self._tasks[name]
+
     def lives(self, name: str) -> bool:
         return not self._tasks[name].done()
 

@@ -156,9 +156,9 @@ def _drain(transaction: Transaction, held: HostEntry, *, now: int) -> Step:
         return _look_before_deadline(transaction, held, now, (drained_by - now) / 1000)
     if desktops:
         why = f"{held.host.title} was shut down for maintenance."
+        until = None if drained_by == AT_ONCE else drained_by
         for placed in desktops:
-            until = None if drained_by == AT_ONCE else placed.seen.until
-            if placed.wanted is not DesktopState.GONE or placed.seen.until != until:
+            if placed.wanted is not DesktopState.GONE or (until is None and placed.seen.until):
                 stop(transaction, placed, now=now, reason=why, until=until)
         step = _look_before_deadline(transaction, held, now, LOOK_AGAIN)
         return replace(step, wake=frozenset(placed.seen.id for placed in desktops))
