@@ -1,0 +1,203 @@
+"""Processes that die at a chosen step: `python -m tests.chaos.mortal` forks them, each with a fuse.
+
+A step is what one of our tasks does between two waits: at its beginning the fuse burns, and when
+it is burnt down the process kills itself with SIGKILL. Nothing in the program knows of it: its
+event loop is given a task factory that counts. A step burns it only if something has left the process
+since the last one that did: a commit, a message; to die before or after a step that only thinks is
+the same, since memory is lost either way. A host's every step burns it. So "killed between every two
+steps" is every number from one to where the work is done. Forking from a process that has imported
+everything costs a tenth of starting one.
+"""
+
+import asyncio
+import functools
+import json
+import mmap
+import os
+import signal
+import struct
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Pool, event
+
+from pupitre import config, ops
+from pupitre.cluster.process import run as run_cluster
+from pupitre.config import Settings
+from pupitre.endpoint.process import run as run_endpoint
+from pupitre.host import isolation
+from pupitre.host.process import run as run_host
+from pupitre.ops import Ops
+
+Main = Callable[[Settings, Ops], Awaitable[None]]
+_NUMBERS = struct.Struct("=qq")
+OURS = ("/pupitre/", "/nats/aio/subscription")
+"""Whose tasks are counted: ours, and those in which a subscription calls our handlers."""
+
+
+class Fuse:
+    """Two numbers in a file that harness and process share: steps left until the end (0: for ever), steps taken."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(_NUMBERS.pack(0, 0))
+        with path.open("r+b") as file:
+            self._shared = mmap.mmap(file.fileno(), _NUMBERS.size)
+
+    @property
+    def left(self) -> int:
+        return int(_NUMBERS.unpack(self._shared[:])[0])
+
+    @property
+    def taken(self) -> int:
+        return int(_NUMBERS.unpack(self._shared[:])[1])
+
+    def light(self, steps: int) -> None:
+        """Die at the ``steps``-th step from now."""
+        self._shared[:] = _NUMBERS.pack(steps, 0)
+
+    def put_out(self) -> None:
+        self.light(0)
+
+    def burn(self) -> None:
+        left, taken = _NUMBERS.unpack(self._shared[:])
+        if not left:
+            return
+        self._shared[:] = _NUMBERS.pack(left - 1, taken + 1)
+        if left == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Traces:
+    """Whether something has left the process since it was last asked; while a commit is under way, it may have."""
+
+    def __init__(self) -> None:
+        self._left = True
+        self._committing: set[int] = set()
+        self.everything = False
+
+    def leave(self) -> None:
+        self._left = True
+
+    def commit(self, connection: Connection) -> None:
+        self._committing.add(id(connection.connection.dbapi_connection))
+
+    def checkin(self, connection: object, _record: object) -> None:
+        if id(connection) in self._committing:
+            self._committing.discard(id(connection))
+            self._left = True
+
+    def ask(self) -> bool:
+        left, self._left = self._left, False
+        return left or self.everything or bool(self._committing)
+
+
+TRACES = Traces()
+
+
+class Counted(Coroutine[Any, Any, Any]):
+    """A coroutine that burns the fuse before each step, where there are new traces of earlier ones."""
+
+    def __init__(self, inner: Coroutine[Any, Any, Any], fuse: Fuse) -> None:
+        self._inner = inner
+        self._fuse = fuse
+        self.__name__ = getattr(inner, "__name__", "")
+        self.__qualname__ = getattr(inner, "__qualname__", "")
+
+    def send(self, value: Any) -> Any:
+        if TRACES.ask():
+            self._fuse.burn()
+        return self._inner.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if TRACES.ask():
+            self._fuse.burn()
+        return self._inner.throw(*error)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._inner.__await__()
+
+
+class Sending(Counted):
+    """The task that gives messages to the broker: what it does leaves traces."""
+
+    def send(self, value: Any) -> Any:
+        TRACES.leave()
+        return self._inner.send(value)
+
+
+def watched(work: Any, fuse: Fuse) -> Any:
+    code = getattr(work, "cr_code", None)
+    if code is None:
+        return work
+    if code.co_name == "_flusher":
+        return Sending(work, fuse)
+    return Counted(work, fuse) if any(part in code.co_filename for part in OURS) else work
+
+
+def mortal(main: Main, fuse: Fuse) -> Main:
+    """``main``, whose tasks burn the fuse."""
+
+    async def run(settings: Settings, own: Ops) -> None:
+        def task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **more: Any) -> "asyncio.Task[Any]":
+            return asyncio.Task(watched(work, fuse), loop=loop, **more)
+
+        event.listen(Engine, "commit", TRACES.commit)
+        event.listen(Pool, "checkin", TRACES.checkin)
+        asyncio.get_running_loop().set_task_factory(task)  # type: ignore[arg-type]
+        await main(settings, own)
+
+    return run
+
+
+def live(role: str, fuse: Path) -> int:
+    """The life of one process; its exit code."""
+    main: Main
+    if role == "host":
+        TRACES.everything = True
+        main = functools.partial(run_host, isolation.enter(config.load()))
+    else:
+        main = {"cluster": run_cluster, "endpoint": run_endpoint}[role]
+    return ops.run_process(role, mortal(main, Fuse(fuse)))
+
+
+def serve() -> None:
+    """Fork a process for each line of standard input; end them all at its end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them here
+    born: list[int] = []
+    for line in sys.stdin:
+        order = json.loads(line)
+        sys.stdout.flush()
+        pid = os.fork()
+        if not pid:
+            _begin(order)
+        born.append(pid)
+        print(pid, flush=True)
+    for pid in born:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _begin(order: dict[str, Any]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    nothing, log = os.open(os.devnull, os.O_RDONLY), os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.environ.update(order["environment"])
+    code = 1
+    try:
+        code = live(order["role"], Path(order["fuse"]))
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

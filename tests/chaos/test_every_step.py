@@ -1,0 +1,70 @@
+"""``kill -9`` between every two steps of every long operation, one by one. Fault 1 (cluster), 2 (host), endpoint.
+
+For n = 1, 2, 3, … the process dies at its n-th step after the command was given (`tests.chaos.mortal`), is started again,
+and the command must end as if nothing had happened, with nothing left over, until n is more than the
+operation takes. What is killed is a process of its own with its own loop and disk; only its modules
+were imported before it was forked.
+"""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from pupitre.domain.command import Command, CommandState
+from tests.chaos.mortals import Morgue, mortals
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.slow]
+
+STRIDE = int(os.environ.get("PUPITRE_STRIDE", "1"))
+"""1 is every step; more is quicker."""
+Operation = Callable[[], Awaitable[Command]]
+
+
+async def sweep(room: Morgue, name: str, operation: Operation) -> int:
+    """The number of steps at which it was killed."""
+    part = room.mortal(name)
+
+    async def again() -> None:
+        await part.ended()
+        await part.start()
+
+    for kills, steps in enumerate(itertools.count(1, STRIDE)):
+        part.fuse.light(steps)
+        begins_again = asyncio.create_task(again())
+        ended = await room.outcome(await operation())
+        assert ended.state is CommandState.SUCCEEDED, f"killed at step {steps}: {ended}\n{room.tail()}"
+        wrong = await room.settled()
+        assert not wrong, f"killed at step {steps}: {[str(one) for one in wrong]}\n{room.tail()}"
+        if part.fuse.left:  # all is done, and it was not reached
+            part.fuse.put_out()
+            begins_again.cancel()
+            return kills
+        await begins_again
+    raise AssertionError("an endless operation")
+
+
+async def start_and_stop(home: Path, name: str) -> tuple[int, int]:
+    """The numbers of steps of a start, and of a stop, at which ``name`` was killed."""
+    async with mortals(home, heartbeat=1.0, host_timeout=8.0, command_timeout_check_interval=5.0) as room:
+        boots: list[Command] = []
+
+        async def boot() -> Command:
+            boots.append(await room.boot(seconds=60))
+            return boots[-1]
+
+        async def destroy() -> Command:
+            return await room.destroy(boots.pop() if boots else await room.outcome(await room.boot()), seconds=60)
+
+        return await sweep(room, name, boot), await sweep(room, name, destroy)
+
+
+async def test_killed_at_every_step_of_a_start_and_of_a_stop(tmp_path: Path) -> None:
+    """Three rooms side by side, since most of the time somebody waits to try again."""
+    victims = ("cluster", "host-1", "endpoint")
+    killed = await asyncio.gather(*(start_and_stop(tmp_path / name, name) for name in victims))
+    print(dict(zip(victims, killed, strict=True)))
+    assert all(steps * STRIDE >= 4 for pair in killed for steps in pair)
