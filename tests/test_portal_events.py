@@ -13,8 +13,13 @@ import pytest
 from pupitre.domain.access import Role, User
 from pupitre.domain.command import Command, CommandState, DestroyDesktop
 from pupitre.domain.desktop import DesktopState
-from pupitre.portal.events import News, Stream, Versions
+from pupitre.domain.host import Host, HostState
+from pupitre.domain.status import Link, Position, Rows
+from pupitre.portal.events import Feed, News, Stream, Versions
+from pupitre.portal.metrics import Metrics
 from pupitre.store.accounts import SessionKind
+from pupitre.store.status import Named
+from tests import databases
 from tests.portal_site import Site, an_image, open_site
 
 pytestmark = pytest.mark.anyio
@@ -194,3 +199,24 @@ async def test_steps_of_one_desktop_are_heard_in_order(site: Site) -> None:
                     seen.append(data["state"])
         steps = ["requested", "preparing", "booting", "running"]
         assert list(dict.fromkeys(seen)) in (steps, steps[1:])
+
+
+async def test_a_host_that_is_taken_away_is_news_to_those_who_manage_hosts(tmp_path: Path) -> None:
+    host = Host("host-1", HostState.READY, "127.0.0.1", 1, False, since=1)
+    async with databases.commands(tmp_path) as commands, databases.status(tmp_path) as status:
+        await status.set_link(Link("main", True, 1))
+        feed = Feed(commands, status, Metrics(), confirm_every=60)
+        admin = User("0190aaaa-0000-7000-8000-0000000000a1", "admin", Role.ADMIN)
+        async with feed.listening(), feed.stream(admin) as stream:
+
+            async def hosts() -> set[str]:
+                async with asyncio.timeout(10):
+                    while (news := await stream.next()) is not None:
+                        if news.hosts:
+                            return news.hosts
+                raise EOFError
+
+            await status.apply("main", Rows(hosts=(host,)))
+            assert await hosts() == {"host-1"}
+            await status.retain("main", Named(), Position(1, 2))
+            assert await hosts() == {"host-1"}

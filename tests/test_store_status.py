@@ -61,13 +61,14 @@ async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) ->
         await status.apply("main", Rows(desktops=(other,)))
         await status.set_link(Link("main", True, 1))
         before = await status.changes(0)
-        assert before.host_names == {"host-1"}
+        assert before.host_names == frozenset({"host-1"})
         named = Named()
         named.add(Rows(desktops=(other,)))
         await status.retain("main", named, Position(1, 7))
         assert await status.position("main") == Position(1, 7)
         after = await status.changes(before.version)
         assert after.host_names == frozenset()
+        assert (await status.changes(after.version)).host_names is None
         assert after.rows.copies == (replace(COPY, gone=True),)
         assert [desktop.id for desktop in after.rows.desktops] == ["d1"]
         assert await status.hosts() == []

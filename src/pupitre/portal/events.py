@@ -227,8 +227,10 @@ class Feed:
         for desktop in status.rows.desktops:
             by_user[desktop.owner].add(desktop.id)
         images = {copy.image.id for copy in status.rows.copies}
-        hosts = {host.name for host in status.rows.hosts} | (self._hosts - status.host_names)
-        self._hosts = status.host_names
+        hosts = {host.name for host in status.rows.hosts}
+        gone = frozenset() if status.host_names is None else self._hosts - status.host_names
+        self._hosts = (self._hosts | hosts) - gone
+        hosts |= gone
         for stream in self._streams:
             news = News(self._versions, images=set(images), links=bool(status.links))
             news.desktops |= by_user[stream.user.id]

@@ -34,13 +34,13 @@ from pupitre.store.versioned import chunks, has_key, put_rows
 class StatusChanges:
     """All that changed after a version; ``version`` is the one to ask with next.
 
-    ``host_names`` are those of all hosts there are: a host that is not among them was taken away.
+    ``host_names`` are those of all hosts there are, when some may have been taken away, else None.
     """
 
     version: int
     rows: Rows
     links: tuple[Link, ...]
-    host_names: frozenset[str]
+    host_names: frozenset[str] | None
 
 
 @dataclass(slots=True)
@@ -143,15 +143,17 @@ class Status:
             desktop_rows = await connection.execute(
                 select(desktops).where(desktops.c.version > after).order_by(desktops.c.version)
             )
-            link_rows = await connection.execute(select(links).where(links.c.version > after))
-            host_names = await connection.execute(select(hosts.c.name))
+            link_rows = (await connection.execute(select(links).where(links.c.version > after))).all()
+            # With every host that is taken away, its cluster's link takes the version: see `retain`.
+            names = (await connection.execute(select(hosts.c.name))).scalars().all() if link_rows else None
         rows = Rows(
             hosts=tuple(host_from_row(row) for row in host_rows),
             copies=tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows),
             desktops=tuple(desktop_from_row(row) for row in desktop_rows),
         )
-        names = frozenset(str(name) for (name,) in host_names)
-        return StatusChanges(version, rows, tuple(_link(row) for row in link_rows), names)
+        return StatusChanges(
+            version, rows, tuple(_link(row) for row in link_rows), None if names is None else frozenset(names)
+        )
 
     # Writing
 
@@ -183,7 +185,8 @@ class Status:
         async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)
             held = {(str(name),) for (name,) in await connection.execute(select(hosts.c.name))}
-            for some in chunks(sorted(held - {(name,) for name in named.hosts})):
+            taken_away = held - {(name,) for name in named.hosts}
+            for some in chunks(sorted(taken_away)):
                 await connection.execute(delete(hosts).where(has_key(hosts, some)))
             images = await connection.execute(select(copies.c.host, copies.c.image).where(not_(copies.c.gone)))
             lost = {(str(host), str(image)) for host, image in images} - named.copies
@@ -194,7 +197,9 @@ class Status:
             await connection.execute(
                 update(links)
                 .where(links.c.cluster == cluster_name)
-                .values(epoch=position.epoch, sequence=position.sequence)
+                .values(
+                    epoch=position.epoch, sequence=position.sequence, **({"version": version} if taken_away else {})
+                )
             )
 
     async def heard(self, cluster_name: str, at: int) -> None:
