@@ -5,8 +5,9 @@ Read from ``$PUPITRE_HOME/pupitre.toml`` and from the environment, which wins:
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -18,6 +19,11 @@ DatabaseRole = Literal["portal", "endpoint", "cluster", "owner"]
 """As whom a database is opened; the owner makes and migrates it."""
 
 _addresses = TypeAdapter(dict[str, dict[str, str]])
+CommandName = Literal[
+    "boot_desktop", "destroy_desktop", "register_host", "retire_host", "boot_up_host", "configure_host", "halt"
+]
+_SLOW: Mapping[str, float] = {"retire_host": 600, "boot_up_host": 600, "halt": 600}
+"""Seconds for what waits for a machine, or for people who are warned first, unless a setting says otherwise."""
 
 
 def default_home() -> Path:
@@ -70,9 +76,8 @@ class Settings(BaseSettings):
     # Commands
     min_command_interval: float = Field(0.5, ge=0, description="Least seconds between two commands of one user.")
     command_timeout: float = Field(120, gt=0, description="Seconds after which a command without outcome is timed out.")
-    command_timeouts: dict[str, float] = Field(
-        {"retire_host": 600, "boot_up_host": 600, "halt": 600},
-        description="The same for single kinds of command, as {boot_desktop = 60}.",
+    command_timeouts: dict[CommandName, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="The same for single kinds of command, as {boot_desktop = 60}. Hosts have 600 to come or go."
     )
     command_timeout_check_interval: float = Field(5, gt=0, description="Longest wait between two checks for time-outs.")
     connection_grace: float = Field(
@@ -219,7 +224,10 @@ class Settings(BaseSettings):
 
     def timeout_of(self, kind: str) -> float:
         """Seconds that a command of this kind may take."""
-        return self.command_timeouts.get(kind, self.command_timeout)
+        for name, seconds in self.command_timeouts.items():
+            if name == kind:
+                return seconds
+        return _SLOW.get(kind, self.command_timeout)
 
     @property
     def databases_file(self) -> Path:
@@ -260,8 +268,9 @@ def load() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        path = [str(part) for part in first["loc"] if part != "[key]"] or ["settings"]
+        key = ".".join(path)
         raise SetupError(
             f"Setting {key}: {first['msg']}.",
-            f"Mend it in {default_home() / 'pupitre.toml'} or in PUPITRE_{key.upper()}.",
+            f"Mend it in {default_home() / 'pupitre.toml'} or in PUPITRE_{path[0].upper()}.",
         ) from error

@@ -12,8 +12,9 @@ from pupitre.store.requests import Allowance
 
 async def ask(portal: Portal, caller: Caller, order: Order, allowance: Allowance | None = None) -> Command:
     """Write down a command. Raises `TooEarly`, `LimitReached` or `LinkDown`; then nothing has changed."""
-    await check_reached(portal)
     now = now_ms()
+    portal.gate.check(caller.user.id, now)
+    await check_reached(portal)
     command = Command(
         id=new_id(),
         user=caller.user.id,
@@ -22,10 +23,15 @@ async def ask(portal: Portal, caller: Caller, order: Order, allowance: Allowance
         created=now,
         deadline=now + int(portal.settings.timeout_of(order.kind) * 1000),
     )
-    interval = int(portal.settings.min_command_interval * 1000)
-    return await portal.commands.request(
-        command, interval_ms=interval, allowance=allowance, actor_name=caller.user.name, origin=caller.origin
+    await portal.commands.request(
+        command,
+        interval_ms=portal.gate.interval_ms,
+        allowance=allowance,
+        actor_name=caller.user.name,
+        origin=caller.origin,
     )
+    portal.gate.passed(caller.user.id, now)
+    return command
 
 
 async def command_of(portal: Portal, user: User, command_id: str) -> Command:

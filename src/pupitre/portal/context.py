@@ -13,6 +13,7 @@ from pupitre import pki
 from pupitre.config import Settings
 from pupitre.portal.endings import passing_on
 from pupitre.portal.events import Feed
+from pupitre.portal.gate import Gate
 from pupitre.portal.lookups import Lookups
 from pupitre.portal.metrics import Metrics
 from pupitre.portal.passwords import Checker
@@ -34,6 +35,7 @@ class Portal:
     status: Status
     audit: AuditLog
     lookups: Lookups
+    gate: Gate
     feed: Feed
     presence: Presence
     signer: Ed25519PrivateKey
@@ -68,6 +70,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
                 status=status_rows,
                 audit=AuditLog(commands),
                 lookups=lookups,
+                gate=Gate(int(settings.min_command_interval * 1000)),
                 feed=feed,
                 presence=presence,
                 signer=signer,
