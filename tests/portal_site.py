@@ -97,8 +97,12 @@ class Endpoint:
             since=now(), created=command.created, boot=1,
         )  # fmt: skip
         desktop = replace(desktop, **changes)  # type: ignore[arg-type]
-        await self.status.apply(CLUSTER, Rows(desktops=(desktop,)))
+        await self.tell(desktop)
         return desktop
+
+    async def tell(self, desktop: Desktop) -> None:
+        """The cluster says how a desktop is now."""
+        await self.status.apply(CLUSTER, Rows(desktops=(desktop,)))
 
     async def succeed(self, command: Command) -> None:
         await self.commands.advance(command.id, CommandEvent.SUCCEED, now=now())

@@ -44,6 +44,7 @@ export class Connection {
     this.page = page;
     this.state = "connecting";
     this.rfb = null;
+    this.live = false; // whether `rfb` shows a screen
     this.attempts = 0; // how often a connection was tried
     this.wait = FIRST_WAIT;
     this.timer = null;
@@ -68,15 +69,23 @@ export class Connection {
   /** The portal says what state the desktop is in. */
   desktopIs(state, reason) {
     if (state === "running") {
-      if (this.state === "waiting") {
-        this.wait = FIRST_WAIT;
-        this.attempt();
-      }
+      if (this.state === "waiting") this.goOn();
       return;
     }
     clearTimeout(this.timer);
     if (OVER.has(state)) this.rfb?.disconnect();
     this.say(OVER.has(state) ? "ended" : "waiting", STATE_WORDS[state] ?? state, reason ?? "", NEXT[state]);
+  }
+
+  /** The desktop runs again: the connection has outlived it, or a new one is made. */
+  goOn() {
+    this.wait = FIRST_WAIT;
+    if (this.live) {
+      this.say("connected", "Connected");
+    } else {
+      this.say("connecting", "Connecting…");
+      this.attempt();
+    }
   }
 
   say(state, words, hint = "", next = "") {
@@ -132,11 +141,13 @@ export class Connection {
     this.rfb = rfb;
     rfb.addEventListener("connect", () => {
       began = Date.now();
+      this.live = true;
       this.say("connected", "Connected");
       this.page.opened(rfb);
     });
     rfb.addEventListener("disconnect", () => {
       this.rfb = null;
+      this.live = false;
       if (began && Date.now() - began > SETTLED) this.wait = FIRST_WAIT;
       // The socket's own close event may come a moment after noVNC's.
       setTimeout(() => {
