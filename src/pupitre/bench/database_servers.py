@@ -66,7 +66,7 @@ class DatabaseServer:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Returns when it takes connections; at once when it does."""
         raise NotImplementedError
 
     def crash(self) -> None:
@@ -105,6 +105,8 @@ class DatabaseServer:
 class PostgresServer(DatabaseServer):
     kind, package, user, administrator = "postgresql", "postgresql", "postgres", "root"
 
+    _up = False
+
     def _make(self) -> None:
         password = self._folder / "password"
         password.write_text(self._secret)
@@ -125,14 +127,18 @@ class PostgresServer(DatabaseServer):
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
     def start(self) -> None:
-        self._control("start", "-l", str(self._log))
+        if not self._up:
+            self._control("start", "-l", str(self._log))
+            self._up = True
 
     def crash(self) -> None:
         self._control("stop", "-m", "immediate")
+        self._up = False
 
     def _end(self) -> None:
-        if (self._data / "postmaster.pid").exists():
+        if self._up:
             self._control("stop", "-m", "fast")
+            self._up = False
 
     def _control(self, action: str, *options: str) -> None:
         # Its own output goes nowhere: the server inherits it and would hold a pipe open.
