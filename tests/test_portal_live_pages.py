@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
-from pupitre.domain.command import CommandEvent, Fault
+from pupitre.domain.command import BootDesktop, CommandEvent, Fault
 from pupitre.domain.desktop import DesktopState
 from tests.portal_browser import a_browser, accessible, fits, opened
-from tests.portal_site import CLUSTER, Site, firmware_guest, now, open_site
+from tests.portal_site import CLUSTER, Site, an_image, firmware_guest, now, open_site
 
 UNDER_90_S = re.compile(r"^(1:[0-2]|0:[0-5])\d$")
 pytestmark = [pytest.mark.anyio, pytest.mark.browser]
@@ -141,6 +141,28 @@ async def test_pressed_too_early_the_board_counts_the_wait(tmp_path: Path, chrom
         await page.click("#start-tiny")
         await expect(page.locator("[data-desktop]")).to_have_count(2)
         await expect(page.locator("#notice [data-wait]")).to_have_count(0)
+
+
+async def test_teachers_start_a_desktop_to_edit_where_a_host_is_for_that(site: Site, chromium: Browser) -> None:
+    async with opened(site, chromium, "teacher") as page, opened(site, chromium, "student") as student:
+        edit = page.get_by_role("button", name="Start to edit Tiny Linux")
+        await expect(page.locator("#start-tiny")).to_be_visible()
+        await expect(edit).to_have_count(0)
+        await site.endpoint.host("studio", edition=True)
+        await site.endpoint.images(an_image("tiny", "Tiny Linux", description="New."), host="studio")
+        await expect(student.locator("#image-tiny")).to_contain_text("New.")
+        await expect(student.get_by_role("button", name="Start to edit")).to_have_count(0)
+        await edit.click()
+        command = await site.endpoint.next_command()
+        assert command.order == BootDesktop(command.subject, "tiny", edition=True)
+    async with site.as_user("student") as program:
+        answer = await program.post("/api/v1/desktops", json={"image": "tiny", "edition": True})
+        assert answer.status_code == 403
+    async with site.as_user("teacher") as program:
+        await site.endpoint.host("studio", edition=False)
+        answer = await program.post("/api/v1/desktops", json={"image": "tiny", "edition": True})
+        assert answer.status_code == 409
+        assert "No edition host has Tiny Linux ready." in answer.json()["detail"]
 
 
 async def test_a_native_viewer_gets_its_file_where_the_host_lets_it_in(site: Site, chromium: Browser) -> None:

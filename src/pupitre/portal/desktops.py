@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pupitre.clock import now_ms
-from pupitre.domain.access import Role, User, may_see_desktop
+from pupitre.domain.access import Role, User, may_edit_images, may_see_desktop
 from pupitre.domain.command import (
     FINAL_STATES,
     BootDesktop,
@@ -23,7 +23,7 @@ from pupitre.domain.command import (
 from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
-from pupitre.errors import Conflict, NotFound
+from pupitre.errors import Conflict, Forbidden, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.links import LinkState, link_state
@@ -154,14 +154,27 @@ def _connection(desktop: Desktop, hosts: Mapping[str, Host]) -> Connection | Non
     return Connection(host.address, host.viewer_port)
 
 
-async def start(portal: Portal, caller: Caller, image_id: str) -> Command:
-    """Ask for a desktop. Raises `NotFound`, `Conflict`, `LimitReached` or `TooEarly`; then nothing has changed."""
+async def start(portal: Portal, caller: Caller, image_id: str, *, edition: bool = False) -> Command:
+    """Ask for a desktop; with ``edition`` on a host where images are edited.
+
+    Raises `NotFound`, `Conflict`, `Forbidden`, `LimitReached` or `TooEarly`; then nothing has changed.
+    """
+    if edition:
+        await _check_editable(portal, caller, image_id)
     if image_id not in portal.feed.ready_images:
         image = await image_named(portal, image_id)
         if image.state is not CopyState.READY:
             raise Conflict(_not_ready(image))
     allowance = Allowance(limit_of(portal, caller.user), lambda: portal.lookups.counted.do(caller.user.id))
-    return await ask(portal, caller, BootDesktop(desktop=new_id(), image=image_id), allowance)
+    return await ask(portal, caller, BootDesktop(desktop=new_id(), image=image_id, edition=edition), allowance)
+
+
+async def _check_editable(portal: Portal, caller: Caller, image_id: str) -> None:
+    if not may_edit_images(caller.user):
+        raise Forbidden("Only teachers and administrators start a desktop to edit its image. Start it without.")
+    if image_id not in await portal.status.editable():
+        image = await image_named(portal, image_id)
+        raise Conflict(f"No edition host has {image.name} ready. Start it without editing, or ask your administrator.")
 
 
 async def stop(portal: Portal, caller: Caller, desktop_id: str) -> Command | None:

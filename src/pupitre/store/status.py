@@ -13,8 +13,8 @@ from sqlalchemy import Table, delete, func, insert, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
-from pupitre.domain.host import Host
-from pupitre.domain.image import Image
+from pupitre.domain.host import Host, HostState
+from pupitre.domain.image import CopyState, Image
 from pupitre.domain.status import HostImage, Link, Position, Rows, catalogue
 from pupitre.store.engine import Database, next_version
 from pupitre.store.rows import (
@@ -125,6 +125,17 @@ class Status:
 
     async def image(self, image_id: str) -> Image | None:
         return next((image for image in await self.images() if image.id == image_id), None)
+
+    async def editable(self) -> frozenset[str]:
+        """Ids of the images that an edition host in service has ready."""
+        query = (
+            select(copies.c.image)
+            .join(hosts, hosts.c.name == copies.c.host)
+            .where(not_(copies.c.gone), copies.c.state == CopyState.READY)
+            .where(hosts.c.edition, hosts.c.state == HostState.READY)
+        )
+        async with self.database.read() as connection:
+            return frozenset(str(image) for (image,) in await connection.execute(query))
 
     async def links(self) -> list[Link]:
         async with self.database.read() as connection:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pupitre.domain.access import User
+from pupitre.domain.access import User, may_edit_images
 from pupitre.domain.desktop import COUNTED_STATES
 from pupitre.domain.image import CopyState
 from pupitre.portal.context import Portal, portal_of
@@ -25,6 +25,7 @@ async def board(portal: Portal, user: User) -> dict[str, Any]:
         "desktops": desktops,
         "images": images,
         "names": {image.id: image.name for image in images},
+        "editable": await portal.status.editable() if may_edit_images(user) else frozenset(),
         "limit": limit_of(portal, user),
         "have": sum(seen.desktop.state in COUNTED_STATES for seen in desktops),
         "host_titles": {host.name: host.title for host in await portal.status.hosts()},
@@ -39,9 +40,14 @@ async def home(request: Request, caller: SignedIn) -> Response:
 
 
 @router.post("/desktops")
-async def start_desktop(request: Request, caller: SignedIn, image: Annotated[str, Form(max_length=64)]) -> Response:
+async def start_desktop(
+    request: Request,
+    caller: SignedIn,
+    image: Annotated[str, Form(max_length=64)],
+    edition: Annotated[bool, Form()] = False,
+) -> Response:
     portal = portal_of(request)
-    await start(portal, caller, image)
+    await start(portal, caller, image, edition=edition)
     return await _changed(request, portal, caller.user)
 
 

@@ -34,7 +34,7 @@ async def start_desktop(
     request: Request, response: Response, caller: SignedIn, body: DesktopRequest
 ) -> DesktopAccepted:
     """Ask for a desktop. The answer comes when the wish is on disk; the desktop follows."""
-    command = await start(portal_of(request), caller, body.image)
+    command = await start(portal_of(request), caller, body.image, edition=body.edition)
     response.headers["Location"] = f"/api/v1/commands/{command.id}"
     return DesktopAccepted(command=command.id, desktop=command.desktop or "")
 
