@@ -1,8 +1,9 @@
 """Where a desktop goes: a snapshot in; a host out, or one reason for each host.
 
-A host fits when *everything* fits: state, edition flag, image copy, memory, vCPUs and
-disk. Among those that fit, the one with the largest share of memory left is taken.
-Desktops on their way count like running ones, so starts in flight are reserved for.
+A host fits when *everything* fits: state, edition flag, image copy, memory, vCPUs and disk. Among
+those that fit, the one with the largest share of memory left is taken, then the first by name.
+Desktops on their way count like running ones, so starts in flight are reserved for. What an overlay
+will still grow nobody knows: the disk that is free now must hold a reserve for each start in flight.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ class Need:
 class Candidate:
     """A host in the snapshot. ``used_*`` count every desktop placed there that is not gone.
 
-    ``vcpus`` is how many virtual CPUs may be given out, over-commit included.
+    ``vcpus`` is how many virtual CPUs may be given out, over-commit included; ``starting`` counts
+    desktops that are placed there and do not run yet.
     """
 
     name: str
@@ -43,10 +45,15 @@ class Candidate:
     starting: int = 0
     label: str = ""
 
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return self.label or self.name
+
 
 @dataclass(frozen=True, slots=True)
 class NoPlace:
-    """``reasons`` has one entry for each host, as words that follow "<host>: "."""
+    """``reasons`` has one entry for each host: what it is called, and words that follow "<host>: "."""
 
     reasons: tuple[tuple[str, str], ...]
 
@@ -63,7 +70,7 @@ def choose(need: Need, candidates: Sequence[Candidate]) -> str | NoPlace:
     for host in candidates:
         obstacle = _obstacle(need, host)
         if obstacle:
-            reasons.append((host.name, obstacle))
+            reasons.append((host.title, obstacle))
         else:
             left = host.memory_mib - host.used_memory_mib - need.memory_mib
             fitting.append((-left / host.memory_mib, host.name))
@@ -83,7 +90,7 @@ def _obstacle(need: Need, host: Candidate) -> str | None:
     short = need.vcpus - (host.vcpus - host.used_vcpus)
     if short > 0:
         return f"{short} virtual CPU{'s' if short > 1 else ''} short"
-    short = OVERLAY_RESERVE_MIB - host.disk_free_mib
+    short = OVERLAY_RESERVE_MIB * (host.starting + 1) - host.disk_free_mib
     if short > 0:
         return f"{short} MiB of disk short"
     return None
