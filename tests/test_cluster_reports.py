@@ -87,7 +87,7 @@ def test_a_report_touches_nothing_but_its_hosts_own_desktops(
         for name in HOSTS:
             if name != report.host:
                 assert held.hosts[name] == hosts[name]
-        assert not findings.orphans & {id for id in own if before[id].seen.state is not DesktopState.GONE}
+        assert not findings.orphans & {id for id, one in held.desktops.items() if one.counted_on == report.host}
         for name in HOSTS:  # and what is counted is what is there
             there = [one for one in held.desktops.values() if one.counted_on == name]
             assert held.hosts[name].used_memory_mib == sum(one.memory_mib for one in there)

@@ -221,7 +221,8 @@ def apply_report(
         if sighting.boot < placed.seen.boot and not nothing_left:
             continue
         if event := SEEN_EVENTS.get(sighting.state):
-            reason = sighting.reason[:MOST_REASON] if sighting.reason else None
+            # Not every database holds a NUL.
+            reason = sighting.reason[:MOST_REASON].replace("\0", "") if sighting.reason else None
             observe(transaction, placed, event, reason=reason, now=now)
         wake.add(sighting.desktop)
     if report.full:
