@@ -20,7 +20,7 @@ from pupitre.store.transaction import Entry, Needs, Placed, Transaction
 from pupitre.wire.messages import Report, Sighting
 from tests import databases
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
 
 USER = "0190aaaa-0000-7000-8000-000000000001"
 IMAGE = Image("plain", "Plain", "", CopyState.READY, 1, memory_mib=256, vcpus=1)
