@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from pupitre import pki
 from pupitre.domain.command import CommandState
@@ -16,6 +17,7 @@ from pupitre.wire.link import PAUSES, Link, _pause
 from pupitre.wire.messages import AnyMessage, Hello, Mark
 from pupitre.wire.subjects import Subjects
 from tests.cluster_rig import Broker, Room, eventually, room, small_settings, until, wire_link
+from tests.database_servers import Provisioned
 
 pytestmark = pytest.mark.anyio
 SUBJECTS = Subjects("main")
@@ -154,3 +156,26 @@ def test_tries_come_ever_more_rarely_and_no_two_processes_try_in_step() -> None:
         middle = min(PAUSES[0] * 2**tries, PAUSES[1])
         assert len(pauses) > 40
         assert all(0.5 * middle <= pause <= 1.5 * middle for pause in pauses)
+
+
+async def test_a_database_server_that_is_away_ends_no_process_and_loses_nothing(
+    tmp_path: Path, each_server: Provisioned
+) -> None:
+    async with room(tmp_path, connection_grace=60, host_timeout=60) as here:
+        host = await here.add_host(behaviour=Behaviour.SLOW)
+        boot = await here.boot()
+        await here.wait_desktop(boot, DesktopState.BOOTING)
+        await asyncio.to_thread(each_server.server.crash)
+        try:
+            with capture_logs() as said:
+                host.hypervisor.step()
+                host.hypervisor.behaviour = Behaviour.PROMPT
+                await eventually(lambda: host.journal.records[str(boot.desktop)].state is DesktopState.RUNNING)
+                await eventually(lambda: any("does not" in str(entry) for entry in said))  # somebody needed it
+        finally:
+            await asyncio.to_thread(each_server.server.start)
+        await here.outcome(boot, CommandState.SUCCEEDED)
+        await here.wait_desktop(boot, DesktopState.RUNNING)
+        await link_where(here, True)
+        await here.running()
+        assert all(here.lives(name) for name in ("cluster", "endpoint"))
