@@ -76,6 +76,10 @@ class DatabaseServer:
     def _end(self) -> None:
         raise NotImplementedError
 
+    def log(self) -> str:
+        """All that it has written for people."""
+        return "".join(path.read_text(errors="replace") for path in (self._log, *self._data.glob("*.log")))
+
     def stop(self) -> None:
         """Orderly, and for good."""
         try:
