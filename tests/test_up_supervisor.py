@@ -29,6 +29,14 @@ def say(text):
 """
 GOOD = READY + "print('hello', flush=True); say('STATUS=ops http://127.0.0.1:1\\nREADY=1'); signal.pause()"
 STUBBORN = READY + "signal.signal(signal.SIGTERM, signal.SIG_IGN); say('READY=1')\nwhile True: signal.pause()"
+DONE = (
+    READY
+    + """
+signal.signal(signal.SIGUSR1, lambda *_: (say('STATUS=done'), sys.exit(0)))
+say('READY=1')
+while True: signal.pause()
+"""
+)
 LIMIT = 20.0
 
 
@@ -100,6 +108,43 @@ async def test_what_only_a_person_can_mend_is_not_tried_again(tmp_path: Path) ->
         with pytest.raises(SetupError, match="exit code 2"):
             await keeper.start()
         assert keeper.life.failures == 1
+
+
+async def test_a_child_that_has_done_what_it_was_told_rests_until_it_is_woken(tmp_path: Path) -> None:
+    sockets, mark = tmp_path / "sockets", tmp_path / "off"
+    sockets.mkdir()
+    told = ChildSpec("told", (sys.executable, "-c", DONE), rest_mark=mark)
+    async with keeping(sockets, told) as (keeper, changes, out):
+        await keeper.start()
+        assert keeper.child
+        os.kill(keeper.child.pid, signal.SIGUSR1)
+        await changes.until(lambda: keeper.life.state is ChildState.RESTING)
+        assert mark.exists()
+        assert keeper.life.restarts == 0
+        keeper.wake()
+        await changes.until(lambda: keeper.life.state is ChildState.READY)
+        assert not mark.exists()
+        os.kill(keeper.child.pid, signal.SIGUSR1)
+        await changes.until(lambda: keeper.life.state is ChildState.RESTING)
+    said = out.getvalue().decode()
+    assert "told has done what it was told, and is not started again by itself" in said
+    assert "told is woken" in said
+
+    async with keeping(sockets, told) as (keeper, changes, _out):  # the next `up`
+        await keeper.start()
+        assert (keeper.life.state, keeper.child) == (ChildState.RESTING, None)
+        keeper.wake()
+        keeper.wake()
+        await changes.until(lambda: keeper.life.state is ChildState.READY)
+
+
+async def test_a_child_that_ends_with_code_0_for_no_reason_is_started_again(tmp_path: Path) -> None:
+    code = READY + "say('READY=1'); signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nwhile True: signal.pause()"
+    async with keeping(tmp_path, spec("good", code)) as (keeper, changes, _out):
+        await keeper.start()
+        assert keeper.child
+        os.kill(keeper.child.pid, signal.SIGTERM)
+        await changes.until(lambda: keeper.life.restarts == 1 and keeper.life.state is ChildState.READY)
 
 
 async def test_a_child_that_ignores_sigterm_is_killed_at_its_limit(tmp_path: Path) -> None:

@@ -54,11 +54,14 @@ class Child:
         """``status`` keeps the child's last word about itself (``STATUS=…``). Raises `SetupError`."""
         path = sockets / f"{spec.name}.notify"
         child: Child | None = None
+        early: list[tuple[str, str]] = []  # said before we even know that it runs
 
         def heard(name: str, value: str) -> None:
-            if name == "READY" and value == "1":
+            if child is None:
+                early.append((name, value))
+            elif name == "READY" and value == "1":
                 on_ready()
-            elif name == "STATUS" and child:
+            elif name == "STATUS":
                 child.status = value
 
         notifications = Notifications(path, heard)
@@ -79,6 +82,8 @@ class Child:
             notifications.__exit__()
             raise SetupError("The program setpriv is missing.", "Run: apt-get install util-linux") from error
         child = cls(spec, process)
+        for name, value in early:
+            heard(name, value)
         child._task = asyncio.create_task(child._watch(notifications, stream, on_ready), name=f"watch {spec.name}")
         return child
 
