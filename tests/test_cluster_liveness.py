@@ -53,6 +53,32 @@ async def test_a_host_that_speaks_is_not_silent() -> None:
     await asyncio.gather(watching, return_exceptions=True)
 
 
+async def test_silence_says_nothing_while_nobody_can_be_heard() -> None:
+    silent: list[str] = []
+    hears, looked, news = False, asyncio.Event(), asyncio.Event()
+
+    async def on_silence(host: str) -> None:
+        silent.append(host)
+        news.set()
+
+    def can_hear() -> bool:
+        looked.set()
+        return hears
+
+    liveness = Liveness(0.05, on_silence, can_hear)
+    watching = asyncio.create_task(liveness.watch())
+    liveness.expect("a")
+    for _ in range(3):
+        await asyncio.wait_for(looked.wait(), 5)
+        looked.clear()
+    assert silent == []
+    hears = True
+    await asyncio.wait_for(news.wait(), 5)
+    assert silent == ["a"]
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
 async def test_a_database_that_is_away_costs_no_silence() -> None:
     tries: list[str] = []
     written = asyncio.Event()

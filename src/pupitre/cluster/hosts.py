@@ -62,7 +62,7 @@ class Hosts:
         self._on_move = on_move
         self._workers = Workers(self._step, retry=1.0)
         self._registrations = Workers(self._register, retry=1.0)
-        self._liveness = Liveness(settings.host_timeout, self._is_silent)
+        self._liveness = Liveness(settings.host_timeout, self._is_silent, lambda: link.connected)
         self._limits = Limits(int(settings.host_give_up * 1000), int(settings.host_timeout * 1000))
         self._orphans: dict[str, frozenset[str]] = {}
         self._leaving: set[str] = set()
@@ -86,6 +86,7 @@ class Hosts:
 
     async def resume(self, unfinished: list[Entry]) -> None:
         """Have every host looked at again, and call them all. Raises `Unavailable`."""
+        self._liveness.forgive()
         await self._link.publish(self._subjects.all_hosts, Describe(epoch=self._store.epoch))
         for host in await self._store.hosts():
             self._workers.wake(host.name)

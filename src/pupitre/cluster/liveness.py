@@ -10,12 +10,22 @@ from pupitre.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 
-class Liveness:
-    """``on_silence(host)`` is called once when a host has said nothing for ``timeout`` seconds."""
+DEAF = 0.2
+"""Seconds between two looks whether anybody can be heard again."""
 
-    def __init__(self, timeout: float, on_silence: Callable[[str], Awaitable[None]]) -> None:
+
+class Liveness:
+    """``on_silence(host)`` is called once when a host has said nothing for ``timeout`` seconds.
+
+    While ``can_hear()`` is false nobody could have been heard, and silence says nothing.
+    """
+
+    def __init__(
+        self, timeout: float, on_silence: Callable[[str], Awaitable[None]], can_hear: Callable[[], bool] = lambda: True
+    ) -> None:
         self._timeout = timeout
         self._on_silence = on_silence
+        self._can_hear = can_hear
         self._heard: dict[str, float] = {}
         self._told: dict[str, tuple[str, int]] = {}
         self._new = asyncio.Event()
@@ -30,6 +40,10 @@ class Liveness:
             self._heard[host] = asyncio.get_running_loop().time()
         else:
             self.expect(host)
+
+    def forgive(self) -> None:
+        """Begin anew to wait for every host that is waited for: so far nobody could be heard."""
+        self._heard = dict.fromkeys(self._heard, asyncio.get_running_loop().time())
 
     def forget(self, host: str) -> None:
         """It has left: its silence is no news."""
@@ -65,6 +79,11 @@ class Liveness:
             left = last + self._timeout - loop.time()
             if left > 0:
                 await asyncio.sleep(left)
+                continue
+            if not self._can_hear():
+                while not self._can_hear():  # noqa: ASYNC110 - it comes back rarely, and seconds do not matter
+                    await asyncio.sleep(DEAF)
+                self.forgive()
                 continue
             try:
                 await self._on_silence(host)
