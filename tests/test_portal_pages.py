@@ -111,7 +111,7 @@ async def test_progress_of_images_and_the_link_to_the_cluster_are_live(site: Sit
         await site.endpoint.images(an_image("big", "Big"))
         await expect(page.locator("#start-big")).to_be_enabled()
         await site.endpoint.link(False, "The broker does not answer.", ago_ms=65_000)
-        await expect(page.locator(".banner")).to_contain_text("out of reach since")
+        await expect(page.locator(".banner")).to_contain_text("unreachable since")
         await expect(page.locator(".banner")).to_contain_text("65 s")
         await accessible(page)
         await site.endpoint.link()
