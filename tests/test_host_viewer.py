@@ -28,7 +28,7 @@ from tests.rfb_viewer import Refused, Viewer
 pytestmark = pytest.mark.anyio
 
 ADDRESS = "127.0.0.1"
-DESKTOP, OTHER = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+DESKTOP, OTHER, FLOOD = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
 BOOT = 7
 CUT = 2.0
 """Seconds within which a screen must be closed."""
@@ -40,11 +40,17 @@ class Screens:
 
     path: Path
     opened: list[str] = field(default_factory=list)
+    stuck: asyncio.Event = field(default_factory=asyncio.Event)
+    flood: asyncio.Task[None] | None = None
 
     async def open_console(self, desktop: str, boot: int) -> socket.socket:
         if boot != BOOT:
             raise NotFound("This desktop does not run here.")
         self.opened.append(desktop)
+        if desktop == FLOOD:
+            ours, theirs = socket.socketpair()
+            self.flood = asyncio.create_task(self._flood(theirs))
+            return ours
         console = socket.socket(socket.AF_UNIX)
         console.setblocking(False)
         await asyncio.get_running_loop().sock_connect(console, str(self.path))
@@ -52,6 +58,21 @@ class Screens:
 
     async def screenshot(self, desktop: str, boot: int) -> bytes:
         raise NotFound("There are no pictures here.")
+
+    async def _flood(self, connection: socket.socket) -> None:
+        """A guest that sends without end; ``stuck`` says that nobody takes it any more."""
+        _, writer = await asyncio.open_connection(sock=connection)
+        writer.write(b"RFB 003.008\n" + bytes((1, 1)) + bytes(4))
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(bytes(1 << 16))
+                try:
+                    async with asyncio.timeout(0.5):
+                        await writer.drain()
+                except TimeoutError:
+                    self.stuck.set()
+                    await writer.drain()
+        writer.close()
 
 
 @pytest.fixture(scope="module")
@@ -318,18 +339,20 @@ async def test_a_screen_closes_when_its_sign_in_runs_out(rig: Rig) -> None:
 
 
 async def test_the_end_of_a_desktop_closes_its_screens_even_for_who_does_not_read(rig: Rig) -> None:
-    with await asyncio.to_thread(rig.watch, rig.password()) as viewer:
-
-        def ask_for_more_than_is_read() -> None:
-            viewer.socket.settimeout(0.5)
-            with contextlib.suppress(OSError):
-                for _ in range(200_000):
-                    viewer.socket.sendall(b"\x03\x00" + b"\x00" * 4 + b"\xff" * 4)
-
-        await asyncio.to_thread(ask_for_more_than_is_read)
-        began = time.monotonic()
-        await rig.server.disconnect(DESKTOP)
-        while rig.server.consoles:  # the server tells nobody that it has none
-            await asyncio.sleep(0.01)
-            assert time.monotonic() - began < CUT
+    with await asyncio.to_thread(rig.watch, rig.password()) as reading:
+        with await asyncio.to_thread(rig.dial) as lazy:
+            await asyncio.to_thread(lazy.authenticate, FLOOD, rig.password(desktop=FLOOD))
+            lazy.socket.sendall(b"\x01")
+            async with asyncio.timeout(30):
+                await rig.screens.stuck.wait()
+            assert rig.server.consoles == 2
+            for desktop in (FLOOD, DESKTOP):
+                await rig.server.disconnect(desktop)
+            began = time.monotonic()
+            while rig.server.consoles:  # the server tells nobody that it has none
+                await asyncio.sleep(0.01)
+                assert time.monotonic() - began < CUT
+            assert rig.screens.flood
+            await rig.screens.flood
+        await asyncio.to_thread(reading.until_cut)
     await rig.alive()
