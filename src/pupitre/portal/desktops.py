@@ -26,9 +26,10 @@ from pupitre.domain.image import CopyState, Image
 from pupitre.errors import Conflict, Forbidden, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal, new_id
-from pupitre.portal.links import LinkState, link_state
+from pupitre.portal.links import LinkState, state_of
 from pupitre.portal.sessions import Caller
 from pupitre.store.requests import Allowance
+from pupitre.store.status import Look
 
 SHOWN_AFTER_FAILURE_MS = 10 * 60 * 1000
 """How long a desktop that failed stays in sight unless its user puts it away."""
@@ -125,26 +126,23 @@ async def desktops_of(portal: Portal, user: User) -> list[SeenDesktop]:
     rows |= {row.id: row for row in await portal.status.desktops(wanted)}
     commands = await portal.commands.of_desktops(rows.keys() | wanted)
     found = [seen(rows.get(id), commands.get(id, []), now=now) for id in sorted(rows.keys() | wanted, reverse=True)]
-    return await _connected(portal, [desktop for desktop in found if desktop and desktop.shown])
+    look = await portal.status.look(())
+    return [_connected(portal, desktop, look) for desktop in found if desktop and desktop.shown]
 
 
 async def desktop_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
     """Raises `NotFound` alike for another's desktop and for none. A gone one is still there to be asked for."""
-    row, commands = await asyncio.gather(portal.lookups.desktop.do(desktop_id), portal.lookups.orders.do(desktop_id))
-    found = seen(row, commands, now=now_ms())
+    look, commands = await asyncio.gather(portal.lookups.desktop.do(desktop_id), portal.lookups.orders.do(desktop_id))
+    found = seen(look.desktops.get(desktop_id), commands, now=now_ms())
     if found is None or not may_see_desktop(user, found.desktop):
         raise NotFound(_UNKNOWN)
-    return (await _connected(portal, [found]))[0]
+    return _connected(portal, found, look)
 
 
-async def _connected(portal: Portal, desktops: list[SeenDesktop]) -> list[SeenDesktop]:
-    """The same, with how fresh they are and where native viewers find those that run."""
-    if not desktops:
-        return []
-    link = await link_state(portal)
-    running = any(found.desktop.state in OPEN_STATES for found in desktops)
-    hosts = {host.name: host for host in await portal.status.hosts()} if running else {}
-    return [replace(found, link=link, connection=_connection(found.desktop, hosts)) for found in desktops]
+def _connected(portal: Portal, found: SeenDesktop, look: Look) -> SeenDesktop:
+    """The same, with how fresh it is and where native viewers find it."""
+    link = state_of(portal, look.links)
+    return replace(found, link=link, connection=_connection(found.desktop, look.hosts))
 
 
 def _connection(desktop: Desktop, hosts: Mapping[str, Host]) -> Connection | None:

@@ -1,6 +1,7 @@
 """Whether the cluster is reached, and how old what it said is: what is shown may be no older than it says."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pupitre.clock import now_ms
@@ -34,11 +35,15 @@ class LinkState:
 
 async def link_state(portal: Portal) -> LinkState:
     """The link as it is now; of several clusters, the one that is worst off."""
-    interval = portal.settings.status_update_interval
-    return worst(await portal.status.links(), now=now_ms(), interval_ms=int(interval * 1000))
+    return state_of(portal, await portal.status.links())
 
 
-def worst(links: list[Link], *, now: int, interval_ms: int) -> LinkState:
+def state_of(portal: Portal, links: Sequence[Link]) -> LinkState:
+    """The same, of links that have been read."""
+    return worst(links, now=now_ms(), interval_ms=int(portal.settings.status_update_interval * 1000))
+
+
+def worst(links: Sequence[Link], *, now: int, interval_ms: int) -> LinkState:
     """One that is out of reach before all others, then the one that was heard longest ago."""
     if not links:
         return LinkState(False, reason="No cluster has been heard of yet.")

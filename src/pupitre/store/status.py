@@ -5,7 +5,7 @@ again unchanged keeps its version, so that a full page wakes nobody without need
 What a change costs does not depend on how much else there is.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,15 @@ CHANGED = "status"
 """What wakes the portals."""
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Desktops by id and hosts by name."""
+
+    desktops: Mapping[str, Desktop]
+    hosts: Mapping[str, Host]
+    links: Sequence[Link]
+
+
 class Status:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -77,6 +86,15 @@ class Status:
         async with self.database.read() as connection:
             rows = await connection.execute(select(desktops).where(desktops.c.id.in_(ids)))
         return [desktop_from_row(row) for row in rows]
+
+    async def look(self, ids: Collection[str]) -> "Look":
+        """These desktops, with the hosts they may be on and the links they were heard by, as of one moment."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(desktops).where(desktops.c.id.in_(ids)))
+            found = {row.id: desktop_from_row(row) for row in rows}
+            there = {host.name: host for host in map(host_from_row, await connection.execute(select(hosts)))}
+            heard = [_link(row) for row in await connection.execute(select(links))]
+        return Look(found, there, heard)
 
     async def desktops_of(self, owner: str, *, limit: int = 200, before: str | None = None) -> list[Desktop]:
         """The owner's desktops that are not gone, newest first. ``before`` is the last id already seen."""
