@@ -101,6 +101,27 @@ async def test_a_damaged_journal_costs_no_running_desktop(tmp_path: Path) -> Non
         assert seen.state is DesktopState.RUNNING
 
 
+async def test_a_damaged_record_costs_no_running_desktop_and_the_others_nothing_at_all(tmp_path: Path) -> None:
+    async with room(tmp_path, host_timeout=30) as here:
+        host = await here.add_host()
+        boots = [await here.running() for _ in range(3)]
+        await host.crash()
+        journal = host.settings.host_dir / "journal.sqlite"
+        data = bytearray(journal.read_bytes())
+        data[data.rindex(f'"desktop":"{boots[1].desktop}"'.encode()) + 15] ^= 0x01
+        journal.write_bytes(data)
+        await host.start()
+        held = host.journal.records
+        assert {desktop: record.state for desktop, record in held.items()} == {
+            boot.desktop: DesktopState.RUNNING for boot in boots
+        }
+        assert [held[str(boot.desktop)].spec is None for boot in boots] == [False, True, False]
+        assert len(await host.hypervisor.guests()) == 3
+        for boot in boots:
+            await here.outcome(await here.destroy(boot.desktop), CommandState.SUCCEEDED)
+        await eventually(lambda: not host.journal.records)
+
+
 async def test_orders_repeated_do_nothing_twice_and_old_epochs_nothing_at_all(tmp_path: Path) -> None:
     async with room(tmp_path, start=()) as here:
         host = await here.add_host(register=False)

@@ -219,7 +219,13 @@ class HostAgent:
     async def _leave_when_told(self) -> None:
         """Once nothing is left here: say so, and end. Should this process die before, it is told again."""
         await self._power_off.wait()
-        await self._remove_all("Its host is shut down.", end_by=_after(self._settings.shutdown_grace))
+        while True:
+            try:
+                await self._remove_all("Its host is shut down.", end_by=_after(self._settings.shutdown_grace))
+                break
+            except PupitreError as error:
+                log.warning("Not everything can be removed yet.", reason=str(error))
+                await asyncio.sleep(1)
         try:
             async with asyncio.timeout(FAREWELL):
                 while not await self._reporter.farewell():

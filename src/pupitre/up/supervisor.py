@@ -71,6 +71,7 @@ class Keeper:
 
     async def _keep(self) -> None:
         if self.spec.rest_mark and self.spec.rest_mark.exists():
+            self._say(f"{self.spec.name} was shut down; it rests until it is booted up")
             self._rest()
         while not self._stopping.is_set():
             if self.life.state is ChildState.RESTING and not await self._is_woken():
