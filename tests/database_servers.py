@@ -36,7 +36,7 @@ class Provisioned:
             database = Database(self.settings.database_url(name), bells=self.settings.bells_dir)
             async with database.write() as connection:
                 for table in metadata.sorted_tables:
-                    if table.name in {"counter", "epochs"}:
+                    if table.name in {"counter", "epochs", "news"}:
                         await connection.execute(update(table).values(value=0))
                     else:
                         await connection.execute(table.delete())

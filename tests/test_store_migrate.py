@@ -42,7 +42,7 @@ def test_a_counter_that_was_not_begun_is_begun(tmp_path: Path, name: DatabaseNam
     """A process that was killed between the tables and their first rows."""
     migrate.upgrade(name, url(tmp_path, name))
     engine = create_engine(f"sqlite:///{tmp_path}/db/{name}.sqlite")
-    counters = [table for table in ("counter", "epochs") if table in inspect(engine).get_table_names()]
+    counters = [table for table in ("counter", "epochs", "news") if table in inspect(engine).get_table_names()]
     with engine.begin() as connection:
         for table in counters:
             connection.execute(text(f"DELETE FROM {table}"))  # noqa: S608 - a name of ours

@@ -1,4 +1,4 @@
-"""MariaDB, by asyncmy. Nobody can be woken by it, so who listens asks for the counter, seldom while nothing happens.
+"""MariaDB, by asyncmy. Nobody can be woken by it, so who listens looks at a row, seldom while nothing happens.
 
 Readers and writers have pools of their own: MariaDB takes four round trips to change
 a connection's isolation. Each transaction is begun aloud, which also shows a
@@ -21,7 +21,7 @@ from pupitre.store.dialect import POOL, Listening
 from pupitre.store.listener import RemoteListener
 
 SHORTEST_PAUSE = 0.02
-"""Seconds between two looks at the counter while it moves."""
+"""Seconds between two looks at the row while it moves."""
 
 _ARGUMENTS = {"charset": "utf8mb4", "connect_timeout": 10}
 # Notes on our own statements, such as the name of a primary key, help nobody.
@@ -71,13 +71,14 @@ class Maria:
         return engine
 
     async def announce(self, connection: AsyncConnection, topics: Sequence[str]) -> None:
-        pass
+        if topics:
+            await connection.exec_driver_sql("UPDATE news SET value = value + 1")
 
     def announced(self, topics: Sequence[str]) -> None:
         pass
 
     def listen(self, topic: str) -> Listening:
-        """Every topic rings when the database has a new version: who wakes others takes one (`next_version`)."""
+        """Every topic rings when any does: the one row of ``news`` counts them all."""
         return MariaListener(self._url, self._poll)
 
     async def close(self) -> None:
@@ -86,7 +87,7 @@ class Maria:
 
 
 class MariaListener(RemoteListener):
-    """Looks at the counter; the pauses grow from `SHORTEST_PAUSE` to ``longest`` seconds while it stands still."""
+    """Looks at the row of ``news``; while it stands still, the pauses grow from `SHORTEST_PAUSE` to ``longest`` (s)."""
 
     errors = (OSError, MySQLError)
 
@@ -97,7 +98,7 @@ class MariaListener(RemoteListener):
 
     async def _follow(self) -> None:
         async with asyncmy.connect(**self._address, **_ARGUMENTS, read_timeout=30, autocommit=True) as connection:
-            seen = await _counter(connection)
+            seen = await _news(connection)
             self._begun()
             await self._look(connection, seen)
 
@@ -105,7 +106,7 @@ class MariaListener(RemoteListener):
         pause = SHORTEST_PAUSE
         while True:
             await asyncio.sleep(pause)
-            now = await _counter(connection)
+            now = await _news(connection)
             if now == seen:
                 pause = min(pause * 1.5, max(self._longest, SHORTEST_PAUSE))
             else:
@@ -113,8 +114,8 @@ class MariaListener(RemoteListener):
                 self._ring()
 
 
-async def _counter(connection: Any) -> int:
+async def _news(connection: Any) -> int:
     async with connection.cursor() as cursor:
-        await cursor.execute("SELECT value FROM counter")
+        await cursor.execute("SELECT value FROM news")
         (value,) = await cursor.fetchone()
     return int(value)

@@ -98,7 +98,7 @@ def _migrate(connection: Connection, name: DatabaseName) -> bool:
 
 async def _seed(connection: AsyncConnection, name: DatabaseName) -> None:
     """Counters start at nought."""
-    for table in ("counter", "epochs"):
+    for table in ("counter", "epochs", "news"):
         found = DATABASES[name].tables.get(table)
         if found is not None and (await connection.execute(select(found.c.id))).first() is None:
             await connection.execute(insert(found).values(id=1, value=0))

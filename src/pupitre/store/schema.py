@@ -49,6 +49,11 @@ sessions = Table(
 )
 
 
+def _news(metadata: MetaData) -> Table:
+    """One row: how often somebody was to be woken. Where the database cannot wake anyone, they look at it."""
+    return Table("news", metadata, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
+
+
 def _ended_sign_ins(metadata: MetaData) -> Table:
     """Sign-ins that are over, until those who must know do. ``until`` (Unix ms) is when they would have ended."""
     return Table(
@@ -61,10 +66,12 @@ def _ended_sign_ins(metadata: MetaData) -> Table:
 
 # Written together with the end of the sign-in; the portal passes them on to the commands database.
 accounts_ended = _ended_sign_ins(accounts)
+_news(accounts)
 
 # commands: what was asked for and what came of it. Portal and endpoint read and write.
 commands_db = MetaData(naming_convention=NAMING)
 commands_counter = _counter(commands_db)
+_news(commands_db)
 commands = Table(
     "commands",
     commands_db,
@@ -123,6 +130,7 @@ audit = Table(
 # status: what the cluster says. The endpoint writes, the portal only reads.
 status = MetaData(naming_convention=NAMING)
 status_counter = _counter(status)
+_news(status)
 links = Table(
     "links",
     status,
@@ -194,6 +202,7 @@ desktops = Table("desktops", status, *_desktop(), _version())
 # cluster: the cluster server's own truth. Nobody else reads it.
 cluster = MetaData(naming_convention=NAMING)
 cluster_counter = _counter(cluster)
+_news(cluster)
 epochs = Table("epochs", cluster, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
 cluster_hosts = Table(
     "hosts",
