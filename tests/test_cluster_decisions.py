@@ -112,6 +112,18 @@ async def test_many_boots_at_once_never_use_more_memory_than_a_host_has(tmp_path
         assert await one.used() == {"host-1": (768, 3), "host-2": (512, 2)}
 
 
+async def test_of_64_racers_for_the_last_place_exactly_one_gets_it(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as one, cluster(tmp_path) as other:
+        await one.add_host("host-1", 256)
+        boots = [boot() for _ in range(64)]
+        await asyncio.gather(*((one, other)[number % 2].accept(given) for number, given in enumerate(boots)))
+        ends = [await one.ended(given) for given in boots]
+        assert sorted(str(reason) for _, reason in ends) == [
+            *["No host has room: host-1: 256 MiB of memory short."] * 63, "None",
+        ]  # fmt: skip
+        assert await one.used() == {"host-1": (256, 1)}
+
+
 async def test_a_command_that_comes_twice_or_often_at_once_is_taken_once(tmp_path: Path) -> None:
     async with cluster(tmp_path) as here:
         await here.add_host()
