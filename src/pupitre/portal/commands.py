@@ -45,7 +45,6 @@ async def command_of(portal: Portal, user: User, command_id: str) -> Command:
 _LATE = {
     CommandState.SUCCEEDED: "it had succeeded",
     CommandState.FAILED: "it had failed",
-    CommandState.TIMED_OUT: "it had taken too long",
     CommandState.CANCELLED: "it was cancelled",
 }
 
@@ -53,7 +52,7 @@ _LATE = {
 def why(command: Command) -> str | None:
     """Why the command did not succeed, and what it did after all; None when there is nothing to say."""
     reason = command.fault.reason if command.fault else None
-    if command.late is None:
+    if command.late not in _LATE:
         return reason
     undone = command.late is CommandState.SUCCEEDED and command.kind is CommandKind.BOOT_DESKTOP
     late = f"a late outcome came: {_LATE[command.late]}{', and was undone' if undone else ''}."
