@@ -1,7 +1,7 @@
 """``kill -9`` between every two steps of every long operation, one by one. Fault 1 (cluster), 2 (host), endpoint.
 
-For n = 1, 2, 3, … the process dies at its n-th step after the command was given (`tests.chaos.mortal`), is started again,
-and the command must end as if nothing had happened, with nothing left over, until n is more than the
+For n = 1, 2, 3, … the process dies at its n-th step after the command was given (see `tests.chaos.mortal`),
+is started again, and the command must end as if nothing had happened, with nothing left over, until n is more than the
 operation takes. What is killed is a process of its own with its own loop and disk; only its modules
 were imported before it was forked.
 """
@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -47,24 +48,32 @@ async def sweep(room: Morgue, name: str, operation: Operation) -> int:
     raise AssertionError("an endless operation")
 
 
-async def start_and_stop(home: Path, name: str) -> tuple[int, int]:
+async def start_and_stop(room: Morgue, name: str) -> tuple[int, int]:
     """The numbers of steps of a start, and of a stop, at which ``name`` was killed."""
-    async with mortals(home, heartbeat=1.0, host_timeout=8.0, command_timeout_check_interval=5.0) as room:
-        boots: list[Command] = []
+    boots: list[Command] = []
 
-        async def boot() -> Command:
-            boots.append(await room.boot(seconds=60))
-            return boots[-1]
+    async def boot() -> Command:
+        boots.append(await room.boot(seconds=60))
+        return boots[-1]
 
-        async def destroy() -> Command:
-            return await room.destroy(boots.pop() if boots else await room.outcome(await room.boot()), seconds=60)
+    async def destroy() -> Command:
+        return await room.destroy(boots.pop() if boots else await room.outcome(await room.boot()), seconds=60)
 
-        return await sweep(room, name, boot), await sweep(room, name, destroy)
+    return await sweep(room, name, boot), await sweep(room, name, destroy)
 
 
 async def test_killed_at_every_step_of_a_start_and_of_a_stop(tmp_path: Path) -> None:
     """Three rooms side by side, since most of the time somebody waits to try again."""
     victims = ("cluster", "host-1", "endpoint")
-    killed = await asyncio.gather(*(start_and_stop(tmp_path / name, name) for name in victims))
+    async with AsyncExitStack() as exit:
+        rooms = [
+            await exit.enter_async_context(
+                mortals(tmp_path / name, heartbeat=1.0, host_timeout=8.0, command_timeout_check_interval=5.0)
+            )
+            for name in victims
+        ]
+        async with asyncio.TaskGroup() as tasks:
+            sweeps = [tasks.create_task(start_and_stop(*pair)) for pair in zip(rooms, victims, strict=True)]
+    killed = [one.result() for one in sweeps]
     print(dict(zip(victims, killed, strict=True)))
     assert all(steps * STRIDE >= 4 for pair in killed for steps in pair)
