@@ -16,6 +16,17 @@ def _redact(_logger: object, _method: str, event: structlog.typing.EventDict) ->
     return event
 
 
+def _one_line(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What people type cannot begin a line of its own, or speak to the terminal."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable() and key not in _OURS:
+            event[key] = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in value)
+    return event
+
+
+_OURS = frozenset({"exception", "stack"})
+
+
 def setup(settings: Settings, process: str) -> None:
     """Log to standard error. ``process`` names the source in JSON; `up` prefixes text lines itself."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -30,6 +41,7 @@ def setup(settings: Settings, process: str) -> None:
         renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
         shared.append(structlog.processors.format_exc_info)
     else:
+        shared.append(_one_line)
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
             exception_formatter=structlog.dev.plain_traceback,  # the rich one prints local variables: tickets, cookies
