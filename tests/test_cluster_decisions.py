@@ -97,7 +97,7 @@ class Cluster:
 @asynccontextmanager
 async def cluster(folder: Path) -> AsyncIterator[Cluster]:
     async with databases.database(folder, "cluster") as database:
-        yield Cluster(ClusterStore(database, on_change=lambda: None))
+        yield Cluster(ClusterStore(database))
 
 
 async def test_many_boots_at_once_never_use_more_memory_than_a_host_has(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from pupitre.cluster.decisions import abandon, accept, needs_of
 from pupitre.cluster.endings import tell_hosts
 from pupitre.cluster.halting import Halting
 from pupitre.cluster.hosts import Hosts
+from pupitre.cluster.news import joined
 from pupitre.cluster.notes import send_notes
 from pupitre.config import Settings
 from pupitre.domain.command import Halt, desktop_of
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.status import Rows
 from pupitre.errors import Deposed, LinkDown, MessageError, Unavailable
-from pupitre.store.cluster import SECTIONS, ClusterStore
+from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
 from pupitre.store.transaction import Entry
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
@@ -65,15 +66,14 @@ class ClusterServer:
         self._link = link
         self._subjects = Subjects(settings.cluster)
         self._store = store
-        store.on_change = self._wake
+        store.on_commit = self._on_commit
+        self._committed: list[Committed] = []
         self._desktops = Workers(self._settle, retry=1.0)
         self._hosts = Hosts(settings, store, link, wake_desktop=self._desktops.wake, on_move=self._host_moved)
         self._halting = Halting(store, self._hosts)
         self._changed = asyncio.Event()
         self._finished = asyncio.Event()
         self._noted = asyncio.Event()
-        store.on_note = self._noted.set
-        store.on_removal = self._host_removed
         self._epoch = 0
         self._published = 0
         self._removed = False
@@ -144,11 +144,22 @@ class ClusterServer:
         if any(isinstance(entry.order, Halt) for entry in unfinished):
             self._halting.begin()
         self._wake()
-        self._noted.set()
 
     def _wake(self) -> None:
+        """Look at the database again for all there is to tell."""
+        self._committed.clear()
         self._changed.set()
         self._finished.set()
+        self._noted.set()
+
+    def _on_commit(self, committed: Committed) -> None:
+        self._committed.append(committed)
+        self._removed |= committed.removals
+        self._changed.set()
+        if committed.outcomes:
+            self._finished.set()
+        if committed.notes:
+            self._noted.set()
 
     # From the endpoint
 
@@ -270,8 +281,9 @@ class ClusterServer:
 
     async def _publish_changes(self) -> bool:
         removed, self._removed = self._removed, False
+        waiting, self._committed = self._committed, []
         try:
-            sequence, rows = await self._store.changes(self._published)
+            sequence, rows = joined(self._published, waiting) or await self._store.changes(self._published)
         except Unavailable:
             self._removed |= removed
             raise
@@ -287,9 +299,6 @@ class ClusterServer:
             news = Mark(epoch=self._epoch, sequence=sequence)
         self._published = sequence
         await self._link.publish(self._subjects.status, news)
-
-    def _host_removed(self) -> None:
-        self._removed = True
 
     async def _publish_marks(self) -> None:
         while True:

@@ -28,7 +28,7 @@ class Rows:
         return bool(self.hosts or self.copies or self.desktops)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Position:
     """Where a reader of changes stands: the cluster's epoch and the number of the last change seen.
 

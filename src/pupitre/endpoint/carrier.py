@@ -52,6 +52,9 @@ class Carrier:
         self._check_interval = check_interval
         self._grace_ms = int(grace * 1000)
         self._starts_per_user = starts_per_user
+        # Whether there is more to send when something ends, and whether the cluster has yet to be told of an end.
+        self._more = False
+        self._to_abandon = True
         self._wake = asyncio.Event()
         self._asked_since = asyncio.Event()
         self._sending: dict[str, Command] = {}
@@ -81,7 +84,9 @@ class Carrier:
             self._outcomes.labels(outcome=fault.code if fault else str(event)).inc()
             if fault:
                 log.info("Command ended.", command=command, outcome=str(event), reason=fault.reason)
-            self._wake.set()  # another one of the same user may have its turn
+            self._to_abandon |= abandon
+            if self._more or abandon:
+                self._wake.set()  # another one may have its turn
 
     async def _listen(self) -> None:
         async with self._commands.database.listen(ASKED) as listener:
@@ -92,12 +97,14 @@ class Carrier:
 
     async def _look(self) -> bool:
         """Begin to send what waits; True when there is nothing to look for again."""
-        waiting = await self._commands.to_send(starts_per_user=self._starts_per_user, limit=PAGE)
+        waiting, self._more = await self._commands.to_send(starts_per_user=self._starts_per_user, limit=PAGE)
         for command in waiting:
             if command.id not in self._sending:
                 self._sending[command.id] = command
                 self._senders.wake(command.id)
-        return await self._abandon_all()
+        if self._to_abandon:
+            self._to_abandon = not await self._abandon_all()
+        return not self._to_abandon
 
     async def _send(self, key: str) -> float | None:
         """One try; None when the cluster has it, or it has ended."""

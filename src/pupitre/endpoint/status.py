@@ -7,12 +7,15 @@ to be whole, the time is written beside it, so that a reader knows how old it ma
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
+from pupitre.batch import Batch
 from pupitre.clock import now_ms
+from pupitre.domain.desktop import Desktop
+from pupitre.domain.host import Host
 from pupitre.domain.status import Position, Rows
 from pupitre.errors import LinkDown, MessageError
 from pupitre.store.status import Named, Status
@@ -50,6 +53,7 @@ class StatusMirror:
             "pupitre_status_rows", "Rows of the status database compared with the cluster's, and written",
             ["how"], registry=registry or CollectorRegistry(),
         )  # fmt: skip
+        self._foretold: Batch[tuple[Position, Rows], None] = Batch(self._foretell)
         self._turn = asyncio.Lock()  # a change must not come between the pages and what they leave out
 
     async def open(self) -> None:
@@ -75,10 +79,20 @@ class StatusMirror:
 
     async def foretell(self, rows: Rows, at: Position) -> None:
         """Rows as of ``at`` ahead of their change; nothing if what is written is as new or newer."""
+        if rows and at > self._position:
+            await self._foretold.do((at, rows))
+
+    async def _foretell(self, group: Sequence[tuple[Position, Rows]]) -> list[None]:
         async with self._turn:
-            here = self._position
-            if rows and (at.epoch, at.sequence) > (here.epoch, here.sequence):
-                await self._apply(rows)
+            hosts: dict[str, Host] = {}
+            desktops: dict[str, Desktop] = {}
+            for at, rows in sorted(group, key=lambda one: one[0]):
+                if at > self._position:
+                    hosts |= {host.name: host for host in rows.hosts}
+                    desktops |= {desktop.id: desktop for desktop in rows.desktops}
+            if newer := Rows(hosts=tuple(hosts.values()), desktops=tuple(desktops.values())):
+                await self._apply(newer)
+        return [None] * len(group)
 
     async def _apply(self, rows: Rows, position: Position | None = None) -> None:
         written = await self._status.apply(self._cluster, rows, position)

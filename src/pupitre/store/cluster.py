@@ -9,19 +9,20 @@ Each transaction first checks that this process is still the cluster (`Deposed`)
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import and_, case, delete, exists, not_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from pupitre.batch import Batch
 from pupitre.domain.command import desktop_of
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.errors import Deposed, PupitreError
-from pupitre.batch import Batch
 from pupitre.store.engine import Database
 from pupitre.store.rows import (
     desktop_from_row,
@@ -54,16 +55,25 @@ R = TypeVar("R")
 Decision = Callable[[Transaction], Any]
 
 
-class ClusterStore:
-    """``on_change`` is called after each transaction that wrote."""
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a transaction wrote: its version, its rows (None: read them), and what else there is to tell."""
 
-    def __init__(self, database: Database, *, on_change: Callable[[], None] = lambda: None) -> None:
+    version: int
+    rows: Rows | None
+    outcomes: bool
+    notes: bool
+    removals: bool
+
+
+class ClusterStore:
+    """``on_commit`` is called after each transaction that wrote."""
+
+    def __init__(self, database: Database, *, on_commit: Callable[[Committed], None] = lambda _: None) -> None:
         self.database = database
         self.epoch = 0
         self._deposed = asyncio.Event()
-        self.on_change = on_change
-        self.on_note: Callable[[], None] = lambda: None
-        self.on_removal: Callable[[], None] = lambda: None
+        self.on_commit = on_commit
         self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
         self._looks: Batch[str, tuple[Placed, ImageSpec | None] | None] = Batch(self._look)
 
@@ -107,11 +117,15 @@ class ClusterStore:
             if not wrote:
                 await connection.rollback()  # nothing to write is nothing to wait for
         if wrote:
-            if transaction.removed_hosts:
-                self.on_removal()
-            self.on_change()
-            if transaction.has_notes:
-                self.on_note()
+            self.on_commit(
+                Committed(
+                    version,
+                    transaction.rows,
+                    outcomes=transaction.has_outcomes,
+                    notes=transaction.has_notes,
+                    removals=bool(transaction.removed_hosts),
+                )
+            )
         return results
 
     async def _next_version(self, connection: AsyncConnection) -> int:

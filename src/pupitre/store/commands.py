@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import false, func, or_, select, true, update
 
+from pupitre.batch import Batch
 from pupitre.domain.command import (
     FINAL_STATES,
     Command,
@@ -18,7 +19,6 @@ from pupitre.domain.command import (
     Fault,
 )
 from pupitre.errors import PupitreError
-from pupitre.batch import Batch
 from pupitre.store.command_rows import from_row
 from pupitre.store.engine import Database, next_version
 from pupitre.store.moves import Move, write_moves
@@ -122,10 +122,11 @@ class Commands:
         async with self.database.read() as connection:
             return [from_row(row) for row in await connection.execute(query)]
 
-    async def to_send(self, *, starts_per_user: int = 8, limit: int = 500) -> list[Command]:
+    async def to_send(self, *, starts_per_user: int = 8, limit: int = 500) -> tuple[list[Command], bool]:
         """Commands that the cluster has not yet journalled: each user's first, then each user's second, and so on.
 
-        Of one user no more than ``starts_per_user`` starts are under way at once; the others wait for their turn.
+        Of one user no more than ``starts_per_user`` starts are under way at once; the others wait for their turn,
+        and whether any does is the second result.
         """
         open_ones = select(
             commands,
@@ -134,13 +135,11 @@ class Commands:
             .label("place"),
         ).where(commands.c.state.not_in(FINAL_STATES))
         ranked = open_ones.subquery()
-        waiting = select(ranked).where(
-            ranked.c.state.in_((CommandState.QUEUED, CommandState.SENT)),
-            or_(ranked.c.kind != CommandKind.BOOT_DESKTOP, ranked.c.place <= starts_per_user),
-        )
+        waiting = select(ranked).where(ranked.c.state.in_((CommandState.QUEUED, CommandState.SENT)))
         async with self.database.read() as connection:
-            rows = await connection.execute(waiting.order_by(ranked.c.place, ranked.c.id).limit(limit))
-            return [from_row(row) for row in rows]
+            rows = (await connection.execute(waiting.order_by(ranked.c.place, ranked.c.id).limit(limit))).all()
+        sent = [row for row in rows if row.kind != CommandKind.BOOT_DESKTOP or row.place <= starts_per_user]
+        return [from_row(row) for row in sent], len(sent) < len(rows) or len(rows) == limit
 
     async def next_deadline(self) -> int | None:
         query = select(func.min(commands.c.deadline)).where(commands.c.state.not_in(FINAL_STATES))

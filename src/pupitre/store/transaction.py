@@ -18,6 +18,7 @@ from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image, ImageSpec
 from pupitre.domain.placement import Candidate
+from pupitre.domain.status import Rows
 from pupitre.errors import Unavailable
 from pupitre.store.command_rows import decode_order, encode_order
 from pupitre.store.rows import (
@@ -233,6 +234,27 @@ class Transaction:
         self._notes[note.id] = note
 
     @property
+    def rows(self) -> Rows | None:
+        """The hosts and desktops that have changed; None where that is not all there is to tell."""
+        if self._copies or self.removed_hosts:
+            return None
+        return Rows(
+            hosts=tuple(
+                one.host for name, one in self.hosts.items() if _host_of(self._hosts_held.get(name)) != one.host
+            ),
+            desktops=tuple(
+                one.seen for id, one in self.desktops.items() if _seen_of(self._desktops_held.get(id)) != one.seen
+            ),
+        )
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether a command has ended."""
+        return any(
+            entry.outcome is not None and self._entries_held.get(id) != entry for id, entry in self.entries.items()
+        )
+
+    @property
     def has_notes(self) -> bool:
         return bool(self._notes)
 
@@ -354,6 +376,14 @@ class Transaction:
             values = [_outcome_values(self.entries[entry.id]) for entry in ended]
             await connection.execute(_FINISH, values)
         return bool(new or ended)
+
+
+def _host_of(entry: HostEntry | None) -> Host | None:
+    return entry.host if entry else None
+
+
+def _seen_of(placed: Placed | None) -> Desktop | None:
+    return placed.seen if placed else None
 
 
 def entry_from_row(row: AnyRow) -> Entry:
