@@ -24,6 +24,7 @@ from pupitre.errors import (
     Unavailable,
 )
 from pupitre.host.console import ConsoleServer
+from pupitre.host.departure import Departure, PoweredOff, after
 from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
 from pupitre.host.overlays import Disks
@@ -42,21 +43,14 @@ from pupitre.wire.messages import (
     Refused,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers, rung
+from pupitre.workers import Workers
 
 log = structlog.get_logger(__name__)
-
-FAREWELL = 20.0
-"""Seconds that a host which stops with its guests takes to remove and report them."""
 
 PRESS_AGAIN = 5.0
 """Seconds until a guest that still runs is asked once more to shut down."""
 
 _SETTLED = frozenset({DesktopState.RUNNING, DesktopState.FAILED})
-
-
-class _PoweredOff(Exception):
-    """Ends the loops."""
 
 
 class HostAgent:
@@ -80,10 +74,11 @@ class HostAgent:
         self._start_slots = asyncio.Semaphore(settings.start_limit)
         self._starting: set[str] = set()
         self._ended_early: dict[str, SeenGuest] = {}
-        self._moved = asyncio.Event()
-        self._power_off = asyncio.Event()
         self._reporter = Reporter(settings, hypervisor, images, journal)
         self._sweep = Sweep(hypervisor, disks, journal, put=self._put, found=self._reporter.found)
+        self._departure = Departure(
+            hypervisor, journal, self._reporter, take_away=self._take_away, grace=settings.shutdown_grace
+        )
         self._console: ConsoleServer
         self._link: Link
 
@@ -107,22 +102,15 @@ class HostAgent:
                 tasks.create_task(self._watch_guests())
                 tasks.create_task(self._watch_images())
                 tasks.create_task(self._sweep.run())
-                tasks.create_task(self._leave_when_told())
-        except* _PoweredOff:
+                tasks.create_task(self._departure.run())
+        except* PoweredOff:
             powered_off = True
         return powered_off
 
     async def stop(self) -> None:
         """Leave the guests, or take them with us and say so, as the setting wants it."""
-        if self._settings.guests_on_stop == "destroy" and not self._power_off.is_set():
-            try:
-                async with asyncio.timeout(FAREWELL):
-                    await self._remove_all("Pupitre was stopped.")
-                    for _ in range(3):
-                        if await self._reporter.send():
-                            break
-            except TimeoutError:
-                log.error("Not everything is removed.", desktops=sorted(self._journal.records))
+        if self._settings.guests_on_stop == "destroy" and not self._departure.is_on:
+            await self._departure.take_all()
         await self._workers.close()
 
     def report_all(self) -> None:
@@ -159,14 +147,14 @@ class HostAgent:
             self._console.audience.sign_ins_ended(message.bearers)
             return Done()
         if isinstance(message, PowerOff):
-            return await self._on_power_off(message)
+            return await self._departure.order(message)
         if isinstance(message, EnsureGone):
-            await self._take_away(message.desktop, end_by=_after(message.grace))
-        elif self._power_off.is_set():
+            await self._take_away(message.desktop, after(message.grace))
+        elif self._departure.is_on:
             return Refused(code="shutting_down", reason="This host is about to shut down.")
         else:
             await self._take(message)
-        self._workers.wake(message.desktop)
+            self._workers.wake(message.desktop)
         return Done()
 
     async def _on_call(self, message: AnyMessage) -> None:
@@ -193,6 +181,7 @@ class HostAgent:
             await self._want_gone(held, reason or held.reason, end_by)
         if desktop in self._starting:
             self._link.spawn(self._interrupt(desktop))
+        self._workers.wake(desktop)
 
     async def _want_gone(self, held: Record, reason: str | None, end_by: int = 0) -> None:
         """In the desktop's turn."""
@@ -207,33 +196,6 @@ class HostAgent:
         """End a guest that is still starting, so that its worker comes back to remove it."""
         log.info("A start is interrupted.", desktop=desktop)
         await self._hypervisor.ensure_gone(desktop)
-
-    async def _on_power_off(self, order: PowerOff) -> Done:
-        end_by = 0 if order.at_once else _after(self._settings.shutdown_grace)
-        await self._want_all_gone("Its host is shut down.", end_by)
-        if not self._power_off.is_set():
-            log.info("This host is to be shut down.", desktops=len(self._journal.records))
-            self._power_off.set()
-        return Done()
-
-    async def _leave_when_told(self) -> None:
-        """Once nothing is left here: say so, and end. Should this process die before, it is told again."""
-        await self._power_off.wait()
-        while True:
-            try:
-                await self._remove_all("Its host is shut down.", end_by=_after(self._settings.shutdown_grace))
-                break
-            except PupitreError as error:
-                log.warning("Not everything can be removed yet.", reason=str(error))
-                await asyncio.sleep(1)
-        try:
-            async with asyncio.timeout(FAREWELL):
-                while not await self._reporter.farewell():
-                    self._moved.clear()
-                    await rung(self._moved, 1.0)
-        except TimeoutError:
-            log.warning("This host shuts down, and the cluster has not heard it.")
-        raise _PoweredOff
 
     # The worker of one desktop
 
@@ -394,26 +356,7 @@ class HostAgent:
 
     def _show(self, record: Record) -> None:
         self._reporter.desktop(record)
-        self._moved.set()
-
-    # Nothing shall be left here
-
-    async def _want_all_gone(self, reason: str, end_by: int = 0) -> None:
-        there = self._journal.records.keys() | (await self._hypervisor.guests()).keys()
-        for desktop in there:
-            await self._take_away(desktop, end_by, reason)
-            self._workers.wake(desktop)
-
-    async def _remove_all(self, reason: str, end_by: int = 0) -> None:
-        await self._want_all_gone(reason, end_by)
-        while any(record.state is not DesktopState.GONE for record in self._journal.records.values()):
-            self._moved.clear()
-            await self._moved.wait()
-
-
-def _after(seconds: float) -> int:
-    """That many seconds from now, as Unix ms; 0 for at once."""
-    return now_ms() + int(seconds * 1000) if seconds else 0
+        self._departure.moved.set()
 
 
 def journal_path(settings: Settings) -> Path:
