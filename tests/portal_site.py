@@ -82,7 +82,7 @@ class Endpoint:
 
     async def next_command(self) -> Command:
         """The oldest command not yet sent, as soon as there is one; it is then accepted."""
-        async with self.commands.database.listen(ASKED) as bell, asyncio.timeout(10):
+        async with self.commands.database.listen(ASKED) as bell, asyncio.timeout(30):
             while not (waiting := (await self.commands.to_send())[0]):
                 await bell.heard()
         await self.commands.advance(waiting[0].id, CommandEvent.SEND, now=now())
