@@ -59,7 +59,10 @@ class _Figures(TypedDict):
 
 
 class Found(_Figures):
-    """Times in ms; ``cpu_ms`` is each process's for one command. ``legs_ms`` is the median time in each part of the way, under load, and alone (``idle_…``)."""
+    """Times in ms; ``cpu_ms`` is each process's for one command.
+
+    ``legs_ms`` is the median time in each part of the way, under load, and alone (``idle_…``).
+    """
 
     database: str
 

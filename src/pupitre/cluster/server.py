@@ -7,6 +7,7 @@ from functools import partial
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
+from pupitre.batch import GATHER
 from pupitre.clock import now_ms
 from pupitre.cluster.decisions import abandon, accept, needs_of
 from pupitre.cluster.endings import tell_hosts
@@ -255,6 +256,8 @@ class ClusterServer:
             await self._store.reported(taken)
             self._finished.set()  # there may be more than one page of them
         self._halting.moved.set()
+        if len(taken) > 1:
+            await asyncio.sleep(GATHER)
         return len(taken) == len(unreported)
 
     async def _report_outcome(self, sequence: int, entry: Entry, desktop: Desktop | None) -> bool:
@@ -289,6 +292,8 @@ class ClusterServer:
             raise
         if rows or removed:
             await self._publish(sequence, rows, removed=removed)
+        if len(rows.desktops) > 1:
+            await asyncio.sleep(GATHER)
         return True
 
     async def _publish(self, sequence: int, rows: Rows, *, removed: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 from prometheus_client import CollectorRegistry, Counter
 
+from pupitre.batch import GATHER
 from pupitre.clock import now_ms
 from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
 from pupitre.errors import ConnectionFault, LinkDown, MessageError, TimedOut, Unavailable
@@ -102,6 +103,8 @@ class Carrier:
             if command.id not in self._sending:
                 self._sending[command.id] = command
                 self._senders.wake(command.id)
+        if len(waiting) > 1:
+            await asyncio.sleep(GATHER)
         if self._to_abandon:
             self._to_abandon = not await self._abandon_all()
         return not self._to_abandon

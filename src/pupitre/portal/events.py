@@ -27,8 +27,8 @@ from pupitre.store.status import CHANGED, Status
 log = structlog.get_logger()
 BACK_OFF = 1.0
 """Seconds until the databases are asked again after they did not answer."""
-MANY, GATHER = 16, 0.02
-"""After so many changes at once, the seconds in which the next ones gather: under load each look is for many."""
+GATHER = 0.01
+"""After more than one change at once, the seconds in which the next ones gather: under load each look is for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Feed:
                 except Unavailable as error:
                     log.warning("live events wait for a database", reason=error.reason)
                     await asyncio.sleep(BACK_OFF)
-            if told >= MANY:
+            if told > 1:
                 await asyncio.sleep(GATHER)
 
     async def _confirm(self) -> None:
