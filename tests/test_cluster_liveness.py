@@ -116,3 +116,27 @@ async def test_the_order_of_reports() -> None:
     assert not liveness.is_stale("a", "run 2", 1)
     assert liveness.is_news("a", "run 2", 1)
     assert not liveness.follows("a", "run 2", 1)
+
+
+async def test_everything_told_before_a_later_change_is_stale_though_it_comes_after_it() -> None:
+    """Asked to describe itself, a host looks, is given a desktop, tells of it, and only then its look arrives."""
+    liveness = Liveness(10, _nobody)
+    liveness.write("a", "run 1", 3)
+    liveness.took("a", "run 1", 3)
+    liveness.write("a", "run 1", 5)
+    assert liveness.is_stale("a", "run 1", 4)
+    assert liveness.is_news("a", "run 1", 5), "what the fourth would have said is still asked for"
+
+
+async def test_a_host_that_was_restarted_says_nothing_more_from_before() -> None:
+    liveness = Liveness(10, _nobody)
+    liveness.write("a", "run 1", 7)
+    assert not liveness.is_stale("a", "run 2", 1)
+    liveness.write("a", "run 2", 1)
+    assert liveness.is_stale("a", "run 1", 8)
+    assert not liveness.is_stale("a", "run 2", 2)
+    assert not liveness.is_stale("b", "run 1", 1)
+
+
+async def _nobody(_host: str) -> None:
+    raise AssertionError("nobody is silent")

@@ -40,6 +40,7 @@ class _Taken:
 
     findings: Findings
     moves: bool
+    stale: bool = False
 
 
 class Hosts:
@@ -161,6 +162,8 @@ class Hosts:
         if taken is None:
             return False
         self._liveness.heard(report.host)
+        if taken.stale:
+            return True  # if anything is missing, the next heartbeat shows it
         if report.full or self._liveness.follows(report.host, report.run, report.number):
             self._liveness.took(report.host, report.run, report.number)
         gone = {sighting.desktop for sighting in report.desktops if sighting.state is DesktopState.GONE}
@@ -181,7 +184,8 @@ class Hosts:
         if held is None:
             return None
         if self._liveness.is_stale(report.host, report.run, report.number):
-            return _Taken(Findings(), moves=False)  # what it says, and more, is known
+            return _Taken(Findings(), moves=False, stale=True)
+        self._liveness.write(report.host, report.run, report.number)
         host, wanted = held.host, held.wanted
         if host.state is HostState.SHUT_DOWN:
             wanted = READY  # somebody has switched it on

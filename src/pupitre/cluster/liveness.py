@@ -1,6 +1,7 @@
 """Which hosts are alive, judged by what they say and never by their connection."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -12,6 +13,8 @@ log = structlog.get_logger(__name__)
 
 DEAF = 0.2
 """Seconds between two looks whether anybody can be heard again."""
+RUNS = 16
+"""Earlier runs of a host whose words may still come late."""
 
 
 class Liveness:
@@ -28,6 +31,8 @@ class Liveness:
         self._can_hear = can_hear
         self._heard: dict[str, float] = {}
         self._told: dict[str, tuple[str, int]] = {}
+        self._latest: dict[str, tuple[str, int]] = {}
+        self._over: dict[str, deque[str]] = {}
         self._new = asyncio.Event()
 
     def expect(self, host: str) -> None:
@@ -60,9 +65,23 @@ class Liveness:
         return not self.is_news(host, run, number - 1)
 
     def is_stale(self, host: str, run: str, number: int) -> bool:
-        """Whether a report of this run that was made later has been taken already."""
+        """Whether one that was made later has been written already, by this run of the host or by the next.
+
+        Even where reports between the two are still to come: an earlier one says of what the later one
+        named, or of what has begun since, that it is not there.
+        """
         told_run, told = self._told.get(host, ("", 0))
-        return told_run == run and number < told
+        latest_run, latest = self._latest.get(host, ("", 0))
+        overtaken = (told_run == run and number < told) or (latest_run == run and number < latest)
+        return overtaken or run in self._over.get(host, ())
+
+    def write(self, host: str, run: str, number: int) -> None:
+        """It is being written; what was made before it is stale from here on."""
+        latest_run, latest = self._latest.get(host, (run, 0))
+        if latest_run != run:
+            self._over.setdefault(host, deque(maxlen=RUNS)).append(latest_run)
+            latest = 0
+        self._latest[host] = (run, max(latest, number))
 
     def took(self, host: str, run: str, number: int) -> None:
         self._told[host] = (run, number)
