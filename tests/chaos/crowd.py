@@ -14,8 +14,17 @@ PATIENT, HASTY = 30.0, 4.0
 class Crowd:
     """Gives at least ``commands`` commands, evenly over ``seconds``."""
 
-    def __init__(self, rig: Rig, seed: int, commands: int, seconds: float) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        seed: int,
+        commands: int,
+        seconds: float,
+        *,
+        patience: tuple[float, ...] = (PATIENT, PATIENT, HASTY),
+    ) -> None:
         self._rig = rig
+        self._patience = patience
         self._chooser = random.Random(f"crowd {seed}")
         self._left = commands
         self._pause = seconds / commands
@@ -53,12 +62,12 @@ class Crowd:
 
     async def _boot(self) -> Command:
         self._left -= 1
-        seconds = self._chooser.choice((PATIENT, PATIENT, HASTY))
+        seconds = self._chooser.choice(self._patience)
         boot = await self._rig.boot(user=self._chooser.choice(USERS), seconds=seconds)
         self.given.append(boot)
         return boot
 
     async def _destroy(self, boot: Command) -> None:
         self._left -= 1
-        gone = await self._rig.destroy(boot, seconds=self._chooser.choice((PATIENT, PATIENT, HASTY)))
+        gone = await self._rig.destroy(boot, seconds=self._chooser.choice(self._patience))
         self.given.append(gone)

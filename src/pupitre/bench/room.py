@@ -9,8 +9,9 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import uuid_utils
@@ -46,6 +47,10 @@ class Part:
         self._folder = folder
         self._stream = stream
         self._child: Child | None = None
+
+    def set_environment(self, environment: Mapping[str, str]) -> None:
+        """From its next start on."""
+        self.spec = replace(self.spec, environment=environment)
 
     async def start(self, *, wait: bool = True) -> None:
         self.ready.clear()

@@ -1,0 +1,110 @@
+"""Tens of commands on real QEMU while everything is killed: each desktop is one guest with one disk, or none.
+
+``PUPITRE_SEED=… pytest tests/chaos/test_chaos_guests.py`` does again what a failing run has done.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from pupitre.bench.evidence import emulators
+from pupitre.bench.room import PATIENCE, furnish, settings_of
+from pupitre.clock import now_ms
+from pupitre.config import Settings
+from pupitre.domain.command import CommandState
+from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.images.store import ImageStore
+from pupitre.store import migrate
+from pupitre.store.engine import open_database
+from pupitre.store.status import CHANGED, Status
+from tests.chaos.crowd import Crowd
+from tests.chaos.rig import Rig
+from tests.chaos.schedule import draw
+from tests.chaos.test_chaos import a_seed, carry_out, story
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.guest]
+
+HOST = "host-1"
+SECONDS, COMMANDS = 25.0, 30
+NOTICED_MS = 3000
+"""A guest that dies is seen to be dead within this; libvirt itself takes half of it."""
+
+
+def databases(settings: Settings) -> None:
+    migrate.upgrade_all(settings)
+
+
+async def guests_room(home: Path, images: ImageStore) -> Rig:
+    settings, environment = settings_of(
+        home,
+        hypervisor="qemu:///embed",
+        image_store=images.root,
+        guests_on_stop="destroy",
+        host_timeout=8.0,
+        connection_grace=15,
+        command_timeout=90,
+    )
+    await asyncio.to_thread(furnish, settings, [HOST], databases)
+    room = Rig(settings, [HOST], environment)
+    room.image = "tiny"
+    await room.furnish()
+    return room
+
+
+async def test_nothing_is_lost_doubled_or_left_over_on_real_guests(tmp_path: Path, images: ImageStore) -> None:
+    seed = a_seed()
+    print(f"PUPITRE_SEED={seed}")
+    schedule = draw(seed, SECONDS, (HOST,), per_second=0.4)
+    room = await guests_room(tmp_path / "home", images)
+    try:
+        await room.start()
+        crowd = Crowd(room, seed, COMMANDS, SECONDS, patience=(90.0, 90.0, 6.0))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(crowd.run())
+            tasks.create_task(carry_out(room, schedule))
+        await crowd.tidy()
+        await room.outcomes(crowd.given)
+        wrong = await room.settled()
+        assert not wrong, story(seed, schedule, wrong, room)
+        assert not room.ended(), story(seed, schedule, wrong, room)
+    finally:
+        await room.close()
+
+
+async def shown_as(room: Rig, desktop: str, state: DesktopState) -> Desktop:
+    status = Status(open_database(room.settings, "portal", "status", read_only=True))
+    try:
+        async with status.database.listen(CHANGED) as listener, asyncio.timeout(PATIENCE):
+            while (seen := await status.desktop(desktop)) is None or seen.state is not state:
+                await listener.heard()
+            return seen
+    finally:
+        await status.database.close()
+
+
+async def test_a_killed_guest_is_noticed_at_once_and_its_disk_is_whole(tmp_path: Path, images: ImageStore) -> None:
+    """Fault 5."""
+    room = await guests_room(tmp_path / "home", images)
+    try:
+        await room.start()
+        boot = await room.outcome(await room.boot(seconds=90))
+        assert boot.state is CommandState.SUCCEEDED, boot
+        assert boot.desktop
+        (emulator,) = emulators()[boot.desktop]
+        disk = tmp_path / "disk.qcow2"  # another name for it, since it goes with the desktop
+        os.link(room.settings.home / "hosts" / HOST / "overlays" / f"{boot.desktop}.qcow2", disk)
+        killed = now_ms()
+        emulator.kill()
+        seen = await shown_as(room, boot.desktop, DesktopState.FAILED)
+        print(f"seen after {seen.since - killed} ms")
+        assert seen.since - killed < NOTICED_MS
+        assert seen.reason
+        checked = await asyncio.create_subprocess_exec("qemu-img", "check", "-q", "-f", "qcow2", disk)
+        assert await checked.wait() == 0
+        again = await room.outcome(await room.boot(seconds=90))
+        assert again.state is CommandState.SUCCEEDED
+        assert not await room.settled()
+    finally:
+        await room.close()

@@ -1,0 +1,67 @@
+"""Fault 17: clocks that jump an hour and disagree. Leases are by the monotonic clock; rows are compared, not timed.
+
+The programs' wall clock alone is changed, by libfaketime; their monotonic clock goes on as the kernel's.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pupitre.domain.command import CommandState
+from pupitre.domain.desktop import DesktopState
+from tests.chaos.rig import Rig, pause, rig
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+HOST = "host-1"
+LIBRARIES = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
+HOUR = 3600
+
+
+def set_clock(file: Path, seconds: int) -> None:
+    """Put the clock of who reads ``file`` that many seconds ahead, in one piece."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(f"{seconds:+d}\n")
+    partial.rename(file)
+
+
+@pytest.fixture
+async def room(tmp_path: Path) -> AsyncIterator[Rig]:
+    assert LIBRARIES, "apt-get install faketime"
+    async with rig(tmp_path, [HOST], start=False, host_timeout=3.0, connection_grace=20) as made:
+        for name in ("cluster", HOST):
+            clock = tmp_path / f"{name}.clock"
+            set_clock(clock, 0)
+            part = made.parts[name]
+            environment = {
+                **part.spec.environment,
+                "LD_PRELOAD": str(LIBRARIES[0]),
+                "FAKETIME_TIMESTAMP_FILE": str(clock),
+                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            }
+            part.set_environment(environment)
+        await made.start()
+        yield made
+
+
+@pytest.mark.parametrize("who", ["cluster", HOST])
+@pytest.mark.parametrize("jump", [HOUR, -HOUR])
+async def test_a_clock_jumps_and_nobody_is_lost(room: Rig, tmp_path: Path, who: str, jump: int) -> None:
+    first = await room.outcome(await room.boot())
+    assert first.state is CommandState.SUCCEEDED
+    set_clock(tmp_path / f"{who}.clock", jump)
+    seen = []
+    for _ in range(20):  # longer than it takes to notice that a host is silent
+        row = (await room.gather()).placed[first.desktop or ""]
+        seen.append(row.state)
+        await pause(0.2)
+    assert set(seen) == {DesktopState.RUNNING}
+    second = await room.outcome(await room.boot())
+    assert second.state is CommandState.SUCCEEDED, second
+    assert (await room.outcome(await room.destroy(first))).state is CommandState.SUCCEEDED
+    set_clock(tmp_path / f"{who}.clock", 0)
+    third = await room.outcome(await room.boot())
+    assert third.state is CommandState.SUCCEEDED, third
+    wrong = await room.settled()
+    assert not wrong, [*map(str, wrong), room.tail()]
