@@ -2,11 +2,12 @@
 
 from pupitre.clock import now_ms
 from pupitre.domain.access import User, may_see_command
-from pupitre.domain.command import Command, CommandKind, CommandState, Order
+from pupitre.domain.command import Command, CommandState, Order
 from pupitre.errors import NotFound
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.links import check_reached
 from pupitre.portal.sessions import Caller
+from pupitre.portal.words import late_words
 from pupitre.store.requests import Allowance
 
 
@@ -42,18 +43,7 @@ async def command_of(portal: Portal, user: User, command_id: str) -> Command:
     return found
 
 
-_LATE = {
-    CommandState.SUCCEEDED: "it had succeeded",
-    CommandState.FAILED: "it had failed",
-    CommandState.CANCELLED: "it was cancelled",
-}
-
-
 def why(command: Command) -> str | None:
     """Why the command did not succeed, and what it did after all; None when there is nothing to say."""
     reason = command.fault.reason if command.fault else None
-    if command.late not in _LATE:
-        return reason
-    undone = command.late is CommandState.SUCCEEDED and command.kind is CommandKind.BOOT_DESKTOP
-    late = f"a late outcome came: {_LATE[command.late]}{', and was undone' if undone else ''}."
-    return f"{(reason or 'There was no outcome in time').rstrip('.')}; {late}"
+    return f"{reason or ''} {late_words(command)}".strip() or None

@@ -28,6 +28,10 @@ class Move:
     abandon: bool = False
 
 
+_OUTCOMES = frozenset({CommandState.SUCCEEDED, CommandState.FAILED, CommandState.CANCELLED})
+"""What only the cluster says: a second time-out is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     command: Command
@@ -79,7 +83,7 @@ def _after(held: _Held, move: Move) -> _Held | None:
     gave_up = command.state is CommandState.TIMED_OUT or (
         command.fault is not None and command.fault.code == ConnectionFault.code
     )
-    if COMMAND_LIFE.is_final(late) and gave_up and command.late is None:
+    if late in _OUTCOMES and gave_up and command.late is None:
         return replace(held, command=replace(command, late=late))
     return None
 

@@ -7,7 +7,7 @@ that a reader asks for "what is newer than the last I saw".
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
 
 from pupitre.config import DatabaseName
 
@@ -171,7 +171,7 @@ def _copy() -> "tuple[Column[Any], ...]":
         Column("since", BigInteger, nullable=False),
         Column("memory_mib", Integer, nullable=False),
         Column("vcpus", Integer, nullable=False),
-        Column("progress", Float),
+        Column("progress", Double),
         Column("reason", Text),
     )
 
@@ -234,6 +234,7 @@ cluster_desktops = Table(
     Column("memory_mib", Integer, nullable=False),
     Column("vcpus", Integer, nullable=False),
     _version(),
+    Index(None, "state"),
 )
 journal = Table(
     "journal",

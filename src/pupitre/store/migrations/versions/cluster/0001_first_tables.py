@@ -26,7 +26,7 @@ def upgrade() -> None:
         sa.Column("since", sa.BigInteger(), nullable=False),
         sa.Column("memory_mib", sa.Integer(), nullable=False),
         sa.Column("vcpus", sa.Integer(), nullable=False),
-        sa.Column("progress", sa.Float(), nullable=True),
+        sa.Column("progress", sa.Double(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("spec", sa.Text(), nullable=True),
         sa.Column("gone", sa.Boolean(), nullable=False),
@@ -62,6 +62,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("desktops", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_desktops_owner"), ["owner"], unique=False)
+        batch_op.create_index(batch_op.f("ix_desktops_state"), ["state"], unique=False)
         batch_op.create_index(batch_op.f("ix_desktops_version"), ["version"], unique=False)
 
     op.create_table(
@@ -137,6 +138,7 @@ def downgrade() -> None:
     op.drop_table("epochs")
     with op.batch_alter_table("desktops", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_desktops_version"))
+        batch_op.drop_index(batch_op.f("ix_desktops_state"))
         batch_op.drop_index(batch_op.f("ix_desktops_owner"))
 
     op.drop_table("desktops")

@@ -26,7 +26,7 @@ def upgrade() -> None:
         sa.Column("since", sa.BigInteger(), nullable=False),
         sa.Column("memory_mib", sa.Integer(), nullable=False),
         sa.Column("vcpus", sa.Integer(), nullable=False),
-        sa.Column("progress", sa.Float(), nullable=True),
+        sa.Column("progress", sa.Double(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("gone", sa.Boolean(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
