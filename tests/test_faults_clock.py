@@ -28,7 +28,11 @@ def set_clock(file: Path, seconds: int) -> None:
 @pytest.fixture
 async def room(tmp_path: Path) -> AsyncIterator[Rig]:
     assert LIBRARIES, "apt-get install faketime"
-    async with rig(tmp_path, [HOST], start=False, host_timeout=3.0, connection_grace=20) as made:
+    # Without disks, since qemu-img would run under the false clock too.
+    without_disks = "simulated://prompt"
+    async with rig(
+        tmp_path, [HOST], start=False, host_timeout=2.0, connection_grace=20, hypervisor=without_disks
+    ) as made:
         for name in ("cluster", HOST):
             clock = tmp_path / f"{name}.clock"
             set_clock(clock, 0)
@@ -37,7 +41,7 @@ async def room(tmp_path: Path) -> AsyncIterator[Rig]:
                 **part.spec.environment,
                 "LD_PRELOAD": str(LIBRARIES[0]),
                 "FAKETIME_TIMESTAMP_FILE": str(clock),
-                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
             part.set_environment(environment)
@@ -46,13 +50,20 @@ async def room(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 @pytest.mark.parametrize("who", ["cluster", HOST])
-@pytest.mark.parametrize("jump", [HOUR, -HOUR])
-async def test_a_clock_jumps_and_nobody_is_lost(room: Rig, tmp_path: Path, who: str, jump: int) -> None:
+async def test_a_clock_jumps_and_nobody_is_lost(room: Rig, tmp_path: Path, who: str) -> None:
+    for jump in (HOUR, -HOUR):
+        await jumps(room, tmp_path / f"{who}.clock", jump)
+    wrong = await room.settled()
+    assert not wrong, [*map(str, wrong), room.tail()]
+
+
+async def jumps(room: Rig, clock: Path, jump: int) -> None:
+    """To there and back again."""
     first = await room.outcome(await room.boot())
     assert first.state is CommandState.SUCCEEDED
-    set_clock(tmp_path / f"{who}.clock", jump)
+    set_clock(clock, jump)
     seen = []
-    for _ in range(20):  # longer than it takes to notice that a host is silent
+    for _ in range(15):  # longer than it takes to notice that a host is silent
         row = (await room.gather()).placed[first.desktop or ""]
         seen.append(row.state)
         await pause(0.2)
@@ -60,8 +71,6 @@ async def test_a_clock_jumps_and_nobody_is_lost(room: Rig, tmp_path: Path, who: 
     second = await room.outcome(await room.boot())
     assert second.state is CommandState.SUCCEEDED, second
     assert (await room.outcome(await room.destroy(first))).state is CommandState.SUCCEEDED
-    set_clock(tmp_path / f"{who}.clock", 0)
+    set_clock(clock, 0)
     third = await room.outcome(await room.boot())
     assert third.state is CommandState.SUCCEEDED, third
-    wrong = await room.settled()
-    assert not wrong, [*map(str, wrong), room.tail()]
