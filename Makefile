@@ -11,7 +11,7 @@ help:
 	@echo "make run     everything on this machine, at http://127.0.0.1:8080"
 	@echo "make test    every test; nothing is mocked"
 	@echo "make check   format, lint, strict types, import contracts"
-	@echo "make bench   our part of the way against raw libvirt and websockify"
+	@echo "make bench   what Pupitre costs, against libvirt, websockify and the bare databases"
 	@echo "make lock    new lock files from pyproject.toml and package.json"
 
 run:
@@ -37,6 +37,10 @@ bench:
 	@scripts/setup bench
 	$(VENV)/pupitre bench start --count 20 --json
 	$(VENV)/pupitre bench console --json
+	$(VENV)/pupitre bench commands --database all --clients 64 --seconds 10 --json
+	$(VENV)/pupitre bench status --desktops 1000 --changes 10 --json
+	$(VENV)/pupitre bench status --desktops 10000 --changes 10 --json
+	$(VENV)/pupitre bench crash --kills 50 --json
 
 lock:
 	@scripts/setup check

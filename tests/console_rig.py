@@ -117,7 +117,8 @@ class Rig:
     def ticket(self, **changes: object) -> Ticket:
         ticket = Ticket(
             id=uuid.uuid4().hex, purpose=Purpose.CONSOLE, user="u1", desktop="d1", boot=BOOT, host="h1",
-            address="127.0.0.1", port=self.server.port, expires=time.time() + 30, bearer=BEARER, browser=True, until=time.time() + 3600,
+            address="127.0.0.1", port=self.server.port, expires=time.time() + 30, bearer=BEARER, browser=True,
+            until=time.time() + 3600,
         )  # fmt: skip
         return replace(ticket, **changes)  # type: ignore[arg-type]
 

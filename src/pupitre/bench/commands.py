@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
+import asyncpg
 import psutil
 import uuid_utils
 from sqlalchemy import URL, BigInteger, Column, MetaData, String, Table, func, insert, select, update
@@ -34,7 +35,7 @@ from pupitre.clock import now_ms
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.domain.access import Role, User
 from pupitre.domain.command import FINAL_STATES
-from pupitre.errors import Unavailable
+from pupitre.errors import SetupError, Unavailable
 from pupitre.store.accounts import Accounts, SessionKind
 from pupitre.store.engine import Database, open_database
 from pupitre.store.schema import audit, commands, journal
@@ -45,6 +46,7 @@ PATIENCE = 30.0
 IDLE_ROUNDS = 30
 """Boots and destroys, one after the other, while nothing else happens."""
 SERVERS: dict[str, type[DatabaseServer]] = {"postgresql": PostgresServer, "mariadb": MariaServer}
+DATABASES = (*SERVERS, "sqlite")
 
 
 class _Figures(TypedDict):
@@ -171,6 +173,10 @@ def _prepare(stack: ExitStack, database: str) -> Callable[[dict[str, str]], None
     """Starts the database's server, for as long as ``stack`` is open, and has the databases made in it."""
     if database == "sqlite":
         return lambda _: None
+    if database not in SERVERS:
+        raise SetupError(
+            f"There is no database {database!r} to measure.", f"Choose one of: {', '.join(DATABASES)}, all."
+        )
     server = stack.enter_context(SERVERS[database]())
     known = server.url
     url = URL.create(known.drivername, known.username, host=known.host, port=known.port).render_as_string()
@@ -308,27 +314,43 @@ def _p95(values: list[float]) -> float:
 
 
 async def _floor(database: Database, clients: int, seconds: float) -> float:
-    """Without any library of ours between: plain statements, a pool of connections."""
-    table = Table("bench_floor", MetaData(), Column("id", String(36), primary_key=True), Column("state", BigInteger))
-    count = 0
+    """On PostgreSQL by its driver alone; elsewhere as our own statements go."""
     async with database.write() as connection:
-        await connection.run_sync(table.metadata.create_all)
+        await connection.run_sync(_FLOOR.metadata.create_all)
+    count = 0
 
-    async def one(end: float) -> None:
+    async def one(once: Callable[[str], Awaitable[None]], end: float) -> None:
         nonlocal count
         while time.perf_counter() < end:
-            id = str(uuid_utils.uuid7())
             async with slots:
-                async with database.write() as connection:
-                    await connection.execute(insert(table).values(id=id, state=0))
-                for state in (1, 2):
-                    async with database.write() as connection:
-                        await connection.execute(update(table).where(table.c.id == id).values(state=state))
+                await once(str(uuid_utils.uuid7()))
             count += 1
 
-    slots = asyncio.Semaphore(8)
-    begun = time.perf_counter()
-    await asyncio.gather(*(one(begun + seconds) for _ in range(clients)))
-    rate = count / (time.perf_counter() - begun)
-    await database.close()
-    return round(rate, 1)
+    async def by_statements(id: str) -> None:
+        async with database.write() as connection:
+            await connection.execute(insert(_FLOOR).values(id=id, state=0))
+        for state in (1, 2):
+            async with database.write() as connection:
+                await connection.execute(update(_FLOOR).where(_FLOOR.c.id == id).values(state=state))
+
+    slots = asyncio.Semaphore(16 if database.kind == "postgresql" else 4)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        once = by_statements
+        if database.kind == "postgresql":
+            plain = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+            pool = await stack.enter_async_context(asyncpg.create_pool(plain, min_size=16, max_size=16))
+
+            async def by_driver(id: str) -> None:
+                async with pool.acquire() as connection:
+                    await connection.execute("INSERT INTO bench_floor VALUES ($1, 0)", id)
+                    for state in (1, 2):
+                        await connection.execute("UPDATE bench_floor SET state = $2 WHERE id = $1", id, state)
+
+            once = by_driver
+        begun = time.perf_counter()
+        await asyncio.gather(*(one(once, begun + seconds) for _ in range(clients)))
+        return round(count / (time.perf_counter() - begun), 1)
+
+
+_FLOOR = Table("bench_floor", MetaData(), Column("id", String(36), primary_key=True), Column("state", BigInteger))

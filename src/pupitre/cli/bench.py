@@ -3,11 +3,15 @@
 import json
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pupitre.cli.output import Json
+
+if TYPE_CHECKING:
+    from pupitre.bench.commands import Found
 
 app = typer.Typer(add_completion=False, help="Measure this machine.", no_args_is_help=True)
 
@@ -101,12 +105,27 @@ def crash(
 
 @app.command()
 def commands(
-    database: Annotated[str, typer.Option(help="sqlite, postgresql or mariadb.")] = "postgresql",
+    database: Annotated[str, typer.Option(help="sqlite, postgresql, mariadb, or all of them.")] = "postgresql",
     clients: Annotated[int, typer.Option(min=1, max=1000, help="People who ask at the same time.")] = 64,
     seconds: Annotated[float, typer.Option(min=1, help="How long they go on.")] = 10,
     as_json: Json = False,
 ) -> None:
     """How many empty commands a second go the whole way, against the bare database; where the time goes."""
+    from pupitre.bench.commands import DATABASES
+
+    if database == "all":
+        found = {name: _commands(name, clients, seconds) for name in DATABASES}
+        most = found["postgresql"]["rate_per_s"]
+        ratios = {name: round(figures["rate_per_s"] / most, 2) for name, figures in found.items()}
+        print("  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), "of postgresql's rate")
+        told: Mapping[str, object] = {**found, "ratio": ratios}
+    else:
+        told = _commands(database, clients, seconds)
+    if as_json:
+        print(json.dumps(told))
+
+
+def _commands(database: str, clients: int, seconds: float) -> "Found":
     from pupitre.bench.commands import floor, measure
 
     bare = floor(database, clients, min(seconds, 5))
@@ -118,5 +137,4 @@ def commands(
         print(f"  {name.replace('_', ' '):28}{value:8.1f} ms")
     for name, value in found["cpu_ms"].items():
         print(f"  CPU of {name:21}{value:8.2f} ms a command")
-    if as_json:
-        print(json.dumps(found))
+    return found

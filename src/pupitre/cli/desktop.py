@@ -18,6 +18,7 @@ COLUMNS = {"id": "Desktop", "image": "Image", "state": "State", "host": "Host", 
 @app.command()
 def start(
     image: Annotated[str, typer.Argument(metavar="IMAGE")],
+    edition: Annotated[bool, typer.Option("--edition", help="On a host where images are edited.")] = False,
     no_wait: NoWait = False,
     who: As = None,
     as_json: Json = False,
@@ -27,7 +28,7 @@ def start(
 
     with connect(who) as client:
         begun = time.monotonic()
-        asked = client.post("/desktops", {"image": image})
+        asked = client.post("/desktops", {"image": image, "edition": edition})
         if no_wait:
             _told(asked, f"Asked for: command {asked['command']}, desktop {asked['desktop']}.", as_json)
             return

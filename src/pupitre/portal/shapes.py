@@ -125,9 +125,7 @@ class DesktopOut(BaseModel):
 class DesktopRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     image: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    edition: bool = Field(
-        False, description="On a host where images are edited. Not for students."
-    )
+    edition: bool = Field(False, description="On a host where images are edited. Not for students.")
 
 
 class Accepted(BaseModel):
