@@ -16,7 +16,8 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.transaction import Entry, Needs, Placed, Transaction
+from pupitre.store.cluster_rows import Entry, Placed
+from pupitre.store.transaction import Needs, Transaction
 from pupitre.wire.messages import Report, Sighting
 from tests import databases
 

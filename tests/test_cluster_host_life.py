@@ -11,7 +11,8 @@ from pupitre.cluster.host_orders import AT_ONCE, READY, decide, withdraw
 from pupitre.domain.command import BootUpHost, CommandState, ConfigureHost, Order, RegisterHost, RetireHost
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
-from pupitre.store.transaction import Entry, Placed, Transaction
+from pupitre.store.cluster_rows import Entry, Placed
+from pupitre.store.transaction import Transaction
 
 LIMITS = Limits(give_up=300_000, answer=16_000)
 NOTICE = 60_000

@@ -7,7 +7,8 @@ from pupitre.cluster.decisions import apply_report, lose_desktops
 from pupitre.domain.command import BootDesktop, CommandState, DestroyDesktop
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
-from pupitre.store.transaction import Entry, HostEntry, Placed, Transaction
+from pupitre.store.cluster_rows import Entry, HostEntry, Placed
+from pupitre.store.transaction import Transaction
 from pupitre.wire.messages import Finding, Report, Sighting
 
 HOSTS = ("host-1", "host-2", "host-3")

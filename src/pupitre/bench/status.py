@@ -31,9 +31,10 @@ from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.errors import SetupError
 from pupitre.store import migrate
 from pupitre.store.cluster import ClusterStore
+from pupitre.store.cluster_rows import Placed
 from pupitre.store.engine import open_database
 from pupitre.store.status import CHANGED, Status
-from pupitre.store.transaction import Needs, Placed, Transaction
+from pupitre.store.transaction import Needs, Transaction
 from pupitre.up.child import Child, ChildSpec
 from pupitre.up.children import program
 from pupitre.up.ports import free_port

@@ -22,7 +22,8 @@ from pupitre.domain.command import (
 )
 from pupitre.domain.desktop import DESKTOP_LIFE, Desktop, DesktopEvent, DesktopState
 from pupitre.errors import BootFailure, DestructionFault, Halted
-from pupitre.store.transaction import Entry, Needs, Placed, Transaction
+from pupitre.store.cluster_rows import Entry, Placed
+from pupitre.store.transaction import Needs, Transaction
 from pupitre.wire.messages import Report
 
 # REQUESTED is no news: the host has the order and has yet to begin.

@@ -17,7 +17,8 @@ from pupitre.domain.command import BootDesktop, CommandState, Fault, Halt, deskt
 from pupitre.domain.host import HostState
 from pupitre.errors import Halted
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.transaction import Entry, Needs, Transaction
+from pupitre.store.cluster_rows import Entry
+from pupitre.store.transaction import Needs, Transaction
 from pupitre.workers import rung
 
 log = structlog.get_logger(__name__)

@@ -12,7 +12,8 @@ from pupitre.cluster.host_orders import AT_ONCE, HEARD, READY, UNREGISTERED, fau
 from pupitre.domain.command import BootUpHost, CommandState, Fault
 from pupitre.domain.desktop import DesktopEvent, DesktopState
 from pupitre.domain.host import HOST_LIFE, Host, HostEvent, HostState
-from pupitre.store.transaction import HostEntry, Transaction
+from pupitre.store.cluster_rows import HostEntry
+from pupitre.store.transaction import Transaction
 
 WAKE_EVERY = 3.0
 """Seconds between two packets to a sleeping machine."""

@@ -18,7 +18,8 @@ from pupitre.errors import (
     ShutdownFault,
     UnregistrationFault,
 )
-from pupitre.store.transaction import Entry, HostEntry, Transaction
+from pupitre.store.cluster_rows import Entry, HostEntry
+from pupitre.store.transaction import Transaction
 
 READY, SHUT_DOWN, UNREGISTERED = "ready", "shut_down", "unregistered"
 """What can be wanted of a host."""

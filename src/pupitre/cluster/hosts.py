@@ -24,7 +24,8 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HOST_LIFE, HostEvent, HostState
 from pupitre.errors import LinkDown, MessageError, Unavailable
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.transaction import Entry, Needs, Transaction
+from pupitre.store.cluster_rows import Entry
+from pupitre.store.transaction import Needs, Transaction
 from pupitre.wire.link import Link
 from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heartbeat, PowerOff, Report
 from pupitre.wire.subjects import Subjects

@@ -6,7 +6,7 @@ import structlog
 
 from pupitre.errors import LinkDown, MessageError
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.transaction import Note
+from pupitre.store.cluster_rows import Note
 from pupitre.wire.link import Link
 from pupitre.wire.messages import Done, Noted
 from pupitre.wire.subjects import Subjects

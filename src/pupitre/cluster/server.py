@@ -21,7 +21,7 @@ from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.status import Rows
 from pupitre.errors import Deposed, LinkDown, MessageError, Unavailable
 from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
-from pupitre.store.transaction import Entry
+from pupitre.store.cluster_rows import Entry
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
     MAX_SIZE,

@@ -23,6 +23,7 @@ from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.errors import Deposed, PupitreError
+from pupitre.store.cluster_rows import Entry, Note, Placed, entry_from_row, placed_from_row
 from pupitre.store.engine import Database
 from pupitre.store.rows import (
     desktop_from_row,
@@ -38,15 +39,7 @@ from pupitre.store.schema import (
     journal,
     notes,
 )
-from pupitre.store.transaction import (
-    Entry,
-    Needs,
-    Note,
-    Placed,
-    Transaction,
-    entry_from_row,
-    placed_from_row,
-)
+from pupitre.store.transaction import Needs, Transaction
 
 PAGE = 500
 DEPOSED = "Another cluster server has taken over; this one has nothing more to say."

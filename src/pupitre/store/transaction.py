@@ -13,19 +13,26 @@ import uuid_utils
 from sqlalchemy import ColumnElement, and_, bindparam, delete, func, insert, not_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from pupitre.domain.command import CommandKind, CommandState, Fault, Order, desktop_of
+from pupitre.domain.command import CommandKind, CommandState, Fault, desktop_of
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image, ImageSpec
 from pupitre.domain.placement import Candidate
 from pupitre.domain.status import Rows
 from pupitre.errors import Unavailable
-from pupitre.store.command_rows import decode_order, encode_order
+from pupitre.store.cluster_rows import (
+    Entry,
+    HostEntry,
+    Note,
+    Placed,
+    desktop_values,
+    entry_from_row,
+    entry_values,
+    outcome_values,
+    placed_from_row,
+)
 from pupitre.store.rows import (
-    AnyRow,
     copy_to_row,
-    desktop_from_row,
-    desktop_to_row,
     host_from_row,
     host_to_row,
     image_from_row,
@@ -43,59 +50,6 @@ from pupitre.store.versioned import put_rows
 MOST_SUBJECT, MOST_DETAIL = 255, 1000
 """Characters of a note."""
 STARTING_STATES = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A journalled command; ``outcome`` None while it is under way."""
-
-    id: str
-    user: str
-    order: Order
-    deadline: int
-    outcome: CommandState | None = None
-    fault: Fault | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A desktop as the cluster keeps it. ``wanted`` is RUNNING or GONE, whatever ``seen`` says."""
-
-    seen: Desktop
-    wanted: DesktopState
-    memory_mib: int
-    vcpus: int
-
-    @property
-    def counted_on(self) -> str | None:
-        """The host whose memory and CPUs it uses."""
-        return None if self.seen.state is DesktopState.GONE else self.seen.host
-
-
-@dataclass(frozen=True, slots=True)
-class HostEntry:
-    """A host as the cluster keeps it.
-
-    ``wanted`` is READY, SHUT_DOWN or UNREGISTERED (see `pupitre.store.schema`), ``drained_by`` when its
-    desktops are taken away (Unix ms); ``used_*`` is the sum over its desktops that are not gone.
-    """
-
-    host: Host
-    wanted: str = "ready"
-    drained_by: int | None = None
-    used_memory_mib: int = 0
-    used_vcpus: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something that the cluster settled by itself, for the audit log."""
-
-    id: str
-    at: int
-    action: str
-    subject: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +251,7 @@ class Transaction:
         """Write what has changed; False when nothing has. A row that stays as it is keeps its version."""
         changed = [placed for id, placed in self.desktops.items() if self._desktops_held.get(id) != placed]
         await upsert_rows(
-            connection, cluster_desktops, [{**_desktop_values(one), "version": version} for one in changed]
+            connection, cluster_desktops, [{**desktop_values(one), "version": version} for one in changed]
         )
         hosts = await self._save_hosts(connection, version)
         for host, copies in self._copies.items():
@@ -370,51 +324,12 @@ class Transaction:
     async def _save_entries(self, connection: AsyncConnection) -> bool:
         new = [entry for id, entry in self.entries.items() if id not in self._entries_held]
         if new:
-            await connection.execute(insert(journal), [_entry_values(one, self._accepted[one.id]) for one in new])
+            await connection.execute(insert(journal), [entry_values(one, self._accepted[one.id]) for one in new])
         ended = [entry for id, entry in self._entries_held.items() if self.entries[id] != entry]
         if ended:
-            values = [_outcome_values(self.entries[entry.id]) for entry in ended]
+            values = [outcome_values(self.entries[entry.id]) for entry in ended]
             await connection.execute(_FINISH, values)
         return bool(new or ended)
-
-
-def _host_of(entry: HostEntry | None) -> Host | None:
-    return entry.host if entry else None
-
-
-def _seen_of(placed: Placed | None) -> Desktop | None:
-    return placed.seen if placed else None
-
-
-def entry_from_row(row: AnyRow) -> Entry:
-    return Entry(
-        id=row.id,
-        user=row.user_id,
-        order=decode_order(row.payload),
-        deadline=row.deadline,
-        outcome=CommandState(row.outcome) if row.outcome else None,
-        fault=Fault(row.fault_code, row.fault_reason) if row.fault_code else None,
-    )
-
-
-def placed_from_row(row: AnyRow) -> Placed:
-    return Placed(desktop_from_row(row), DesktopState(row.wanted), row.memory_mib, row.vcpus)
-
-
-def _entry_values(entry: Entry, accepted: int) -> dict[str, object]:
-    return {
-        "id": entry.id,
-        "user_id": entry.user,
-        "kind": entry.order.kind,
-        "payload": encode_order(entry.order),
-        "desktop": desktop_of(entry.order),
-        "accepted": accepted,
-        "deadline": entry.deadline,
-        "outcome": entry.outcome,
-        "fault_code": entry.fault.code if entry.fault else None,
-        "fault_reason": entry.fault.reason if entry.fault else None,
-        "reported": False,
-    }
 
 
 _FINISH = (
@@ -424,19 +339,9 @@ _FINISH = (
 )
 
 
-def _outcome_values(entry: Entry) -> dict[str, object]:
-    return {
-        "entry": entry.id,
-        "ended": entry.outcome,
-        "code": entry.fault.code if entry.fault else None,
-        "why": entry.fault.reason if entry.fault else None,
-    }
+def _host_of(entry: HostEntry | None) -> Host | None:
+    return entry.host if entry else None
 
 
-def _desktop_values(placed: Placed) -> dict[str, object]:
-    return {
-        **desktop_to_row(placed.seen),
-        "wanted": placed.wanted,
-        "memory_mib": placed.memory_mib,
-        "vcpus": placed.vcpus,
-    }
+def _seen_of(placed: Placed | None) -> Desktop | None:
+    return placed.seen if placed else None
