@@ -194,3 +194,29 @@ async def test_databases_and_journal_have_no_disk_left(small_disk: Path) -> None
         assert not wrong, [*map(str, wrong), room.tail()]
         assert not room.ended()
         assert starts(room, desktop) == 1
+
+
+async def test_a_cluster_that_stands_by_outlives_the_broker(room: Rig) -> None:
+    """Found by seed 77 of the chaos test: it took the broker's return for its own, and ended as one deposed."""
+    await running(room)
+    old = room.parts["cluster"]
+    new = await room.add_behind_proxy("cluster-2")
+    await new.start(wait=False)
+
+    async def stands_by() -> bool:
+        return "this one stands by" in room.log.read_text()
+
+    await eventually(stands_by, "it stands by")
+    await room.parts["nats"].kill()
+    await room.parts["nats"].start()
+
+    async def is_back() -> bool:
+        lines = room.log.read_text().splitlines()
+        return any(line.startswith("cluster-2") and "broker is back" in line for line in lines)
+
+    await eventually(is_back, "it has the broker back")
+    await running(room)
+    await old.kill()
+    room.parts["cluster"] = room.parts.pop("cluster-2")
+    await new.wait_ready()
+    await running(room)
