@@ -19,7 +19,7 @@ async def run(settings: Settings, ops: Ops) -> None:
     def broker_changed(connected: bool) -> None:
         if not connected:
             ops.not_ready("the message broker is away")
-        elif server:  # not the first time
+        elif server and server.leads:  # not the first time, and not while it stands by
             link.spawn(server.resume())
             ops.ready()
 

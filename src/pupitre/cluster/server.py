@@ -110,6 +110,11 @@ class ClusterServer:
             await self._desktops.close()
             await self._hosts.close()
 
+    @property
+    def leads(self) -> bool:
+        """Whether it has begun its epoch: until then it has nothing to say."""
+        return self._epoch > 0
+
     async def _until_halted(self) -> None:
         await self._halting.run()
         raise _Halted
