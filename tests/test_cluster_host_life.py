@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pupitre.cluster.decisions import apply_report
 from pupitre.cluster.host_life import BEFORE_DEADLINE_MS, WAKE_EVERY, Limits, Step, farewell, settle
 from pupitre.cluster.host_orders import AT_ONCE, READY, decide, withdraw
 from pupitre.domain.command import BootUpHost, CommandState, ConfigureHost, Order, RegisterHost, RetireHost
@@ -13,6 +14,7 @@ from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.store.cluster_rows import Entry, Placed
 from pupitre.store.transaction import Transaction
+from pupitre.wire.messages import Report, Sighting
 
 LIMITS = Limits(give_up=300_000, answer=16_000)
 NOTICE = 60_000
@@ -120,6 +122,17 @@ def test_at_once_takes_back_the_time_that_guests_were_given() -> None:
     assert here.memory.hosts["host-1"].drained_by == AT_ONCE
     here.ask(RetireHost("host-1", unregister=False))
     assert here.memory.hosts["host-1"].drained_by == AT_ONCE, "a milder word does not take it back"
+
+
+def test_what_its_host_says_on_the_way_takes_no_reason_away() -> None:
+    here = Cluster()
+    here.place("d1")
+    here.ask(RetireHost("host-1", unregister=False, at_once=True))
+    here.step()
+    for state in (DesktopState.STOPPING, GONE):
+        said = Report(host="host-1", run="r", number=1, full=False, port=1, desktops=(Sighting("d1", 1, state),))
+        apply_report(here.memory, said, now=here.now)
+        assert (here.seen("d1").state, here.seen("d1").reason) == (state, "host-1 was shut down for maintenance.")
 
 
 def test_one_that_went_down_without_a_farewell_is_shut_down() -> None:

@@ -24,7 +24,7 @@ from pupitre.host.simulated import Behaviour
 from pupitre.store.engine import open_database
 from pupitre.store.status import Status
 from pupitre.wire.link import Link
-from pupitre.wire.messages import AnyMessage, Changed, Done, GetPage, Mark, Page, Report, Submit
+from pupitre.wire.messages import Abandon, AnyMessage, Changed, Done, GetPage, Hello, Mark, Page, Report, Submit
 from pupitre.wire.subjects import Subjects
 from tests.cluster_rig import Room, eventually, room, wire_link
 
@@ -118,6 +118,29 @@ async def test_what_the_cluster_journalled_unheard_is_undone(tmp_path: Path) -> 
         assert late.late is CommandState.SUCCEEDED
         assert await host.hypervisor.guests() == {}
         assert host.overlays.all() == set()
+
+
+async def test_a_command_that_times_out_while_the_cluster_is_told_of_another_is_told_too(tmp_path: Path) -> None:
+    async with room(tmp_path, start=("endpoint",)) as here:
+        told: list[str] = []
+        second_ended = asyncio.Event()
+
+        async def slow(message: AnyMessage) -> AnyMessage:
+            if isinstance(message, Hello):
+                return Mark(epoch=1, sequence=0)
+            if isinstance(message, Abandon):
+                told.append(message.id)
+                await second_ended.wait()
+            return Done()
+
+        async with wire_link(here.settings, "cluster") as cluster:
+            await cluster.serve(Subjects(here.settings.cluster).commands, slow)
+            first = await here.boot(timeout=0.2)
+            second = await here.boot(timeout=1.0)
+            await eventually(lambda: told == [first.id])
+            await here.outcome(second, CommandState.TIMED_OUT)
+            second_ended.set()
+            await eventually(lambda: second.id in told)
 
 
 async def test_a_start_outlives_the_cluster_process(tmp_path: Path) -> None:

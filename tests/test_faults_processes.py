@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from pupitre.bench.room import Part
 from pupitre.domain.command import Command, CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.errors import Unavailable
@@ -194,6 +196,45 @@ async def test_databases_and_journal_have_no_disk_left(small_disk: Path) -> None
         assert not wrong, [*map(str, wrong), room.tail()]
         assert not room.ended()
         assert starts(room, desktop) == 1
+
+
+@asynccontextmanager
+async def disk_errors(part: Part, log: Path) -> AsyncIterator[None]:
+    """Every sync of the process to its disk fails with EIO, as ``log`` says line by line."""
+    tracer = await asyncio.create_subprocess_exec(
+        "strace", "-f", "-o", log, "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO",
+        "-p", str(part.pid), stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert tracer.stderr is not None
+    said = await tracer.stderr.readline()
+    assert b"attached" in said, said
+    try:
+        yield
+    finally:
+        tracer.terminate()
+        await tracer.communicate()
+
+
+async def test_a_disk_that_fails_is_never_taken_for_written(room: Rig, tmp_path: Path) -> None:
+    """Fault 10: who cannot keep a step does not confirm it, and does it once the disk is well again."""
+    for name in (HOST, "cluster", "endpoint"):
+        log = tmp_path / f"{name}.strace"
+        async with disk_errors(room.parts[name], log):
+            boot = await room.boot(seconds=60)
+
+            async def was_refused(log: Path = log) -> bool:
+                return log.read_text(errors="replace").count("INJECTED") >= 2
+
+            await eventually(was_refused, "it was tried more than once")
+            seen = await room.gather()
+            unkept = {CommandState.QUEUED, CommandState.SENT}
+            assert seen.commands[boot.id].state in unkept | ({CommandState.ACCEPTED} if name == HOST else set())
+            if name == "cluster":
+                assert boot.id not in seen.journal
+            assert name == "endpoint" or starts(room, boot) == 0
+        ended = await room.outcome(boot)
+        assert ended.state is CommandState.SUCCEEDED, (name, ended)
+        assert starts(room, boot) == 1
 
 
 async def test_a_cluster_that_stands_by_outlives_the_broker(room: Rig) -> None:

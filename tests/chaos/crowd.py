@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 from pupitre.domain.command import Command
+from pupitre.errors import Unavailable
 from tests.chaos.rig import Rig, pause
 
 USERS = tuple(f"0190aaaa-0000-7000-8000-0000000000{number:02}" for number in range(10))
@@ -63,11 +65,21 @@ class Crowd:
     async def _boot(self) -> Command:
         self._left -= 1
         seconds = self._chooser.choice(self._patience)
-        boot = await self._rig.boot(user=self._chooser.choice(USERS), seconds=seconds)
-        self.given.append(boot)
-        return boot
+        user = self._chooser.choice(USERS)
+        return await self._given(lambda: self._rig.boot(user=user, seconds=seconds))
 
     async def _destroy(self, boot: Command) -> None:
         self._left -= 1
-        gone = await self._rig.destroy(boot, seconds=self._chooser.choice(self._patience))
-        self.given.append(gone)
+        seconds = self._chooser.choice(self._patience)
+        await self._given(lambda: self._rig.destroy(boot, seconds=seconds))
+
+    async def _given(self, ask: Callable[[], Awaitable[Command]]) -> Command:
+        """Whoever is told that the database is away asks again; the first time may have been taken all the same."""
+        while True:
+            try:
+                command = await ask()
+            except Unavailable:
+                await pause(0.2)
+                continue
+            self.given.append(command)
+            return command

@@ -4,15 +4,18 @@ import asyncio
 import contextlib
 import random
 import signal
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from pupitre.bench.database_servers import DatabaseServer
 from pupitre.bench.room import Part, Room, furnish, settings_of
 from pupitre.config import Settings
+from pupitre.domain.command import BootUpHost, CommandState, RetireHost
 from tests.chaos.proxy import Proxy, Way
 from tests.chaos.repeater import Repeater, allow
-from tests.chaos.schedule import Action, Deed
+from tests.chaos.schedule import AWAY, Action, Deed
 from tests.cluster_rig import IMAGE, prepare
 
 
@@ -22,7 +25,9 @@ class Rig(Room):
     def __init__(self, settings: Settings, hosts: Sequence[str], environment: dict[str, str]) -> None:
         super().__init__(settings, hosts, environment, IMAGE)
         self.proxies: dict[str, Proxy] = {}
+        self.server: DatabaseServer | None = None
         self._clusters = 1
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def furnish(self) -> None:
         """Every process, not yet started, with its proxy."""
@@ -41,7 +46,14 @@ class Rig(Room):
             await proxy.close()
 
     async def do(self, action: Action) -> None:
-        """Carry out one action, to its end."""
+        """Carry out one action, to its end, once what was done to the same process before has ended."""
+        async with self._turns[action.target]:
+            await self._do(action)
+
+    async def _do(self, action: Action) -> None:
+        if action.deed is Deed.CRASH:
+            await self._crash(action.seconds)
+            return
         part = self.parts[action.target]
         match action.deed:
             case Deed.KILL:
@@ -60,6 +72,27 @@ class Rig(Room):
                 await self._hold(action, Way.FROM_BROKER, cut=True)
             case Deed.CUT:
                 self.proxies[action.target].cut()
+            case Deed.DRAIN:
+                await self._drain(action.target, action.seconds)
+
+    async def _crash(self, seconds: float) -> None:
+        assert self.server is not None
+        await asyncio.to_thread(self.server.crash)
+        await pause(seconds)
+        await asyncio.to_thread(self.server.start)
+
+    async def _drain(self, name: str, seconds: float) -> None:
+        """Shut down, then booted up by command; whoever would press the machine's button is played here."""
+        part, self.lasting = self.parts[name], False
+        order = RetireHost(host=name, unregister=False, at_once=seconds < AWAY / 2)
+        retired = await self.outcome(await self.ask(order, seconds=60))
+        if retired.state is CommandState.SUCCEEDED:
+            await part.ended()
+        await part.kill()
+        await pause(seconds)
+        waking = await self.ask(BootUpHost(host=name), seconds=60)
+        await part.start(wait=False)
+        await self.outcome(waking)
 
     async def _hold(self, action: Action, *ways: Way, cut: bool = False) -> None:
         proxy = self.proxies[action.target]

@@ -18,6 +18,10 @@ class Deed(StrEnum):
     """What the process hears is held for ``seconds``, and then lost with its connection."""
     CUT = "cut"
     """Its connection is reset."""
+    DRAIN = "drain"
+    """The host is shut down by command, in order or at once, and booted up again after ``seconds``."""
+    CRASH = "crash"
+    """The database server ends as in a power cut, and is back after ``seconds``."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -37,10 +41,27 @@ AWAY = 4.0
 """Longest time that one is frozen or not heard."""
 
 
-def draw(seed: int, seconds: float, hosts: tuple[str, ...], *, per_second: float, settle: float = 2.5) -> list[Action]:
-    """Actions in order of time. One process has one thing done to it at a time, and ``settle`` seconds to start."""
+DATABASE = "database"
+STARTS = frozenset({Deed.KILL, Deed.USURP, Deed.DRAIN, Deed.CRASH})
+"""After these somebody has to start again."""
+
+
+def draw(
+    seed: int,
+    seconds: float,
+    hosts: tuple[str, ...],
+    *,
+    per_second: float,
+    settle: float = 2.5,
+    drains: bool = False,
+    database: bool = False,
+) -> list[Action]:
+    """Actions in order of time. One process has one thing done to it at a time, and ``settle`` seconds to start.
+
+    ``drains``: hosts are shut down and booted up too; ``database``: there is a server of it, which crashes.
+    """
     chooser = random.Random(f"schedule {seed}")
-    parts = ("endpoint", "cluster", "nats", *hosts)
+    parts = ("endpoint", "cluster", "nats", *hosts, *((DATABASE,) * 2 if database else ()))
     free_from = dict.fromkeys(parts, 0.0)
     actions = []
     for at in sorted(chooser.uniform(0, seconds) for _ in range(int(seconds * per_second))):
@@ -50,10 +71,14 @@ def draw(seed: int, seconds: float, hosts: tuple[str, ...], *, per_second: float
             deeds += [Deed.DELAY, Deed.DEAFEN, Deed.CUT]
         if target == "cluster":
             deeds += [Deed.USURP]
+        if target in hosts and drains:
+            deeds += [Deed.DRAIN] * 4
+        if target == DATABASE:
+            deeds = [Deed.CRASH]
         deed = chooser.choice(deeds)
-        longest = DOWN if deed is Deed.KILL else 0.0 if deed is Deed.CUT else AWAY
+        longest = DOWN if deed in (Deed.KILL, Deed.CRASH) else 0.0 if deed is Deed.CUT else AWAY
         action = Action(round(at, 3), deed, target, round(chooser.uniform(0, longest), 3))
         if at >= free_from[target]:
-            free_from[target] = at + action.seconds + (settle if deed in (Deed.KILL, Deed.USURP) else 0)
+            free_from[target] = at + action.seconds + (settle if deed in STARTS else 0)
             actions.append(action)
     return actions

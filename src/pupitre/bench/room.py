@@ -92,6 +92,11 @@ class Part:
             return await self._child.ended()
 
     @property
+    def pid(self) -> int:
+        assert self._child is not None
+        return self._child.pid
+
+    @property
     def lives(self) -> bool:
         return self._child is not None and Path(f"/proc/{self._child.pid}").exists()
 
@@ -102,7 +107,10 @@ class Part:
 
 
 class Room:
-    """See `room`. ``answered`` and ``told`` are the notes of whoever asks: ids, and final states it was shown."""
+    """See `room`. ``answered`` and ``told`` are the notes of whoever asks: ids, and final states it was shown.
+
+    ``lasting`` as in `Evidence`: no longer so once hosts are shut down.
+    """
 
     def __init__(self, settings: Settings, hosts: Sequence[str], environment: dict[str, str], image: str) -> None:
         self.settings = settings
@@ -114,6 +122,7 @@ class Room:
         self.commands = Commands(open_database(settings, "portal", "commands"))
         self.answered: set[str] = set()
         self.told: dict[str, CommandState] = {}
+        self.lasting = settings.hypervisor.startswith("simulated://")
         self._file = self.log.open("ab")
         self._stream = LogStream(self._file, colours=False)
         taken: set[int] = set()
@@ -181,17 +190,22 @@ class Room:
         return await self.ask(DestroyDesktop(desktop=boot.desktop), user=boot.user, seconds=seconds)
 
     async def outcome(self, command: Command) -> Command:
-        """The command once it has its outcome. Raises `TimeoutError` when it has none long after its time-out."""
-        async with self.commands.database.listen(ANSWERED) as listener, asyncio.timeout(PATIENCE):
-            while True:
-                now = await self.commands.get(command.id)
-                if now is not None and now.state in FINAL_STATES:
-                    self.told.setdefault(now.id, now.state)
-                    return now
-                await listener.heard()
+        """See `outcomes`."""
+        return (await self.outcomes([command]))[0]
 
     async def outcomes(self, given: Sequence[Command]) -> list[Command]:
-        return await asyncio.gather(*(self.outcome(command) for command in given))
+        """The commands once all have their outcome. Raises `TimeoutError` when one has none long after its time-out."""
+        ended: dict[str, Command] = {}
+        async with self.commands.database.listen(ANSWERED) as listener, asyncio.timeout(PATIENCE):
+            while True:
+                for command in given:
+                    now = None if command.id in ended else await self.commands.get(command.id)
+                    if now is not None and now.state in FINAL_STATES:
+                        self.told.setdefault(now.id, now.state)
+                        ended[now.id] = now
+                if all(command.id in ended for command in given):
+                    return [ended[command.id] for command in given]
+                await listener.heard()
 
     async def succeed(self, order: Order) -> Command:
         """Raises `CommandError` when it does not."""
@@ -203,8 +217,7 @@ class Room:
     # What became of it
 
     async def gather(self) -> Evidence:
-        lasting = self.settings.hypervisor.startswith("simulated://")
-        return await gather(self.settings, self.hosts, answered=self.answered, told=self.told, lasting=lasting)
+        return await gather(self.settings, self.hosts, answered=self.answered, told=self.told, lasting=self.lasting)
 
     def ended(self) -> list[str]:
         """Processes that are not there, though nobody ended them."""

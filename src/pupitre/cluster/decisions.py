@@ -157,7 +157,8 @@ def observe(transaction: Transaction, placed: Placed, event: DesktopEvent, *, re
         transaction.put_desktop(replace(placed, seen=replace(placed.seen, host=None)))
         return
     state = DESKTOP_LIFE.next(placed.seen.state, event)
-    if reason is None and (event is DesktopEvent.END or (event is DesktopEvent.RUN and placed.seen.until is not None)):
+    is_leaving = placed.seen.state is DesktopState.STOPPING or event is DesktopEvent.END
+    if reason is None and (is_leaving or (event is DesktopEvent.RUN and placed.seen.until is not None)):
         reason = placed.seen.reason  # why it was, or is about to be, taken away
     if state is placed.seen.state and reason == placed.seen.reason:
         return

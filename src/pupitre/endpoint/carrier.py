@@ -98,6 +98,7 @@ class Carrier:
 
     async def _look(self) -> bool:
         """Begin to send what waits; True when there is nothing to look for again."""
+        self._more = True  # what ends meanwhile may give another one its turn
         waiting, self._more = await self._commands.to_send(starts_per_user=self._starts_per_user, limit=PAGE)
         for command in waiting:
             if command.id not in self._sending:
@@ -106,7 +107,11 @@ class Carrier:
         if len(waiting) > 1:
             await asyncio.sleep(GATHER)
         if self._to_abandon:
-            self._to_abandon = not await self._abandon_all()
+            self._to_abandon, all_done = False, False  # whatever ends meanwhile sets it again
+            try:
+                all_done = await self._abandon_all()
+            finally:
+                self._to_abandon |= not all_done
         return not self._to_abandon
 
     async def _send(self, key: str) -> float | None:
