@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import libvirt
-
 from pupitre.config import Settings
 from pupitre.domain.image import DiskFormat, ImageSpec
-from pupitre.host import isolation, libvirt_driver
+from pupitre.host import isolation
 from pupitre.host.hypervisor import Guest, Hypervisor
 from pupitre.host.hypervisors import choose
 from pupitre.host.isolation import Paths
@@ -64,17 +62,7 @@ def paths(uri: str, folder: Path | None = None) -> Paths:
 
 
 def hypervisor(uri: str, folder: Path | None = None) -> Hypervisor:
-    made = choose(settings(uri, folder), paths(uri, folder))
-    if uri == "qemu:///embed" and folder is None:
-        _keep_embedded_driver()
-    return made
-
-
-@cache
-def _keep_embedded_driver() -> libvirt.virConnect:
-    """One connection for the life of this process: libvirt registers the driver anew for each first one, 20 at most."""
-    libvirt_driver._start_event_loop()
-    return libvirt.open(f"qemu:///embed?root={paths('qemu:///embed').embed}")
+    return choose(settings(uri, folder), paths(uri, folder))
 
 
 def overlays(uri: str, folder: Path | None = None) -> Overlays:

@@ -160,7 +160,10 @@ class Room:
         for part in others:
             await part.wait_ready()
         for name in self.hosts:
-            await self.succeed(RegisterHost(name=name, address="127.0.0.1", port=self._console_ports[name]))
+            await self.succeed(RegisterHost(name=name, address="127.0.0.1", port=self.console_port(name)))
+
+    def console_port(self, host: str) -> int:
+        return self._console_ports[host]
 
     async def close(self) -> None:
         for part in self.parts.values():

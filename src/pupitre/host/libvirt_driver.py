@@ -95,11 +95,8 @@ class LibvirtHypervisor:
         _start_event_loop()
         self._settings.serials.mkdir(parents=True, exist_ok=True)
         self._settings.serials.chmod(0o711)
-        uri = self._settings.uri
-        if uri.startswith("qemu:///embed"):
-            uri = f"qemu:///embed?root={self._settings.root}"
         try:
-            connection = self._libvirt = await self._call(libvirt.open, uri)
+            connection = self._libvirt = await self._call(_open, self._uri)
         except libvirt.libvirtError as error:
             raise SetupError(
                 f"libvirt cannot open {self._settings.uri}: {_said(error)}.", "`pupitre doctor` says what is missing."
@@ -116,6 +113,11 @@ class LibvirtHypervisor:
         if self._machine.emulator:
             await self._probe()
         await self.guests()
+
+    @property
+    def _uri(self) -> str:
+        uri = self._settings.uri
+        return f"qemu:///embed?root={self._settings.root}" if uri.startswith("qemu:///embed") else uri
 
     async def _probe(self) -> None:
         """Let libvirt learn what the emulator can do, which takes seconds the first time."""
@@ -135,7 +137,7 @@ class LibvirtHypervisor:
             with contextlib.suppress(libvirt.libvirtError):
                 if self._listening is not None:
                     await self._call(connection.domainEventDeregisterAny, self._listening)
-                await self._call(connection.close)
+                await self._call(_close, connection, self._uri)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._changes.put_nowait(None)
 
@@ -290,7 +292,8 @@ class LibvirtHypervisor:
             dom = await self._find(desktop)
             await self._call(dom.destroy)
             if desktop in self._boots:
-                await asyncio.wait_for(stopped.wait(), EVENT_LIMIT)
+                async with asyncio.timeout(EVENT_LIMIT):
+                    await stopped.wait()
         except libvirt.libvirtError as error:
             if error.get_error_code() not in _GONE:
                 raise HypervisorError(f"libvirt cannot stop the guest: {_said(error)}.") from error
@@ -325,9 +328,26 @@ class LibvirtHypervisor:
         """Run in the pool. A call that outlives ``limit`` keeps its thread until libvirt returns."""
         future = asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
         try:
-            return await asyncio.wait_for(future, limit)
+            async with asyncio.timeout(limit):
+                return await future
         except TimeoutError:
             raise HypervisorError(f"libvirt gave no answer within {limit:.0f} seconds.") from None
+
+
+_idle: dict[str, list[libvirt.virConnect]] = {}
+"""Embedded connections that nobody uses: libvirt registers that driver with each `open`, 20 times at most."""
+
+
+def _open(uri: str) -> libvirt.virConnect:
+    idle = _idle.get(uri)
+    return idle.pop() if idle else libvirt.open(uri)
+
+
+def _close(connection: libvirt.virConnect, uri: str) -> None:
+    if uri.startswith("qemu:///embed"):
+        _idle.setdefault(uri, []).append(connection)
+    else:
+        connection.close()
 
 
 @functools.cache

@@ -112,7 +112,8 @@ class Overlays:
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            _, said = await asyncio.wait_for(process.communicate(), LIMIT)
+            async with asyncio.timeout(LIMIT):
+                _, said = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()

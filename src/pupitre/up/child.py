@@ -95,7 +95,8 @@ class Child:
             code = await self._process.wait()
             # A grandchild may hold the pipe open for ever: what is already there is enough.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(reading, 0.5)
+                async with asyncio.timeout(0.5):
+                    await reading
             return code
         finally:
             reading.cancel()
@@ -130,7 +131,8 @@ class Child:
         """Ask it to stop, insist after ``within`` seconds; True when asking was enough."""
         self._signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(self.ended(), within)
+            async with asyncio.timeout(within):
+                await self.ended()
         except TimeoutError:
             self.kill()
             await self.ended()

@@ -13,6 +13,7 @@ from pupitre.errors import SetupError
 from pupitre.up.child import Child, ChildSpec, describe_exit
 from pupitre.up.life import CHILD_LIFE, ChildEvent, ChildState, Life
 from pupitre.up.stream import LogStream
+from pupitre.workers import rung
 
 SETUP_FAULT = 2
 """Exit code of a Pupitre process that lacks something which only a person can mend."""
@@ -148,10 +149,7 @@ class Keeper:
             self._say(f"{self.spec.name} did not stop in time and was killed")
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-        except TimeoutError:
-            return
+        await rung(self._stopping, seconds)
 
     def _became_ready(self) -> None:
         if CHILD_LIFE.allows(self.life.state, ChildEvent.READY):

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -174,7 +174,8 @@ class Link:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._client.is_connected:
             with contextlib.suppress(NatsError, TimeoutError):
-                await asyncio.wait_for(self._client.flush(), 1)
+                async with asyncio.timeout(1):
+                    await self._client.flush()
         await self._client.close()
 
     async def request(self, subject: str, message: AnyMessage, answer: type[M], *, timeout: float = 2.0) -> M:
@@ -200,7 +201,8 @@ class Link:
         if not self._client.is_connected:
             raise LinkDown("The message broker is not reached.")
         try:
-            reply = await self._client.request(subject, data, timeout=timeout)
+            with _heeding_cancellation():
+                reply = await self._client.request(subject, data, timeout=timeout)
         except NoRespondersError as error:
             raise LinkDown("Nobody is there to answer.") from error
         except (NatsError, TimeoutError, OSError) as error:
@@ -289,7 +291,8 @@ class Link:
         if others:
             await asyncio.wait(others, timeout=2)
         with contextlib.suppress(NatsError, TimeoutError):
-            await asyncio.wait_for(self._client.flush(), 1)
+            async with asyncio.timeout(1):
+                await self._client.flush()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside everything else; it ends with the link at the latest."""
@@ -308,3 +311,20 @@ class Link:
     def _changed(self, connected: bool) -> None:
         if self._on_change and not self._closing:
             self._on_change(connected)
+
+
+@contextlib.contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """Raise `CancelledError` if the task was cancelled meanwhile and the library has lost it.
+
+    nats-py waits by `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes
+    together with what it waits for: a loop that asks again and again would then go on for ever.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
