@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from pupitre import pki
 from pupitre.config import Settings
-from pupitre.domain.command import BootDesktop, ConfigureHost, DestroyDesktop, Order, RegisterHost
+from pupitre.domain.command import BootDesktop, CommandState, ConfigureHost, DestroyDesktop, Order, RegisterHost
 from pupitre.errors import MessageError
 from pupitre.wire.messages import Abandon, Hello, Mark, Submit, decode, encode
 from pupitre.wire.subjects import Subjects, inbox
@@ -178,7 +178,14 @@ def test_no_message_stops_a_process(tmp_path: Path) -> None:
             assert all(set_aside(here.ops[name].registry) > 0 for name in ("cluster", "endpoint"))
             assert set_aside(here.hosts[0].registry) > 0
             here.hosts[0].agent.report_all()
-            await here.running()
+
+            async def starts() -> bool:
+                # What a well-formed report claimed in the host's name (no images, say) holds until the host's own next.
+                boot = await here.boot()
+                ended = await here.command_where(boot, lambda command: command.finished is not None)
+                return ended.state is CommandState.SUCCEEDED
+
+            await eventually(starts)
 
         fuzzed = runner.run(begin())
         try:
