@@ -8,6 +8,7 @@ queue emptied and begins anew with all there is.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +28,8 @@ from pupitre.store.status import CHANGED, Status
 log = structlog.get_logger()
 BACK_OFF = 1.0
 """Seconds until the databases are asked again after they did not answer."""
+MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.05
+"""After so many changes at once, for how long each stream gathers its own news, and for how long (s)."""
 GATHER = 0.01
 """After more than one change at once, the seconds in which the next ones gather: under load each look is for many."""
 
@@ -72,8 +75,10 @@ class Stream:
 
     LIMIT = 256
 
-    def __init__(self, user: User, versions: Versions) -> None:
+    def __init__(self, user: User, versions: Versions, *, pause: Callable[[], float] = lambda: 0.0) -> None:
+        """``pause`` is for how long news gather just now before they are told (s)."""
         self.user = user
+        self._pause = pause
         self._waiting = News(versions)
         self._wake = asyncio.Event()
         self._ended = False
@@ -97,6 +102,8 @@ class Stream:
     async def next(self) -> News | None:
         """All that is new since the last call, as soon as there is any; None when the portal stops."""
         await self._wake.wait()
+        if pause := self._pause():
+            await asyncio.sleep(pause)
         if self._ended:
             return None
         self._wake.clear()
@@ -116,6 +123,7 @@ class Feed:
         self._versions = Versions(0, 0)
         self._hosts: frozenset[str] = frozenset()
         self._ready_images: frozenset[str] = frozenset()
+        self._busy_until = 0.0
         self._closed = False
 
     @asynccontextmanager
@@ -141,7 +149,7 @@ class Feed:
     @asynccontextmanager
     async def stream(self, user: User) -> AsyncIterator[Stream]:
         """A stream of what concerns ``user`` from now on."""
-        stream = Stream(user, self._versions)
+        stream = Stream(user, self._versions, pause=self._stream_pause)
         if self._closed:
             stream.end()
         self._streams.add(stream)
@@ -180,6 +188,11 @@ class Feed:
                     await asyncio.sleep(BACK_OFF)
             if told > 1:
                 await asyncio.sleep(GATHER)
+            if told >= MANY:
+                self._busy_until = time.monotonic() + BUSY
+
+    def _stream_pause(self) -> float:
+        return STREAM_GATHER if time.monotonic() < self._busy_until else 0.0
 
     async def _confirm(self) -> None:
         """Tell that rows which have not changed still hold: pages mark what nobody has confirmed for too long.
