@@ -7,6 +7,7 @@ Nothing here waits, and whatever raises does so before it has changed anything.
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from pupitre.cluster import host_orders
 from pupitre.cluster.host_orders import HostOrder
@@ -15,16 +16,17 @@ from pupitre.domain.command import (
     BootDesktop,
     CommandKind,
     CommandState,
+    ConfigureHost,
     DestroyDesktop,
     Fault,
     Halt,
     desktop_of,
 )
 from pupitre.domain.desktop import DESKTOP_LIFE, Desktop, DesktopEvent, DesktopState
-from pupitre.errors import BootFailure, DestructionFault, Halted
+from pupitre.errors import BootFailure, ConfigurationFault, DestructionFault, Halted
 from pupitre.store.cluster_rows import Entry, Placed
 from pupitre.store.transaction import Needs, Transaction
-from pupitre.wire.messages import Report
+from pupitre.wire.messages import Report, Sighting
 
 # REQUESTED is no news: the host has the order and has yet to begin.
 SEEN_EVENTS: dict[DesktopState, DesktopEvent] = {
@@ -39,6 +41,11 @@ SEEN_EVENTS: dict[DesktopState, DesktopEvent] = {
 
 MOST_REASON = 1000
 """Characters of what a host gives as a reason."""
+IN_DOUBT = (
+    "The cluster's database is from the past: was a backup restored?"
+    " An administrator has to confirm that it shall go on from there: pupitre cluster confirm"
+)
+WAITS = "waits for an administrator's word: the cluster's database is from the past (pupitre cluster confirm)"
 _ENDING = frozenset({DesktopState.STOPPING, DesktopState.FAILED, DesktopState.GONE})
 
 
@@ -54,18 +61,30 @@ def needs_of(entry: Entry) -> Needs:
 
 
 def accept(
-    transaction: Transaction, entry: Entry, *, now: int, overcommit: float, notice_ms: int = 0, halted: bool = False
+    transaction: Transaction,
+    entry: Entry,
+    *,
+    now: int,
+    overcommit: float,
+    notice_ms: int = 0,
+    halted: bool = False,
+    in_doubt: bool = False,
 ) -> bool:
     """Journal ``entry`` and decide it; False when it had been journalled before.
 
-    ``notice_ms`` is what users get to save their work before their host goes; ``halted``: nothing is begun any more.
+    ``notice_ms`` is what users get to save their work before their host goes; ``halted``: nothing is begun any more;
+    ``in_doubt``: nothing is begun before an administrator has spoken.
     """
-    if transaction.entry(entry.id):
+    if held := transaction.entry(entry.id):
+        if held.outcome is not None:
+            transaction.repeat(entry.id)  # who asks again does not have it, or not any more
         return False
     order = entry.order
     if halted and not isinstance(order, Halt):
         fault = Fault(Halted.code, "The cluster is being halted. Ask again once it runs.")
         entry = replace(entry, outcome=CommandState.CANCELLED, fault=fault)
+    elif in_doubt and not isinstance(order, Halt):
+        entry = replace(entry, outcome=CommandState.FAILED, fault=Fault(_fault_code(order), IN_DOUBT))
     elif isinstance(order, BootDesktop):
         entry = _place(transaction, entry, order, now=now, overcommit=overcommit)
     elif isinstance(order, DestroyDesktop):
@@ -74,6 +93,14 @@ def accept(
         entry = host_orders.decide(transaction, entry, order, now=now, notice_ms=notice_ms)
     transaction.add_entry(entry, now=now)
     return True
+
+
+def _fault_code(order: object) -> str:
+    if isinstance(order, BootDesktop):
+        return BootFailure.code
+    if isinstance(order, DestroyDesktop):
+        return DestructionFault.code
+    return ConfigurationFault.code if isinstance(order, ConfigureHost) else host_orders.fault_of(order).code
 
 
 def abandon(transaction: Transaction, entry: Entry, *, now: int) -> None:
@@ -185,6 +212,18 @@ def observe(transaction: Transaction, placed: Placed, event: DesktopEvent, *, re
             transaction.finish(entry.id, CommandState.FAILED, Fault(DestructionFault.code, why))
 
 
+class Stance(Enum):
+    """How a report is taken: as always; from a host that knows more than this database, and what of that to do.
+
+    DOUBT: nothing that is unknown or missing has any consequence. ADOPT: what runs is taken over as it is, and
+    what is missing is gone.
+    """
+
+    USUAL = "usual"
+    DOUBT = "doubt"
+    ADOPT = "adopt"
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
     """Of a report: desktops to look at again, and guests that belong to no desktop."""
@@ -202,18 +241,30 @@ def report_needs(report: Report) -> Needs:
 
 
 def apply_report(
-    transaction: Transaction, report: Report, *, now: int, noted: Collection[str] = frozenset()
+    transaction: Transaction,
+    report: Report,
+    *,
+    now: int,
+    noted: Collection[str] = frozenset(),
+    stance: Stance = Stance.USUAL,
+    since: int = 0,
 ) -> Findings:
     """Write what a host reports of its desktops. Only that host's desktops are touched.
 
-    ``noted`` are guests of this host that the audit log has been told of already.
+    ``noted`` are guests of this host that the audit log has been told of already. With `Stance.ADOPT`,
+    desktops made after ``since`` are not missing yet.
     """
     wake: set[str] = set()
     orphans: set[str] = set()
     for sighting in report.desktops:
         placed = transaction.desktop(sighting.desktop)
         if placed is None or placed.seen.host != report.host or placed.seen.state is DesktopState.GONE:
-            if sighting.state is not DesktopState.GONE:
+            if sighting.state is DesktopState.GONE or stance is Stance.DOUBT:
+                continue
+            if placed is None and stance is Stance.ADOPT:
+                _adopt(transaction, report.host, sighting, now=now)
+                wake.add(sighting.desktop)
+            else:
                 orphans.add(sighting.desktop)
                 if sighting.desktop not in noted:
                     detail = f"{report.host} has it, and no desktop here belongs to it; it is removed."
@@ -233,7 +284,9 @@ def apply_report(
             if placed.seen.id in named:
                 continue
             wake.add(placed.seen.id)
-            if placed.wanted is DesktopState.GONE:
+            if stance is not Stance.USUAL:
+                _miss(transaction, placed, stance, since=since, now=now)
+            elif placed.wanted is DesktopState.GONE:
                 observe(transaction, placed, DesktopEvent.END, reason=placed.seen.reason, now=now)
             elif placed.seen.state is not DesktopState.REQUESTED:
                 reason = f"{report.host} no longer has this desktop: it was restarted."
@@ -242,6 +295,36 @@ def apply_report(
         detail = f"{report.host}: {finding.detail}"
         transaction.note(finding.action, finding.desktop, detail, now=finding.at, id=finding.id)
     return Findings(frozenset(wake), frozenset(orphans))
+
+
+def _adopt(transaction: Transaction, host: str, sighting: Sighting, *, now: int) -> None:
+    """A desktop that this database has lost goes on as its owner's, or nobody's if that is not known."""
+    desktop = Desktop(
+        id=sighting.desktop,
+        owner=sighting.owner.replace("\0", ""),
+        image=sighting.image.replace("\0", ""),
+        host=host,
+        state=sighting.state,
+        since=now,
+        created=now,
+        reason="It was taken over as it ran.",
+        boot=sighting.boot,
+    )
+    wanted = DesktopState.GONE if sighting.state in _ENDING else DesktopState.RUNNING
+    transaction.put_desktop(Placed(desktop, wanted, sighting.memory_mib, sighting.vcpus))
+    whose = f"for {desktop.owner}" if desktop.owner else "for nobody: its owner is not known"
+    transaction.note("guest_adopted", desktop.id, f"{host} has it, this database had not; taken over {whose}.", now=now)
+
+
+def _miss(transaction: Transaction, placed: Placed, stance: Stance, *, since: int, now: int) -> None:
+    """Its host, which knows more than this database, does not have it."""
+    if stance is Stance.DOUBT:
+        if placed.seen.state is not DesktopState.LOST and DESKTOP_LIFE.allows(placed.seen.state, DesktopEvent.LOSE):
+            observe(transaction, placed, DesktopEvent.LOSE, reason=WAITS, now=now)
+    elif placed.seen.created <= since:
+        reason = f"It had ended on {placed.seen.host} before the cluster's database was restored."
+        observe(transaction, placed, DesktopEvent.END, reason=reason, now=now)
+        transaction.note("desktop_ended", placed.seen.id, reason, now=now)
 
 
 def lose_desktops(transaction: Transaction, host: str, *, now: int) -> None:

@@ -14,9 +14,9 @@ import structlog
 
 from pupitre.clock import now_ms
 from pupitre.cluster import host_life, registration
-from pupitre.cluster.decisions import Findings, apply_report, lose_desktops, report_needs
-from pupitre.cluster.host_life import Limits
-from pupitre.cluster.host_orders import READY, HostOrder, host_of
+from pupitre.cluster.decisions import WAITS, Findings, Stance, apply_report, lose_desktops, report_needs
+from pupitre.cluster.host_life import Limits, Step
+from pupitre.cluster.host_orders import HEARD, READY, HostOrder, host_of
 from pupitre.cluster.liveness import Liveness
 from pupitre.config import Settings
 from pupitre.domain.command import RegisterHost
@@ -24,10 +24,10 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HOST_LIFE, HostEvent, HostState
 from pupitre.errors import LinkDown, MessageError, Unavailable
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.cluster_rows import Entry
+from pupitre.store.cluster_rows import Doubt, Entry
 from pupitre.store.transaction import Needs, Transaction
 from pupitre.wire.link import Link
-from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heartbeat, PowerOff, Report
+from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heard, Heartbeat, PowerOff, Report
 from pupitre.wire.subjects import Subjects
 from pupitre.wire.wake import wake
 from pupitre.workers import Workers
@@ -42,6 +42,7 @@ class _Taken:
     findings: Findings
     moves: bool
     stale: bool = False
+    described: bool = True
 
 
 class Hosts:
@@ -68,7 +69,14 @@ class Hosts:
         self._limits = Limits(int(settings.host_give_up * 1000), int(settings.host_timeout * 1000))
         self._orphans: dict[str, frozenset[str]] = {}
         self._leaving: set[str] = set()
-        self._departed: dict[str, str] = {}
+        self._runs: dict[str, set[str]] = {}
+        self._departed: dict[str, frozenset[str]] = {}
+        self._described: set[str] = set()
+        self._reconciled: dict[str, Heard] = {}
+
+    def takes_orders(self, host: str) -> bool:
+        """Whether it is known what runs there, and that this database knows no less than the host."""
+        return host in self._described and host not in self._store.doubts and not self._store.is_in_doubt
 
     async def serve(self) -> None:
         """Begin to hear the hosts."""
@@ -121,17 +129,22 @@ class Hosts:
             await self._on_farewell(message)
         elif isinstance(message, Report):
             gap = not message.full and not self._liveness.follows(message.host, message.run, message.number)
-            if await self._take(message) and gap:
+            kept = await self._take(message)
+            if kept and gap:
                 self._link.spawn(self._describe(message.host))
+            return Done(kept=kept)
         else:
             raise MessageError(f"The cluster takes no {type(message).__name__} as a report.")
         return Done()
 
     async def _on_farewell(self, message: Farewell) -> None:
-        decide = partial(host_life.farewell, name=message.host, now=now_ms())
-        await self._store.change(Needs(hosts=frozenset({message.host})), decide)
+        def depart(transaction: Transaction) -> None:
+            # Here, since a report may wait for its turn to be written already.
+            self._departed[message.host] = frozenset(self._runs.get(message.host, set()) | {message.run})
+            host_life.farewell(transaction, message.host, now=now_ms())
+
+        await self._store.change(Needs(hosts=frozenset({message.host}), host_commands=True), depart)
         log.info("A host has shut down.", host=message.host)
-        self._departed[message.host] = message.run
         self._leaving.discard(message.host)
         self._liveness.forget(message.host)
         self._workers.wake(message.host)
@@ -139,7 +152,7 @@ class Hosts:
     async def _on_heartbeat(self, message: AnyMessage) -> None:
         if not isinstance(message, Heartbeat):
             raise MessageError(f"The cluster takes no {type(message).__name__} as a heartbeat.")
-        if self._departed.get(message.host) == message.run:
+        if self._has_departed(message.host, message.run):
             return
         self._liveness.heard(message.host)
         if self._liveness.is_news(message.host, message.run, message.number):
@@ -155,16 +168,21 @@ class Hosts:
         if report.host == host:
             await self._take(report)
 
-    async def _take(self, report: Report) -> bool:
+    async def _take(self, report: Report, *, is_new: bool = False) -> bool:
         """Write a report of a registered host; False for any other."""
-        if self._departed.get(report.host) == report.run:
+        if self._has_departed(report.host, report.run):
             return True  # a word from before its farewell
-        taken = await self._store.change(report_needs(report), partial(self._write, report=report))
+        self._runs.setdefault(report.host, set()).add(report.run)
+        taken = await self._store.change(report_needs(report), partial(self._write, report=report, is_new=is_new))
         if taken is None:
             return False
         self._liveness.heard(report.host)
         if taken.stale:
             return True  # if anything is missing, the next heartbeat shows it
+        if report.full:
+            self._described.add(report.host)
+        elif not taken.described:
+            self._link.spawn(self._describe(report.host))
         if report.full or self._liveness.follows(report.host, report.run, report.number):
             self._liveness.took(report.host, report.run, report.number)
         gone = {sighting.desktop for sighting in report.desktops if sighting.state is DesktopState.GONE}
@@ -179,14 +197,16 @@ class Hosts:
             self._workers.wake(report.host)
         return True
 
-    def _write(self, transaction: Transaction, report: Report) -> _Taken | None:
+    def _write(self, transaction: Transaction, report: Report, *, is_new: bool) -> _Taken | None:
         """A decision: what the report changes; None when its host is not registered."""
         now, held = now_ms(), transaction.hosts.get(report.host)
         if held is None:
             return None
-        if self._liveness.is_stale(report.host, report.run, report.number):
+        stale = self._liveness.is_stale(report.host, report.run, report.number)
+        if stale or self._has_departed(report.host, report.run):
             return _Taken(Findings(), moves=False, stale=True)
         self._liveness.write(report.host, report.run, report.number)
+        stance, since = self._judge(transaction, report, is_new=is_new, now=now)
         host, wanted = held.host, held.wanted
         if host.state is HostState.SHUT_DOWN:
             wanted = READY  # somebody has switched it on
@@ -198,7 +218,7 @@ class Hosts:
             host,
             state=state,
             since=now if moved else host.since,
-            reason=None if wanted == READY else host.reason,
+            reason=WAITS if stance is Stance.DOUBT else None if wanted == READY else host.reason,
             facts=report.facts or host.facts,
             port=report.port,
             viewer_port=report.viewer_port,
@@ -207,11 +227,43 @@ class Hosts:
         if report.copies is not None:
             transaction.put_copies(host.name, [(copy.image, copy.spec) for copy in report.copies])
         noted = self._orphans.get(report.host, frozenset())
-        findings = apply_report(transaction, report, now=now, noted=noted)
-        return _Taken(findings, moves=moved or wanted != READY)
+        findings = apply_report(transaction, report, now=now, noted=noted, stance=stance, since=since)
+        pending = transaction.doubts.get(host.name)
+        described = pending is None or not pending.confirmed
+        return _Taken(findings, moves=moved or wanted != READY, described=described)
+
+    def _judge(self, transaction: Transaction, report: Report, *, is_new: bool, now: int) -> tuple[Stance, int]:
+        """How to take this report, and since when its host is known to know more than this database."""
+        host, heard = report.host, report.heard
+        known = heard is None or self._reconciled.get(host) == heard or self._store.knows(heard.epoch, heard.sequence)
+        if heard and not known and host not in transaction.doubts:
+            if is_new:  # whoever registers a host has said that it belongs here, with what runs on it
+                transaction.confirmed_before = max(transaction.confirmed_before, heard.epoch + 1)
+            confirmed = is_new or heard.epoch < self._store.confirmed
+            transaction.doubts[host] = Doubt(now, confirmed)
+            if not confirmed:
+                detail = f"{host} has heard of changes that are not in the cluster's database: it is from the past."
+                transaction.note("database_restored", host, detail, now=now)
+                log.error("The cluster's database is from the past; it waits for `pupitre cluster confirm`.", host=host)
+        if not transaction.doubts:
+            return Stance.USUAL, 0
+        mine = transaction.doubts.get(host)
+        if any(not doubt.confirmed for doubt in transaction.doubts.values()):
+            return Stance.DOUBT, 0
+        if mine is None:
+            return Stance.USUAL, 0
+        if not report.full:
+            return Stance.DOUBT, 0
+        del transaction.doubts[host]
+        if heard:
+            self._reconciled[host] = heard
+        return Stance.ADOPT, mine.since
+
+    def _has_departed(self, host: str, run: str) -> bool:
+        return run in self._departed.get(host, ())
 
     async def _remove_orphan(self, host: str, desktop: str) -> None:
-        order = EnsureGone(epoch=self._store.epoch, desktop=desktop)
+        order = EnsureGone(epoch=self._store.epoch, desktop=desktop, sequence=self._store.version)
         try:
             await self._link.request(self._subjects.orders(host), order, Done)
         except (LinkDown, MessageError) as error:
@@ -233,9 +285,16 @@ class Hosts:
     # What is done to them
 
     async def _step(self, name: str) -> float | None:
-        decide = partial(
-            host_life.settle, name=name, now=now_ms(), limits=self._limits, is_leaving=name in self._leaving
-        )
+        if self._store.is_in_doubt:
+            return 1.0
+
+        def decide(transaction: Transaction) -> Step:
+            held = transaction.hosts.get(name)
+            if held and held.host.state in HEARD and not self.takes_orders(name):
+                return Step(again=1.0)  # first it says what runs there
+            now, is_leaving = now_ms(), name in self._leaving
+            return host_life.settle(transaction, name, now=now, limits=self._limits, is_leaving=is_leaving)
+
         step = await self._store.change(Needs(hosts=frozenset({name}), host_commands=True), decide)
         for desktop in step.wake:
             self._wake_desktop(desktop)
@@ -276,7 +335,7 @@ class Hosts:
         decide = partial(registration.decide, command=command, report=report, fault=fault, now=now_ms())
         if await self._store.change(Needs(commands=frozenset({command})), decide) and report:
             self._departed.pop(entry.order.name, None)
-            await self._take(report)
+            await self._take(report, is_new=True)
             log.info("Host registered.", host=entry.order.name)
             self._workers.wake(entry.order.name)
         return None

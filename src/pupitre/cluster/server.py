@@ -53,6 +53,8 @@ SHORTEST = 0.25
 """Seconds until an outcome that was not taken is sent again, at first."""
 STAND_BY = 2.0
 """Seconds of silence after which another cluster server is taken over from."""
+LOOK_AT_DOUBTS = 1.0
+"""Seconds between two looks whether an administrator has confirmed a restored database."""
 KEEP_MS = 24 * 3600 * 1000
 """How long gone desktops and reported commands are kept."""
 
@@ -98,6 +100,7 @@ class ClusterServer:
                 tasks.create_task(persist(self._send_notes, self._noted, pauses=(SHORTEST, RESEND)))
                 tasks.create_task(self._publish_marks())
                 tasks.create_task(self._hosts.watch())
+                tasks.create_task(self._watch_doubts())
                 tasks.create_task(self._until_halted())
                 tasks.create_task(self._store.until_deposed())
                 self._link.spawn(self.resume())
@@ -118,6 +121,21 @@ class ClusterServer:
     async def _until_halted(self) -> None:
         await self._halting.run()
         raise _Halted
+
+    async def _watch_doubts(self) -> None:
+        """Go on once an administrator has said that the database may be from the past."""
+        while True:
+            await asyncio.sleep(LOOK_AT_DOUBTS)
+            if not self._store.is_in_doubt:
+                continue
+            try:
+                waits = await self._store.look_at_doubts()
+            except Unavailable as error:
+                log.warning("The cluster's database does not answer.", reason=str(error))
+                continue
+            if not waits:
+                log.info("An administrator has confirmed the restored database.")
+                await self.resume()
 
     def _host_moved(self) -> None:
         self._halting.moved.set()
@@ -208,6 +226,7 @@ class ClusterServer:
             overcommit=self._settings.vcpu_overcommit,
             notice_ms=int(self._settings.drain_notice * 1000),
             halted=self._halting.is_on,
+            in_doubt=self._store.is_in_doubt,
         )
         if await self._store.change(needs_of(entry), decide):
             self._taken.labels(kind=entry.order.kind).inc()
@@ -232,15 +251,24 @@ class ClusterServer:
         placed, spec = found
         if placed.seen.host is None or placed.seen.state is DesktopState.GONE:
             return None
-        host = placed.seen.host
+        host, sequence = placed.seen.host, self._store.version
+        if not self._hosts.takes_orders(host):
+            return RESEND
         order: EnsureDesktop | EnsureGone
         if placed.wanted is DesktopState.GONE:
             grace = self._settings.shutdown_grace if placed.seen.until else 0
-            order = EnsureGone(epoch=self._epoch, desktop=desktop, grace=grace)
+            order = EnsureGone(epoch=self._epoch, desktop=desktop, grace=grace, sequence=sequence)
         elif placed.seen.state is DesktopState.REQUESTED:
             if spec is None:
                 return RESEND
-            order = EnsureDesktop(epoch=self._epoch, desktop=desktop, boot=placed.seen.boot, spec=spec)
+            order = EnsureDesktop(
+                epoch=self._epoch,
+                desktop=desktop,
+                boot=placed.seen.boot,
+                spec=spec,
+                sequence=sequence,
+                owner=placed.seen.owner,
+            )
         else:
             return None
         try:

@@ -7,6 +7,7 @@ cluster has taken it; steps that follow each other quickly are reported as one.
 
 import asyncio
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -139,7 +140,8 @@ class HostAgent:
     async def _on_order(self, message: AnyMessage) -> AnyMessage | None:
         if not isinstance(message, Describe | EnsureDesktop | EnsureGone | EndSignIns | PowerOff):
             raise MessageError(f"A host takes no {type(message).__name__}.")
-        if not await self._journal.raise_epoch(message.epoch):
+        sequence = message.sequence if isinstance(message, EnsureDesktop | EnsureGone) else 0
+        if not await self._journal.raise_epoch(message.epoch, sequence):
             return Refused(code="old_epoch", reason=f"Epoch {message.epoch} is over; {self._journal.epoch} has begun.")
         if isinstance(message, Describe):
             return await self._reporter.full()
@@ -170,7 +172,9 @@ class HostAgent:
             if held and held.boot >= order.boot:
                 self._show(held)  # taken before; the cluster may have missed how it is
                 return
-            record = Record(order.desktop, order.boot, DesktopState.RUNNING, DesktopState.REQUESTED, order.spec)
+            record = Record(
+                order.desktop, order.boot, DesktopState.RUNNING, DesktopState.REQUESTED, order.spec, owner=order.owner
+            )
             await self._journal.put(record)
         log.info("Desktop ordered.", desktop=order.desktop, image=order.spec.id)
 
@@ -189,7 +193,7 @@ class HostAgent:
             end_by = end_by if held.state is DesktopState.RUNNING else 0
         elif held.desktop in self._journal.records and held.end_by <= end_by:
             return  # a repeat never gives it more time
-        gone = Record(held.desktop, held.boot, DesktopState.GONE, DesktopState.STOPPING, held.spec, reason, end_by)
+        gone = replace(held, wanted=DesktopState.GONE, state=DesktopState.STOPPING, reason=reason, end_by=end_by)
         await self._journal.put(gone)
 
     async def _interrupt(self, desktop: str) -> None:

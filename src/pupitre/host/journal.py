@@ -28,7 +28,7 @@ from pupitre.errors import SetupError, Unavailable
 log = structlog.get_logger(__name__)
 
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_EPOCH, _DESKTOP = b"epoch", b"desktop "
+_EPOCH, _MARKS, _DESKTOP = b"epoch", b"marks", b"desktop "
 # Earlier journals had other tables; what they said, guests and cluster say too.
 SCHEMA = """
 DROP TABLE IF EXISTS desktops;
@@ -43,6 +43,7 @@ class Record:
     """A desktop of this host. ``wanted`` is RUNNING or GONE; ``spec`` is None for a guest found without a record.
 
     ``end_by`` (Unix ms) is until when a guest that shall be gone may take to shut down by itself.
+    ``owner`` is known to the cluster; it is kept here for one that has lost it.
     """
 
     desktop: str
@@ -52,9 +53,32 @@ class Record:
     spec: ImageSpec | None = None
     reason: str | None = None
     end_by: int = 0
+    owner: str = ""
 
     def seen(self, state: DesktopState, reason: str | None = None) -> "Record":
         return replace(self, state=state, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Where the cluster's changes stood: as last heard, and as heard of the process before this one.
+
+    ``told``: the cluster process of ``epoch`` has kept a report that says what was heard before it.
+    """
+
+    epoch: int = 0
+    sequence: int = 0
+    before_epoch: int = 0
+    before_sequence: int = 0
+    told: bool = False
+
+    def follow(self, epoch: int, sequence: int) -> "Marks":
+        """The marks after an order of this or a later epoch."""
+        if epoch == self.epoch:
+            return replace(self, sequence=max(sequence, self.sequence))
+        if self.told or not self.before_epoch:
+            return Marks(epoch, sequence, self.epoch, self.sequence)
+        return Marks(epoch, sequence, self.before_epoch, self.before_sequence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +86,7 @@ class _Change:
     """One key's new value, None to remove it; ``taken`` is done when it is on disk and in memory."""
 
     key: bytes
-    value: Record | int | None
+    value: Record | Marks | int | None
     taken: asyncio.Future[None]
 
 
@@ -73,6 +97,7 @@ class Journal:
         """Raises `SetupError` when another process has the journal, or it cannot be made."""
         self.records: dict[str, Record] = {}
         self.epoch = 0
+        self.marks = Marks()
         self._path = path
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._waiting: list[_Change] = []
@@ -115,14 +140,29 @@ class Journal:
         """Raises `Unavailable`."""
         await self._write(_key(desktop), None)
 
-    async def raise_epoch(self, epoch: int) -> bool:
+    async def raise_epoch(self, epoch: int, sequence: int = 0) -> bool:
         """Remember the cluster's epoch; False when ``epoch`` is older than one already heard.
 
-        Raises `Unavailable`.
+        How far its changes stood goes to disk with what is put next. Raises `Unavailable`.
         """
         if epoch > self.epoch:
+            self._mark(self.marks.follow(epoch, sequence))
             await self._write(_EPOCH, epoch)
+        elif epoch == self.epoch:
+            self._mark(self.marks.follow(epoch, sequence))
         return epoch == self.epoch
+
+    def told(self, epoch: int) -> None:
+        """The cluster process of ``epoch`` knows what was heard before it."""
+        if epoch == self.marks.epoch:
+            self._mark(replace(self.marks, told=True))
+
+    def _mark(self, marks: Marks) -> None:
+        if marks == self.marks or marks.epoch < self.marks.epoch:
+            return
+        self.marks = marks
+        # Nobody waits for it: it is on disk no later than what is put after it.
+        self._queue(_MARKS, marks).add_done_callback(lambda taken: taken.cancelled() or taken.exception())
 
     async def close(self) -> None:
         """What was put before is on disk when this returns."""
@@ -134,11 +174,14 @@ class Journal:
     # How it is written
 
     async def _write(self, key: bytes, value: Record | int | None) -> None:
+        await self._queue(key, value)
+
+    def _queue(self, key: bytes, value: Record | Marks | int | None) -> "asyncio.Future[None]":
         change = _Change(key, value, asyncio.get_running_loop().create_future())
         self._waiting.append(change)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_all(), name="journal")
-        await change.taken
+        return change.taken
 
     async def _write_all(self) -> None:
         loop = asyncio.get_running_loop()
@@ -161,6 +204,8 @@ class Journal:
     def _apply(self, change: _Change) -> None:
         if isinstance(change.value, int):
             self.epoch = max(self.epoch, change.value)
+        elif isinstance(change.value, Marks):
+            pass  # in memory already
         elif change.value is None:
             self.records.pop(change.key.removeprefix(_DESKTOP).decode(), None)
         else:
@@ -181,7 +226,7 @@ class Journal:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def _insert(self, key: bytes, kept: Record | int) -> None:
+    def _insert(self, key: bytes, kept: Record | Marks | int) -> None:
         value = msgspec.json.encode(kept)
         row = (key, value, _checksum(key, value))
         self._connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", row)
@@ -197,7 +242,7 @@ class Journal:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.executescript(SCHEMA)
-        self.records, self.epoch = {}, 0
+        self.records, self.epoch, self.marks = {}, 0, Marks()
         rows = self._connection.execute("SELECT key, value, checksum FROM kept").fetchall()
         damaged = [row for row in rows if not self._load(*row)]
         if damaged:
@@ -213,6 +258,8 @@ class Journal:
         try:
             if key == _EPOCH:
                 self.epoch = msgspec.json.decode(value, type=int)
+            elif key == _MARKS:
+                self.marks = msgspec.json.decode(value, type=Marks)
             else:
                 record = msgspec.json.decode(value, type=Record)
                 self.records[record.desktop] = record
@@ -227,6 +274,7 @@ class Journal:
         self._connection.executemany("INSERT INTO damaged VALUES (?, ?, ?, ?)", [(at, *row) for row in damaged])
         self._connection.execute("DELETE FROM kept")
         self._insert(_EPOCH, self.epoch)
+        self._insert(_MARKS, self.marks)
         for desktop, record in self.records.items():
             self._insert(_key(desktop), record)
         self._connection.execute("COMMIT")

@@ -20,7 +20,7 @@ from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.journal import Journal, Record
 from pupitre.images.store import ImageStore
 from pupitre.wire.link import Link
-from pupitre.wire.messages import Copy, Done, Farewell, Finding, Heartbeat, Report, Sighting
+from pupitre.wire.messages import Copy, Done, Farewell, Finding, Heard, Heartbeat, Report, Sighting
 from pupitre.wire.subjects import Subjects
 from pupitre.workers import persist
 
@@ -93,7 +93,10 @@ class Reporter:
         self._dirty -= dirty
         try:
             report = await self.full() if full else await self._changes(dirty, copies=copies, facts=facts)
-            await self._link.request(self._subjects.reports(self._name), report, Done)
+            epoch = self._journal.epoch
+            done = await self._link.request(self._subjects.reports(self._name), report, Done)
+            if report.heard and done.kept:
+                self._journal.told(epoch)
         except (PupitreError, OSError) as error:
             level = logging.DEBUG if isinstance(error, LinkDown) else logging.WARNING
             log.log(level, "A report was not taken.", reason=str(error))
@@ -131,7 +134,8 @@ class Reporter:
     async def full(self) -> Report:
         """All this host knows."""
         records = self._journal.records.values()
-        return await self._make([_sighting(record) for record in records], full=True, copies=True, facts=True)
+        sightings = [_full_sighting(record) for record in records]
+        return await self._make(sightings, full=True, copies=True, facts=True)
 
     async def _changes(self, dirty: frozenset[str], *, copies: bool, facts: bool) -> Report:
         records = self._journal.records
@@ -142,6 +146,8 @@ class Reporter:
         # Taken together with the sightings, before anything is awaited: a later report has a higher number.
         self._number += 1
         number = self._number
+        marks = self._journal.marks
+        heard = Heard(marks.before_epoch, marks.before_sequence) if marks.before_epoch and not marks.told else None
         found = await asyncio.to_thread(self._images.copies) if copies else None
         if facts:
             self._told = await self._hypervisor.facts()
@@ -156,6 +162,7 @@ class Reporter:
             desktops=tuple(sightings),
             copies=None if found is None else tuple(Copy(copy.image, copy.spec) for copy in found),
             findings=self._found,
+            heard=heard,
         )
 
     async def _beat(self) -> None:
@@ -185,3 +192,17 @@ def _differs(told: HostFacts, seen: HostFacts) -> bool:
 
 def _sighting(record: Record) -> Sighting:
     return Sighting(record.desktop, record.boot, record.state, record.reason)
+
+
+def _full_sighting(record: Record) -> Sighting:
+    spec = record.spec
+    return Sighting(
+        record.desktop,
+        record.boot,
+        record.state,
+        record.reason,
+        owner=record.owner,
+        image=spec.id if spec else "",
+        memory_mib=spec.memory_mib if spec else 0,
+        vcpus=spec.vcpus if spec else 0,
+    )

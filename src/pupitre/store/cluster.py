@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import and_, case, delete, exists, not_, or_, select, update
+import uuid_utils
+from sqlalchemy import and_, case, delete, exists, insert, not_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.batch import Batch
@@ -23,7 +24,7 @@ from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.errors import Deposed, PupitreError
-from pupitre.store.cluster_rows import Entry, Note, Placed, entry_from_row, placed_from_row
+from pupitre.store.cluster_rows import Doubt, Entry, Note, Placed, entry_from_row, placed_from_row
 from pupitre.store.engine import Database
 from pupitre.store.rows import (
     desktop_from_row,
@@ -36,10 +37,12 @@ from pupitre.store.schema import (
     cluster_desktops,
     cluster_hosts,
     epochs,
+    host_doubts,
     journal,
     notes,
+    past_epochs,
 )
-from pupitre.store.transaction import Needs, Transaction
+from pupitre.store.transaction import MOST_DETAIL, Needs, Transaction
 
 PAGE = 500
 DEPOSED = "Another cluster server has taken over; this one has nothing more to say."
@@ -65,6 +68,10 @@ class ClusterStore:
     def __init__(self, database: Database, *, on_commit: Callable[[Committed], None] = lambda _: None) -> None:
         self.database = database
         self.epoch = 0
+        self.version = 0
+        self.doubts: dict[str, Doubt] = {}
+        self.confirmed = 0
+        self._past: dict[int, int] = {}
         self._deposed = asyncio.Event()
         self.on_commit = on_commit
         self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
@@ -76,11 +83,54 @@ class ClusterStore:
         No less than ``now`` (Unix ms), so that hosts follow a cluster whose database was made anew.
         """
         async with self.database.write() as connection:
+            self.version = int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
+            over = (await connection.execute(select(epochs.c.value))).scalar_one()
+            if over:
+                await connection.execute(insert(past_epochs).values(epoch=over, ended=self.version))
             await connection.execute(
                 update(epochs).values(value=case((epochs.c.value >= now, epochs.c.value + 1), else_=now))
             )
             self.epoch = int((await connection.execute(select(epochs.c.value))).scalar_one())
+            rows = await connection.execute(select(past_epochs))
+            self._past = {row.epoch: row.ended for row in rows}
+        await self.look_at_doubts()
         return self.epoch
+
+    def knows(self, epoch: int, version: int) -> bool:
+        """Whether the changes of an earlier epoch up to ``version`` are all in this database.
+
+        They are not where it was restored from a backup.
+        """
+        return version <= self._past.get(epoch, -1)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether an administrator has to say that the cluster shall go on from what it knows."""
+        return any(not doubt.confirmed for doubt in self.doubts.values())
+
+    async def look_at_doubts(self) -> bool:
+        """See what an administrator has confirmed; whether anything still waits for that."""
+        async with self.database.read() as connection:
+            self.confirmed = int((await connection.execute(select(epochs.c.confirmed))).scalar_one())
+            rows = await connection.execute(select(host_doubts))
+            self.doubts = {row.host: Doubt(row.since, row.confirmed) for row in rows}
+        return self.is_in_doubt
+
+    async def confirm(self, *, now: int) -> list[str]:
+        """An administrator's word that the cluster shall go on from what it knows; the hosts that knew more.
+
+        It may be given beside a cluster process, which hears of it at its next look.
+        """
+        async with self.database.write() as connection:
+            query = select(host_doubts.c.host).where(not_(host_doubts.c.confirmed)).order_by(host_doubts.c.host)
+            hosts = [str(host) for (host,) in await connection.execute(query)]
+            if hosts:
+                await connection.execute(update(host_doubts).values(confirmed=True))
+                await connection.execute(update(epochs).values(confirmed=epochs.c.value))
+                detail = f"An administrator wants the cluster to go on from its restored database ({', '.join(hosts)})."
+                note = {"id": str(uuid_utils.uuid7()), "at": now, "action": "restored_confirmed", "subject": "cluster"}
+                await connection.execute(insert(notes).values(**note, detail=detail[:MOST_DETAIL]))
+        return hosts
 
     async def change(self, needs: Needs, decide: Callable[[Transaction], R]) -> R:
         """What ``decide`` says, once what it changed is on disk.
@@ -96,7 +146,7 @@ class ClusterStore:
         wrote = False
         async with self.database.write() as connection:
             version = await self._next_version(connection)
-            transaction = Transaction()
+            transaction = Transaction(self.doubts)
             needs = Needs()
             for needed, _ in group:
                 needs |= needed
@@ -110,6 +160,9 @@ class ClusterStore:
             if not wrote:
                 await connection.rollback()  # nothing to write is nothing to wait for
         if wrote:
+            self.version = version
+            self.doubts = transaction.doubts
+            self.confirmed = max(self.confirmed, transaction.confirmed_before)
             self.on_commit(
                 Committed(
                     version,

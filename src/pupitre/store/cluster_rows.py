@@ -52,6 +52,17 @@ class HostEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """A host has heard of changes that are not in this database; ``since`` is Unix ms.
+
+    ``confirmed``: an administrator wants the cluster to go on from here.
+    """
+
+    since: int
+    confirmed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """Something that the cluster settled by itself, for the audit log."""
 

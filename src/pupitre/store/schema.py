@@ -203,7 +203,30 @@ desktops = Table("desktops", status, *_desktop(), _version())
 cluster = MetaData(naming_convention=NAMING)
 cluster_counter = _counter(cluster)
 _news(cluster)
-epochs = Table("epochs", cluster, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
+epochs = Table(
+    "epochs",
+    cluster,
+    Column("id", Integer, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+    # What was lost of earlier epochs than this is lost: an administrator has said so.
+    Column("confirmed", BigInteger, nullable=False, server_default="0"),
+)
+# Epochs that are over, each with the version at which it ended: what a host heard beyond these was lost.
+past_epochs = Table(
+    "past_epochs",
+    cluster,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("ended", BigInteger, nullable=False),
+)
+# Hosts that have heard of changes which are not in this database, until what runs there is taken over.
+host_doubts = Table(
+    "doubts",
+    cluster,
+    Column("host", _NAME, primary_key=True),
+    Column("since", BigInteger, nullable=False),
+    # An administrator has said that the cluster shall go on from here.
+    Column("confirmed", Boolean, nullable=False),
+)
 cluster_hosts = Table(
     "hosts",
     cluster,

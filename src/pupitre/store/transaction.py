@@ -4,7 +4,7 @@
 what they changed. Many decisions may share one, each seeing what those before it did.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pupitre.domain.placement import Candidate
 from pupitre.domain.status import Rows
 from pupitre.errors import Unavailable
 from pupitre.store.cluster_rows import (
+    Doubt,
     Entry,
     HostEntry,
     Note,
@@ -41,6 +42,8 @@ from pupitre.store.schema import (
     cluster_copies,
     cluster_desktops,
     cluster_hosts,
+    epochs,
+    host_doubts,
     journal,
     notes,
 )
@@ -79,7 +82,11 @@ class Needs:
 class Transaction:
     """What decisions see and change: plain values in memory, read before and written after them."""
 
-    def __init__(self) -> None:
+    def __init__(self, doubts: Mapping[str, Doubt] | None = None) -> None:
+        self.doubts: dict[str, Doubt] = dict(doubts or {})
+        self._doubts_held = dict(self.doubts)
+        self.confirmed_before = 0
+        self._repeated: set[str] = set()
         self.entries: dict[str, Entry] = {}
         self.desktops: dict[str, Placed] = {}
         self.hosts: dict[str, HostEntry] = {}
@@ -107,6 +114,10 @@ class Transaction:
         held = self.entries[command_id]
         if held.outcome is None:
             self.entries[command_id] = replace(held, outcome=outcome, fault=fault)
+
+    def repeat(self, command_id: str) -> None:
+        """Report an outcome once more: it is asked for again."""
+        self._repeated.add(command_id)
 
     def open_entries(self, desktop_id: str, kind: CommandKind) -> list[Entry]:
         return [
@@ -203,8 +214,8 @@ class Transaction:
 
     @property
     def has_outcomes(self) -> bool:
-        """Whether a command has ended."""
-        return any(
+        """Whether there is an outcome to report."""
+        return bool(self._repeated) or any(
             entry.outcome is not None and self._entries_held.get(id) != entry for id, entry in self.entries.items()
         )
 
@@ -257,9 +268,23 @@ class Transaction:
         for host, copies in self._copies.items():
             hosts |= await self._save_copies(connection, host, copies, version)
         entries = await self._save_entries(connection)
+        doubts = await self._save_doubts(connection)
+        if self._repeated:
+            await connection.execute(update(journal).where(journal.c.id.in_(self._repeated)).values(reported=False))
         if self._notes:
             await upsert_rows(connection, notes, [asdict(note) for note in self._notes.values()])
-        return bool(changed or hosts or entries or self._notes)
+        return bool(changed or hosts or entries or doubts or self._repeated or self._notes)
+
+    async def _save_doubts(self, connection: AsyncConnection) -> bool:
+        if self.confirmed_before:
+            later = epochs.c.confirmed < self.confirmed_before
+            await connection.execute(update(epochs).where(later).values(confirmed=self.confirmed_before))
+        settled = self._doubts_held.keys() - self.doubts.keys()
+        if settled:
+            await connection.execute(delete(host_doubts).where(host_doubts.c.host.in_(settled)))
+        new = {host: doubt for host, doubt in self.doubts.items() if self._doubts_held.get(host) != doubt}
+        await upsert_rows(connection, host_doubts, [{"host": host, **asdict(doubt)} for host, doubt in new.items()])
+        return bool(settled or new or self.confirmed_before)
 
     async def _save_hosts(self, connection: AsyncConnection, version: int) -> bool:
         dirty = False

@@ -143,12 +143,17 @@ class Describe(Message, frozen=True, tag="describe"):
 
 
 class EnsureDesktop(Message, frozen=True, tag="ensure_desktop"):
-    """Cluster: this desktop shall run. Answered by `Done` once the host has journalled it."""
+    """Cluster: this desktop shall run. Answered by `Done` once the host has journalled it.
+
+    ``sequence`` is where the cluster's changes stood; a cluster that knows less one day has lost something.
+    """
 
     epoch: Number
     desktop: Id
     boot: Number
     spec: ImageSpec
+    sequence: Number = 0
+    owner: Line = ""
 
 
 class EnsureGone(Message, frozen=True, tag="ensure_gone"):
@@ -160,6 +165,7 @@ class EnsureGone(Message, frozen=True, tag="ensure_gone"):
     epoch: Number
     desktop: Id
     grace: Seconds = 0
+    sequence: Number = 0
 
 
 class PowerOff(Message, frozen=True, tag="power_off"):
@@ -173,12 +179,26 @@ class PowerOff(Message, frozen=True, tag="power_off"):
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """A desktop as its host sees it; GONE says that nothing is left of it."""
+    """A desktop as its host sees it; GONE says that nothing is left of it.
+
+    A full report also says whose it is and what it takes, for a cluster that has lost it.
+    """
 
     desktop: Id
     boot: Number
     state: DesktopState
     reason: str | None = None
+    owner: Annotated[str, msgspec.Meta(max_length=36)] = ""
+    image: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    memory_mib: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+    vcpus: Annotated[int, msgspec.Meta(ge=0, le=MOST_PORT)] = 0
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """Where the changes of a cluster process stood when a host heard of them last."""
+
+    epoch: Number
+    sequence: Number
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -204,6 +224,7 @@ class Report(Message, frozen=True, tag="report"):
     ``run`` names this life of the host process and ``number`` grows within it. A
     ``full`` report names every desktop and every image; what it does not name is not there.
     ``port`` is where its console server listens now, ``viewer_port`` where it lets native viewers in.
+    ``heard`` is what it heard of the cluster process before this one, until a report is kept.
     """
 
     host: str
@@ -216,6 +237,7 @@ class Report(Message, frozen=True, tag="report"):
     desktops: tuple[Sighting, ...] = ()
     copies: tuple[Copy, ...] | None = None
     findings: tuple[Finding, ...] = ()
+    heard: Heard | None = None
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
@@ -243,7 +265,9 @@ class Bundle(Message, frozen=True, tag="bundle"):
 
 
 class Done(Message, frozen=True, tag="done"):
-    """Taken, and safely kept if it had to be."""
+    """Taken, and safely kept if it had to be; a report of a host that is not registered is not ``kept``."""
+
+    kept: bool = True
 
 
 class Refused(Message, frozen=True, tag="refused"):

@@ -43,6 +43,19 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_counter")),
     )
     op.create_table(
+        "past_epochs",
+        sa.Column("epoch", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("ended", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("epoch", name=op.f("pk_past_epochs")),
+    )
+    op.create_table(
+        "doubts",
+        sa.Column("host", sa.String(length=64), nullable=False),
+        sa.Column("since", sa.BigInteger(), nullable=False),
+        sa.Column("confirmed", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("host", name=op.f("pk_doubts")),
+    )
+    op.create_table(
         "desktops",
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("owner", sa.String(length=36), nullable=False),
@@ -69,6 +82,7 @@ def upgrade() -> None:
         "epochs",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("value", sa.BigInteger(), nullable=False),
+        sa.Column("confirmed", sa.BigInteger(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_epochs")),
     )
     op.create_table(
@@ -142,6 +156,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_desktops_owner"))
 
     op.drop_table("desktops")
+    op.drop_table("doubts")
+    op.drop_table("past_epochs")
     op.drop_table("counter")
     with op.batch_alter_table("copies", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_copies_version"))
