@@ -95,6 +95,7 @@ def test_the_way_out_in_order() -> None:
     assert (step.power_off, step.at_once) == (True, False)
     assert here.outcome(retire) is None
     farewell(here.memory, "host-1", now=here.now)
+    assert here.outcome(retire) is CommandState.SUCCEEDED, "before it can be back"
     assert here.step() == Step()
     assert (here.outcome(retire), here.host.state) == (CommandState.SUCCEEDED, HostState.SHUT_DOWN)
 

@@ -8,7 +8,7 @@ to be ready is woken. Pure decisions: the shell in `hosts` asks again after ever
 from dataclasses import dataclass, replace
 
 from pupitre.cluster.decisions import observe, stop
-from pupitre.cluster.host_orders import AT_ONCE, HEARD, READY, UNREGISTERED, fault_of, open_entries
+from pupitre.cluster.host_orders import AT_ONCE, HEARD, READY, SHUT_DOWN, UNREGISTERED, fault_of, open_entries
 from pupitre.domain.command import BootUpHost, CommandState, Fault
 from pupitre.domain.desktop import DesktopEvent, DesktopState
 from pupitre.domain.host import HOST_LIFE, Host, HostEvent, HostState
@@ -70,12 +70,14 @@ def settle(transaction: Transaction, name: str, *, now: int, limits: Limits, is_
 
 
 def farewell(transaction: Transaction, name: str, *, now: int, reason: str | None = None) -> None:
-    """The host shuts down in order, and has nothing left."""
+    """The host shuts down in order, and has nothing left: who wanted that has it, even if it is back at once."""
     held = transaction.hosts.get(name)
     if held is None:
         return
     give_up_desktops(transaction, held.host, now=now)
     _advance(transaction, held, HostEvent.SHUT_DOWN, now=now, reason=reason)
+    if held.wanted == SHUT_DOWN:
+        _leave(transaction, transaction.hosts[name])
 
 
 def give_up_desktops(transaction: Transaction, host: Host, *, now: int) -> None:
