@@ -113,14 +113,17 @@ async def _quiet(_error: Exception) -> None:
 
 def _tamed(role: str, data: bytes, epoch: int) -> bytes:
     """A cluster's epoch is its authority: a later one than the real cluster's would depose it, which is no accident."""
-    if role != "cluster":
+    if role == "endpoint":
         return data
     try:
         message = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return data
-    if isinstance(message, dict) and isinstance(message.get("epoch"), int) and message.get("type") != "mark":
+    is_order = isinstance(message, dict) and isinstance(message.get("epoch"), int) and message.get("type") != "mark"
+    if is_order and role == "cluster":
         message["epoch"] = epoch
+    if isinstance(message, dict):
+        message.pop("heard", None)  # by its right, a host that knows more than the cluster halts all commands
     return msgspec.json.encode(message)
 
 
