@@ -110,7 +110,7 @@ def test_whatever_happens_in_whatever_order_the_history_is_sound(tmp_path: Path)
         run_state_machine_as_test(
             Lives,
             settings=settings(
-                max_examples=20,
+                max_examples=12,
                 stateful_step_count=15,
                 deadline=None,
                 # Each example is seconds long: what was drawn is shown as it was.
