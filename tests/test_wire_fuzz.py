@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,7 @@ def test_an_order_that_no_host_subject_or_database_could_hold_is_refused(
         decode(encode(message(id=NEW, user="u", order=order, deadline=1)))
 
 
+@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris has no package for this Python")
 @pytest.mark.timeout(120)
 def test_atheris_finds_nothing_worse_than_a_refusal(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"

@@ -302,6 +302,7 @@ class ClusterServer:
             rows=Rows(desktops=(desktop,)) if desktop else Rows(),
             epoch=self._epoch,
             sequence=sequence,
+            halts=self._halting.is_on and isinstance(entry.order, Halt),
         )
         try:
             await self._link.request(self._subjects.outcomes, outcome, Done)

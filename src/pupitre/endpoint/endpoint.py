@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from pupitre import pki
 from pupitre.clock import now_ms
-from pupitre.domain.command import CommandEvent, CommandState, Fault, Halt
+from pupitre.domain.command import CommandEvent, CommandState, Fault
 from pupitre.domain.status import Link as LinkState
 from pupitre.domain.status import Position
 from pupitre.endpoint.carrier import RESEND, Carrier
@@ -245,15 +245,12 @@ class WebServerEndpoint:
         # Status first: who reads that a start succeeded must find the desktop running.
         await self._mirror.foretell(message.rows, Position(message.epoch, message.sequence))
         await self._carrier.end(message.id, OUTCOMES[message.state], message.fault)
-        if not message.rows and message.state is CommandState.SUCCEEDED:
-            await self._see_halt(message.id)
+        if message.halts:
+            await self._halt()
         return Done()
 
-    async def _see_halt(self, command: str) -> None:
+    async def _halt(self) -> None:
         """The cluster has been halted: nobody will answer what still waits, and this process has nothing to do."""
-        ended = await self._commands.get(command)
-        if ended is None or not isinstance(ended.order, Halt):
-            return
         for waiting in await self._commands.unfinished():
             await self._carrier.end(waiting.id, CommandEvent.CANCEL, HALTED)
         await self._lost("An administrator has halted it.")

@@ -103,7 +103,10 @@ class Changed(Message, frozen=True, tag="changed"):
 
 
 class Outcome(Message, frozen=True, tag="outcome"):
-    """Cluster: what came of a command, with the rows it touched as of ``sequence``. Sent until answered by `Done`."""
+    """Cluster: what came of a command, with the rows it touched as of ``sequence``. Sent until answered by `Done`.
+
+    ``halts``: the cluster ends with this outcome, and so does the endpoint. Told after a restart, a halt is history.
+    """
 
     id: str
     state: CommandState
@@ -111,6 +114,7 @@ class Outcome(Message, frozen=True, tag="outcome"):
     rows: Rows = Rows()
     epoch: Number = 0
     sequence: Number = 0
+    halts: bool = False
 
 
 class EndSignIns(Message, frozen=True, tag="end_sign_ins"):
