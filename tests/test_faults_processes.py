@@ -103,7 +103,7 @@ async def test_a_cluster_that_was_taken_for_dead_finds_out_and_ends(room: Rig) -
     """Fault 13: the epoch fences it off at the database and at the hosts."""
     boots = await asyncio.gather(*(room.boot(seconds=60) for _ in range(8)))
     old = room.parts["cluster"]
-    old.signal(signal.SIGSTOP)
+    await room.freeze("cluster")
     new = await room.add_behind_proxy("cluster-2")
     await new.start()
     boots.append(await running(room))

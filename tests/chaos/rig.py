@@ -61,7 +61,7 @@ class Rig(Room):
                 await pause(action.seconds)
                 await part.start(wait=False)
             case Deed.FREEZE:
-                part.signal(signal.SIGSTOP)
+                await self.freeze(action.target)
                 await pause(action.seconds)
                 part.signal(signal.SIGCONT)
             case Deed.USURP:
@@ -112,7 +112,7 @@ class Rig(Room):
         name = f"cluster-{self._clusters}"
         new = await self.add_behind_proxy(name)
         await new.start(wait=False)
-        old.signal(signal.SIGSTOP)
+        await self.freeze("cluster")
         await pause(seconds)
         old.signal(signal.SIGCONT)
         if new.ready.is_set():

@@ -7,7 +7,7 @@ history is sound. Hypothesis prints the steps of one that is not, and how to hav
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP
+from signal import SIGCONT
 from typing import ClassVar
 
 import pytest
@@ -75,7 +75,7 @@ class Lives(RuleBasedStateMachine):
     @rule(name=PARTS)
     def freeze(self, name: str) -> None:
         self.frozen.add(name)
-        self.room.parts[name].signal(SIGSTOP)
+        self.portal.call(self.room.freeze, name)
 
     @rule(name=PARTS)
     def thaw(self, name: str) -> None:

@@ -38,10 +38,11 @@ class DatabaseServer:
 
     def __init__(self, settings: Mapping[str, str] | None = None) -> None:
         self._settings = dict(settings or {})
-        self._folder = Path(tempfile.mkdtemp(prefix=f"pupitre-{self.kind}-"))
+        self._as_user: str | None = self.user if os.geteuid() == 0 else None
+        base = _base(as_another=self._as_user is not None)
+        self._folder = Path(tempfile.mkdtemp(prefix=f"pupitre-{self.kind}-", dir=base))
         self._data = self._folder / "data"
         self._log = self._folder / "log"
-        self._as_user: str | None = self.user if os.geteuid() == 0 else None
         self._groups: list[str | int] | None = [] if self._as_user else None
         self._secret = secrets.token_urlsafe(16)
         self.port = _free_port()
@@ -224,7 +225,8 @@ class MariaServer(DatabaseServer):
 
 SERVERS: dict[str, type[DatabaseServer]] = {server.kind: server for server in (PostgresServer, MariaServer)}
 
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+# The last one only marks whose these processes are, for who clears up after a run that was killed.
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "STARTED_FROM_TMPDIR": tempfile.gettempdir()}
 
 
 def _postgres(program: str) -> Path:
@@ -240,6 +242,13 @@ def _postgres(program: str) -> Path:
 
 def _mariadb() -> Path:
     return Path(shutil.which("mariadbd", path=_ENVIRONMENT["PATH"]) or "/usr/sbin/mariadbd")
+
+
+def _base(*, as_another: bool) -> Path:
+    """The folder for temporary files, or the usual one where another user could not reach it."""
+    chosen = Path(tempfile.gettempdir())
+    reachable = all(folder.stat().st_mode & 0o001 for folder in (chosen, *chosen.parents))
+    return chosen if reachable or not as_another else Path("/var/tmp")
 
 
 def _free_port() -> int:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from pupitre.bench.history import Evidence, Violation, violations
 from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.command import FINAL_STATES, BootDesktop, Command, CommandState, DestroyDesktop, Order, RegisterHost
-from pupitre.errors import CommandError, SetupError
+from pupitre.errors import CommandError, SetupError, Unavailable
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.engine import open_database
 from pupitre.up.child import Child, ChildSpec, describe_exit
@@ -199,16 +200,37 @@ class Room:
     async def outcomes(self, given: Sequence[Command]) -> list[Command]:
         """The commands once all have their outcome. Raises `TimeoutError` when one has none long after its time-out."""
         ended: dict[str, Command] = {}
-        async with self.commands.database.listen(ANSWERED) as listener, asyncio.timeout(PATIENCE):
+        wanted = {command.id for command in given}
+        left = max((command.deadline for command in given), default=0) - now_ms()
+        version = 0
+        async with self.commands.database.listen(ANSWERED) as listener, asyncio.timeout(max(left, 0) / 1000 + PATIENCE):
+            while not wanted <= ended.keys():
+                try:
+                    changes = await self.commands.changes(version)
+                except Unavailable:
+                    await asyncio.sleep(0.5)
+                    continue
+                for change in changes:
+                    version = change.version
+                    if change.command.id in wanted and change.command.state in FINAL_STATES:
+                        self.told.setdefault(change.command.id, change.command.state)
+                        ended[change.command.id] = change.command
+                if not wanted <= ended.keys():
+                    await listener.heard()
+        return [ended[command.id] for command in given]
+
+    async def freeze(self, name: str) -> None:
+        """SIGSTOP, but not while the process holds SQLite's lock on a file: that would freeze everybody.
+
+        A server's lock waits for nobody like that: there it is frozen at once.
+        """
+        async with asyncio.timeout(PATIENCE):
             while True:
-                for command in given:
-                    now = None if command.id in ended else await self.commands.get(command.id)
-                    if now is not None and now.state in FINAL_STATES:
-                        self.told.setdefault(now.id, now.state)
-                        ended[now.id] = now
-                if all(command.id in ended for command in given):
-                    return [ended[command.id] for command in given]
-                await listener.heard()
+                self.parts[name].signal(signal.SIGSTOP)
+                if not await asyncio.to_thread(_is_locked, self.settings):
+                    return
+                self.parts[name].signal(signal.SIGCONT)
+                await asyncio.sleep(0.01)
 
     async def succeed(self, order: Order) -> Command:
         """Raises `CommandError` when it does not."""
@@ -237,6 +259,18 @@ class Room:
     def tail(self, lines: int = 60) -> str:
         """What the processes said last."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _is_locked(settings: Settings) -> bool:
+    """Whether somebody holds the lock on one of the files."""
+    for path in (settings.home / "db").glob("*.sqlite"):
+        with contextlib.closing(sqlite3.connect(path, timeout=0.3, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                return True
+    return False
 
 
 def new_id() -> str:

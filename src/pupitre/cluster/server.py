@@ -88,9 +88,15 @@ class ClusterServer:
         Raises `Deposed` when another cluster server takes over.
         """
         await self._stand_by()
-        self._epoch = await self._store.begin_epoch(now=now_ms())
-        self._published = await self._store.sequence()
-        await self._store.forget(now_ms() - KEEP_MS)
+        while True:
+            try:
+                self._epoch = await self._store.begin_epoch(now=now_ms())
+                self._published = await self._store.sequence()
+                await self._store.forget(now_ms() - KEEP_MS)
+                break
+            except Unavailable as error:
+                log.warning("The cluster's database does not answer yet.", reason=str(error))
+                await asyncio.sleep(1)
         await self._link.serve(self._subjects.commands, self._on_command)
         await self._hosts.serve()
         try:
