@@ -225,8 +225,12 @@ class MariaServer(DatabaseServer):
 
 SERVERS: dict[str, type[DatabaseServer]] = {server.kind: server for server in (PostgresServer, MariaServer)}
 
-# The last one only marks whose these processes are, for who clears up after a run that was killed.
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "STARTED_FROM_TMPDIR": tempfile.gettempdir()}
+_ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    # Only a mark, for who clears up after a run that was killed.
+    "STARTED_FROM_TMPDIR": tempfile.gettempdir(),
+}
 
 
 def _postgres(program: str) -> Path:
