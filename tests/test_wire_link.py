@@ -17,7 +17,7 @@ from pupitre import pki
 from pupitre.config import Settings
 from pupitre.errors import LinkDown, MessageError, Unavailable
 from pupitre.wire.link import Link
-from pupitre.wire.messages import MAX_SIZE, AnyMessage, Done, GetPage, Heartbeat, Hello, Mark, Refused, decode, encode
+from pupitre.wire.messages import MAX_SIZE, AnyMessage, Done, GetPage, Heartbeat, Hello, Mark, Refused, decode
 from pupitre.wire.subjects import Subjects, inbox
 from tests.cluster_rig import Broker, eventually, small_settings, wire_link
 
@@ -295,7 +295,7 @@ async def test_spawned_work_that_fails_fails_alone(tmp_path: Path) -> None:
         link.spawn(fails(KeyError("ours")))
         link.spawn(works())
         await asyncio.wait_for(done.wait(), 5)
-        assert encode(Done()) == b'{"type":"done","v":1}'
+        assert link.connected, "what fails fails alone"
 
 
 async def test_a_link_that_the_broker_refuses_says_why(tmp_path: Path) -> None:
