@@ -284,6 +284,18 @@ class Link:
         answering = one if in_order else beside
         self._served.append((subject, answering))
         await self._client.subscribe(subject, cb=answering)
+        await self._until_known()
+
+    async def _until_known(self) -> None:
+        """Return when the broker knows of every subscription, so that who is told of us is answered.
+
+        Twice: what a broker says first of all can leave the client one answer ahead, and then its flush returns
+        upon the answer to the one before.
+        """
+        if self._client.is_connected:
+            with contextlib.suppress(NatsError, TimeoutError), _heeding_cancellation():
+                await self._client.flush(timeout=2)
+                await self._client.flush(timeout=2)
 
     async def settle(self) -> None:
         """Let what is under way end, for a moment, and have it sent."""
