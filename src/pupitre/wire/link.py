@@ -173,9 +173,7 @@ class Link:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._client.is_connected:
-            with contextlib.suppress(NatsError, TimeoutError):
-                async with asyncio.timeout(1):
-                    await self._client.flush()
+            await self._flush()
         await self._client.close()
 
     async def request(self, subject: str, message: AnyMessage, answer: type[M], *, timeout: float = 2.0) -> M:
@@ -187,10 +185,8 @@ class Link:
         data = encode(message)
         if len(data) > MAX_SIZE:
             raise MessageError(f"A {type(message).__name__} of {len(data)} bytes is over the limit of {MAX_SIZE}.")
-        if isinstance(message, BUNDLED):
-            received = decode(await self._bundles(subject).do(data))
-        else:
-            received = decode(await self._ask(subject, data, timeout))
+        bundles = isinstance(message, BUNDLED)
+        received = decode(await (self._bundles(subject).do(data) if bundles else self._ask(subject, data, timeout)))
         if isinstance(received, Refused):
             raise MessageError(received.reason)
         if not isinstance(received, answer):
@@ -302,6 +298,10 @@ class Link:
         others = self._tasks - {asyncio.current_task()}
         if others:
             await asyncio.wait(others, timeout=2)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        """Have what was said sent, if that takes no more than a moment."""
         with contextlib.suppress(NatsError, TimeoutError):
             async with asyncio.timeout(1):
                 await self._client.flush()
