@@ -13,9 +13,10 @@ from pupitre.domain.access import User
 from pupitre.errors import PupitreError
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.hosts import SeenHost, boot_up_host, configure_host, host_called, retire_host
+from pupitre.portal.pages.form_page import form_page
 from pupitre.portal.pages.host_forms import HostForm, change, form_of
 from pupitre.portal.pages.hosts import latest_orders
-from pupitre.portal.pages.link import banner, freshness
+from pupitre.portal.pages.link import freshness
 from pupitre.portal.pages.refusals import Refusal, refusal_of
 from pupitre.portal.roles import HostKeeper
 from pupitre.portal.views import render
@@ -109,16 +110,9 @@ async def _page(
     errors: dict[str, str] | None = None,
     refusal: Refusal | None = None,
 ) -> Response:
-    portal = portal_of(request)
-    context = {
-        "form": form,
-        "errors": errors or {},
-        "refusal": refusal,
-        **await host_board(portal, user, seen),
-        **await banner(portal),
-    }
-    status = refusal.status if refusal else 422 if errors else 200
-    return render(request, "host.html", context, status=status, headers=refusal.headers if refusal else {})
+    return await form_page(
+        request, "host.html", form, await host_board(portal_of(request), user, seen), errors=errors, refusal=refusal
+    )
 
 
 async def _confirmation(

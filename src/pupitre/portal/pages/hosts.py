@@ -14,11 +14,11 @@ from pupitre.domain.command import Command, CommandKind, RegisterHost
 from pupitre.errors import PupitreError
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.hosts import hosts_of, register_host
+from pupitre.portal.pages.form_page import form_page
 from pupitre.portal.pages.host_forms import HostForm, registration
-from pupitre.portal.pages.link import banner, freshness
+from pupitre.portal.pages.link import freshness
 from pupitre.portal.pages.refusals import Refusal, refusal_of
 from pupitre.portal.roles import HostKeeper
-from pupitre.portal.views import render
 
 router = APIRouter()
 SHOWN = 5
@@ -67,13 +67,6 @@ async def _page(
     errors: dict[str, str] | None = None,
     refusal: Refusal | None = None,
 ) -> Response:
-    portal = portal_of(request)
-    context = {
-        "form": form,
-        "errors": errors or {},
-        "refusal": refusal,
-        **await hosts_board(portal, user),
-        **await banner(portal),
-    }
-    status = refusal.status if refusal else 422 if errors else 200
-    return render(request, "hosts.html", context, status=status, headers=refusal.headers if refusal else {})
+    return await form_page(
+        request, "hosts.html", form, await hosts_board(portal_of(request), user), errors=errors, refusal=refusal
+    )
