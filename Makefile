@@ -44,7 +44,7 @@ bench:
 
 lock:
 	@scripts/setup check
-	compile="$(VENV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header"
+	compile="$(VENV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-strip-extras"
 	$$compile --no-emit-index-url pyproject.toml -o requirements/run.lock
 	$$compile --no-emit-index-url pyproject.toml --group dev -o requirements/dev.lock
 	$$compile --no-emit-index-url --group build -o requirements/build.lock
