@@ -31,10 +31,16 @@ async def database(
     folder: Path, name: DatabaseName, role: DatabaseRole = "owner", *, read_only: bool = False
 ) -> AsyncIterator[Database]:
     opened = Database(url(folder, name, role), bells=folder / "bells", read_only=read_only, poll=0.1)
-    try:
+    async with closing(opened):
         yield opened
+
+
+@asynccontextmanager
+async def closing(database: Database) -> AsyncIterator[Database]:
+    try:
+        yield database
     finally:
-        await opened.close()
+        await database.close()
 
 
 @asynccontextmanager

@@ -125,5 +125,5 @@ async def test_names_are_compared_and_sorted_letter_by_letter(tmp_path: Path) ->
                     insert(users).values(id=name, name=name, role="student", password_hash="", created=1)
                 )
         async with database.read() as connection:
-            found = (await connection.execute(select(users.c.name).order_by(users.c.name))).scalars().all()
+            found = (await connection.execute(select(users.c.name).order_by(users.c.name))).scalars()
     assert found == sorted(names)

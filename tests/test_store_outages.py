@@ -120,7 +120,7 @@ async def test_connections_that_rested_over_a_restart_are_replaced_unseen(
         await restart(each_server)
         await asyncio.gather(*(use() for _ in range(8)))
         async with commands.database.read() as connection:
-            assert len((await connection.execute(select(gates))).all()) == 12
+            assert len(await connection.execute(select(gates))) == 12
 
 
 async def test_a_commit_that_fails_is_not_acknowledged(tmp_path: Path, each_server: Provisioned) -> None:
@@ -133,7 +133,7 @@ async def test_a_commit_that_fails_is_not_acknowledged(tmp_path: Path, each_serv
         finally:
             await asyncio.to_thread(each_server.server.start)
         async with commands.database.read() as connection:
-            assert (await connection.execute(select(gates))).all() == []
+            assert await connection.execute(select(gates)) == []
 
 
 FULL = """

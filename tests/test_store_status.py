@@ -1,21 +1,23 @@
 """The database ``status``: rows as they are, versions that grow only with a change, and a portal that cannot write."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Executable, text
 
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import CopyState, Image
 from pupitre.domain.status import HostImage, Link, Position, Rows
 from pupitre.errors import SetupError, Unavailable
+from pupitre.store.dialect import Connection
 from pupitre.store.engine import Database
-from pupitre.store.status import CHANGED, Named
+from pupitre.store.statement import Result, Values
+from pupitre.store.status import CHANGED, Named, Status
 from tests import databases
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
@@ -107,29 +109,41 @@ async def test_when_the_cluster_was_heard_is_written_and_wakes_nobody(tmp_path: 
         assert await status.version() == version
 
 
-@contextmanager
-def statements() -> Iterator[list[str]]:
-    """What databases are told meanwhile."""
-    told: list[str] = []
+class Overheard(Database):
+    """Counts what it is told."""
 
-    def one(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        told.append(statement)
+    told = 0
 
-    event.listen(Engine, "before_cursor_execute", one)
-    try:
-        yield told
-    finally:
-        event.remove(Engine, "before_cursor_execute", one)
+    @asynccontextmanager
+    async def write(self, *topics: str) -> AsyncIterator[Connection]:
+        async with super().write(*topics) as connection:
+            yield Told(self, connection)
+
+
+class Told:
+    def __init__(self, database: Overheard, connection: Connection) -> None:
+        self._database = database
+        self._connection = connection
+        self.kind = connection.kind
+
+    async def execute(self, statement: Executable, values: Values | Sequence[Values] | None = None) -> Result:
+        self._database.told += 1
+        return await self._connection.execute(statement, values)
+
+    async def rollback(self) -> None:
+        await self._connection.rollback()
 
 
 async def test_what_a_change_costs_does_not_depend_on_how_many_rows_it_has_or_there_are(tmp_path: Path) -> None:
-    async with databases.status(tmp_path) as status:
+    database = Overheard(databases.url(tmp_path, "status"), bells=tmp_path / "bells")
+    async with databases.closing(database):
+        status = Status(database)
         many = tuple(replace(DESKTOP, id=f"d{number}") for number in range(400))
 
         async def cost(rows: tuple[Desktop, ...]) -> int:
-            with statements() as told:
-                await status.apply("main", Rows(desktops=rows))
-            return len(told)
+            before = database.told
+            await status.apply("main", Rows(desktops=rows))
+            return database.told - before
 
         alone = await cost(many[:1])
         assert await cost(many) == alone

@@ -27,6 +27,7 @@ import asyncpg
 import psutil
 import uuid_utils
 from sqlalchemy import URL, BigInteger, Column, MetaData, String, Table, func, insert, select, update
+from sqlalchemy.schema import CreateTable
 
 from pupitre.bench.database_servers import DatabaseServer, MariaServer, PostgresServer
 from pupitre.bench.http_client import Client
@@ -316,7 +317,7 @@ def _p95(values: list[float]) -> float:
 async def _floor(database: Database, clients: int, seconds: float) -> float:
     """On PostgreSQL by its driver alone; elsewhere as our own statements go."""
     async with database.write() as connection:
-        await connection.run_sync(_FLOOR.metadata.create_all)
+        await connection.execute(CreateTable(_FLOOR))
     count = 0
 
     async def one(once: Callable[[str], Awaitable[None]], end: float) -> None:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlalchemy import ColumnElement, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.access import Role, User
 from pupitre.errors import Conflict
+from pupitre.store.dialect import Connection
 from pupitre.store.endings import Ending
 from pupitre.store.engine import Database
 from pupitre.store.rows import AnyRow
@@ -122,7 +122,7 @@ class Accounts:
             await connection.execute(delete(accounts_ended).where(accounts_ended.c.token_hash.in_(token_hashes)))
 
 
-async def _end(connection: AsyncConnection, which: ColumnElement[bool], *, watched: bool = True) -> int:
+async def _end(connection: Connection, which: ColumnElement[bool], *, watched: bool = True) -> int:
     """End these sign-ins, and say so; how many there were."""
     found = await connection.execute(select(sessions.c.token_hash, sessions.c.expires).where(which).with_for_update())
     ended = [{"token_hash": row.token_hash, "until": row.expires} for row in found]

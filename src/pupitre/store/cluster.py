@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import msgspec
 import uuid_utils
 from sqlalchemy import and_, case, delete, exists, insert, not_, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.batch import Batch
 from pupitre.domain.command import desktop_of
@@ -25,6 +24,7 @@ from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.errors import Deposed, PupitreError
 from pupitre.store.cluster_rows import Doubt, Entry, Note, Placed, entry_from_row, placed_from_row
+from pupitre.store.dialect import Connection
 from pupitre.store.engine import Database
 from pupitre.store.rows import (
     desktop_from_row,
@@ -174,7 +174,7 @@ class ClusterStore:
             )
         return results
 
-    async def _next_version(self, connection: AsyncConnection) -> int:
+    async def _next_version(self, connection: Connection) -> int:
         mine = exists().where(epochs.c.value == self.epoch)
         taken = await connection.execute(update(cluster_counter).where(mine).values(value=cluster_counter.c.value + 1))
         if not taken.rowcount:
@@ -227,9 +227,8 @@ class ClusterStore:
     async def notes(self) -> list[Note]:
         """What the audit log has yet to be told, oldest first."""
         async with self.database.read() as connection:
-            return [
-                Note(**row._mapping) for row in await connection.execute(select(notes).order_by(notes.c.id).limit(PAGE))
-            ]
+            rows = await connection.execute(select(notes).order_by(notes.c.id).limit(PAGE))
+        return [Note(*row) for row in rows]
 
     async def noted(self, note_ids: Sequence[str]) -> None:
         """The audit log has them."""
@@ -306,15 +305,15 @@ class ClusterStore:
             await connection.execute(delete(journal).where(journal.c.reported, journal.c.accepted < before))
 
 
-async def _host_page(connection: AsyncConnection, after: str | None, limit: int) -> tuple[Rows, str | None]:
+async def _host_page(connection: Connection, after: str | None, limit: int) -> tuple[Rows, str | None]:
     query = select(cluster_hosts).order_by(cluster_hosts.c.name).limit(limit)
     if after:
         query = query.where(cluster_hosts.c.name > after)
-    rows = (await connection.execute(query)).all()
+    rows = await connection.execute(query)
     return Rows(hosts=tuple(host_from_row(row) for row in rows)), str(rows[-1].name) if len(rows) == limit else None
 
 
-async def _copy_page(connection: AsyncConnection, after: str | None, limit: int) -> tuple[Rows, str | None]:
+async def _copy_page(connection: Connection, after: str | None, limit: int) -> tuple[Rows, str | None]:
     query = select(cluster_copies).where(not_(cluster_copies.c.gone))
     if after:
         host, _, image = after.partition("/")  # no host has one in its name
@@ -324,16 +323,16 @@ async def _copy_page(connection: AsyncConnection, after: str | None, limit: int)
                 and_(cluster_copies.c.host == host, cluster_copies.c.image > image),
             )
         )
-    rows = (await connection.execute(query.order_by(cluster_copies.c.host, cluster_copies.c.image).limit(limit))).all()
+    rows = await connection.execute(query.order_by(cluster_copies.c.host, cluster_copies.c.image).limit(limit))
     found = tuple(HostImage(row.host, image_from_row(row), row.gone) for row in rows)
     return Rows(copies=found), f"{rows[-1].host}/{rows[-1].image}" if len(rows) == limit else None
 
 
-async def _desktop_page(connection: AsyncConnection, after: str | None, limit: int) -> tuple[Rows, str | None]:
+async def _desktop_page(connection: Connection, after: str | None, limit: int) -> tuple[Rows, str | None]:
     query = select(cluster_desktops).where(cluster_desktops.c.state != DesktopState.GONE)
     if after:
         query = query.where(cluster_desktops.c.id > after)
-    rows = (await connection.execute(query.order_by(cluster_desktops.c.id).limit(limit))).all()
+    rows = await connection.execute(query.order_by(cluster_desktops.c.id).limit(limit))
     return Rows(desktops=tuple(desktop_from_row(row) for row in rows)), str(rows[-1].id) if len(rows) == limit else None
 
 

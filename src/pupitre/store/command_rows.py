@@ -3,9 +3,9 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row
 
 from pupitre.domain.command import Command, CommandState, Fault, Order
+from pupitre.store.rows import AnyRow
 
 _orders: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Order)
 
@@ -34,7 +34,7 @@ def to_row(command: Command) -> dict[str, object]:
     }
 
 
-def from_row(row: "Row[tuple[object, ...]]") -> Command:
+def from_row(row: AnyRow) -> Command:
     return Command(
         id=row.id,
         user=row.user_id,

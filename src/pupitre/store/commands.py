@@ -137,7 +137,7 @@ class Commands:
         ranked = open_ones.subquery()
         waiting = select(ranked).where(ranked.c.state.in_((CommandState.QUEUED, CommandState.SENT)))
         async with self.database.read() as connection:
-            rows = (await connection.execute(waiting.order_by(ranked.c.place, ranked.c.id).limit(limit))).all()
+            rows = await connection.execute(waiting.order_by(ranked.c.place, ranked.c.id).limit(limit))
         sent = [row for row in rows if row.kind != CommandKind.BOOT_DESKTOP or row.place <= starts_per_user]
         return [from_row(row) for row in sent], len(sent) < len(rows) or len(rows) == limit
 

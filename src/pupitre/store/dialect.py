@@ -10,9 +10,40 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Protocol, Self
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Executable
 
-POOL = {"pool_size": 4, "max_overflow": 4, "pool_timeout": 10}
+from pupitre.store.pool import Pool
+from pupitre.store.statement import Result, Values
+
+
+class Connection(Protocol):
+    """One transaction."""
+
+    @property
+    def kind(self) -> str:
+        """One of `pupitre.store.engine.KINDS`."""
+
+    async def execute(self, statement: Executable, values: Values | Sequence[Values] | None = None) -> Result:
+        """The rows that it answers with, or how many it has changed; nothing for several sets of values at once."""
+
+    async def rollback(self) -> None:
+        """End the transaction: nothing of it stays."""
+
+
+class DriverConnection(Connection, Protocol):
+    """A connection as `Pool` keeps it; between transactions each statement is one of its own."""
+
+    def is_lost(self) -> bool: ...
+
+    async def begin(self, *, write: bool) -> None: ...
+
+    async def commit(self, topics: Sequence[str]) -> None:
+        """If there still is a transaction: it is on disk when this returns, and wakes who listens to ``topics``."""
+
+    def abandon(self) -> None:
+        """End the transaction without waiting: who used it was cancelled, and nobody knows how far it came."""
+
+    async def close(self) -> None: ...
 
 
 class Listening(Protocol):
@@ -29,22 +60,28 @@ class Listening(Protocol):
 
 class Dialect(Protocol):
     @property
-    def reading(self) -> AsyncEngine:
-        """Its transactions see one state of the database."""
+    def reading(self) -> "Pool[DriverConnection]":
+        """Their transactions see one state of the database."""
 
     @property
-    def writing(self) -> AsyncEngine:
-        """Its transactions see what others commit; the counter's row puts them in order."""
+    def writing(self) -> "Pool[DriverConnection]":
+        """Their transactions see what others commit; the counter's row puts them in order."""
 
     @property
     def turn(self) -> AbstractAsyncContextManager[object]:
         """Entered before a writing transaction begins."""
 
-    async def announce(self, connection: AsyncConnection, topics: Sequence[str]) -> None:
-        """The last words of a transaction: its commit wakes who listens to ``topics``."""
+    def is_conflict(self, error: Exception) -> bool:
+        """Whether the driver says that a key is there already."""
+
+    def is_about_a_value(self, error: Exception) -> bool:
+        """Whether the driver says that no row can hold a value (SQLSTATE class 22)."""
+
+    def is_failure(self, error: Exception) -> bool:
+        """Whether the driver says anything at all."""
 
     def announced(self, topics: Sequence[str]) -> None:
-        """The same, just after the commit. Never raises."""
+        """Just after a commit: wake who listens to ``topics``, if the commit did not. Never raises."""
 
     def listen(self, topic: str) -> Listening:
         """Listen to one topic."""

@@ -6,17 +6,18 @@ error, whether it was made or not: who asked tries again with the same ids.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Table, make_url, select, update
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Executable, Table, make_url, select, update
 
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import Conflict, Invalid, SetupError, Unavailable
-from pupitre.store.dialect import Dialect, Listening
+from pupitre.store.dialect import Connection, Dialect, DriverConnection, Listening
+from pupitre.store.pool import Pool
+from pupitre.store.statement import Result, Values
 
 LEAVE_WITHIN = 5.0
 """Seconds that transactions under way may take when a database is closed."""
@@ -64,7 +65,7 @@ class Database:
         return self.url.get_backend_name()
 
     @asynccontextmanager
-    async def write(self, *topics: str) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *topics: str) -> AsyncIterator[Connection]:
         """A transaction that commits at the end of the block, and then wakes who listens to ``topics``.
 
         Raises `Conflict` for a duplicate key, `Invalid` for a value that no row can hold, and
@@ -73,18 +74,25 @@ class Database:
         with self._counted():
             async with self._dialect.turn:
                 with self._errors("does not take the change"):
-                    async with _transaction(self._dialect.writing) as connection:
+                    async with _transaction(self._dialect.writing, write=True) as connection:
                         yield connection
-                        await self._dialect.announce(connection, topics)
-                        await connection.commit()
+                        await connection.commit(topics)
             self._dialect.announced(topics)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
+    async def read(self) -> AsyncIterator[Connection]:
         """A transaction that sees one state of the database. Raises `Unavailable`."""
         with self._counted(), self._errors("does not answer"):
-            async with _transaction(self._dialect.reading) as connection:
+            async with _transaction(self._dialect.reading, write=False) as connection:
                 yield connection
+
+    async def select(self, statement: Executable, values: Values | None = None) -> Result:
+        """What `read` gives for one statement alone, in one round trip. Raises `Unavailable`."""
+        with self._counted(), self._errors("does not answer"):
+            pool = self._dialect.reading
+            connection, result = await pool.take(lambda one: one.execute(statement, values))
+            await pool.give(connection)
+        return result
 
     def listen(self, topic: str) -> Listening:
         """An async context manager; ``heard()`` returns after each commit that wakes ``topic``."""
@@ -112,14 +120,14 @@ class Database:
     def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
-        except IntegrityError as error:
-            raise Conflict("There is already one with that name.") from error
-        except (DBAPIError, OSError) as error:
-            if _is_about_a_value(error):
+        except Exception as error:
+            if self._dialect.is_conflict(error):
+                raise Conflict("There is already one with that name.") from error
+            if self._dialect.is_about_a_value(error):
                 raise Invalid(f"The database {self.name} cannot hold that value: {words_of(error)}") from error
-            raise Unavailable(f"The database {self.name} {what}: {words_of(error)}") from error
-        except PoolTimeout as error:
-            raise Unavailable(f"The database {self.name} has too much to do.") from error
+            if self._dialect.is_failure(error):
+                raise Unavailable(f"The database {self.name} {what}: {words_of(error)}") from error
+            raise
 
     @property
     def name(self) -> str:
@@ -128,34 +136,27 @@ class Database:
 
 
 @asynccontextmanager
-async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection with a transaction begun. One that went stale while it rested is replaced unseen."""
-    async with AsyncExitStack() as stack:
-        connection = await stack.enter_async_context(engine.connect())
-        try:
-            await connection.begin()
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            await stack.aclose()
-            connection = await stack.enter_async_context(engine.connect())
-            await connection.begin()
+async def _transaction(pool: Pool[DriverConnection], *, write: bool) -> AsyncIterator[DriverConnection]:
+    """A connection with a transaction begun. Whatever the block has not committed is undone."""
+    connection, _ = await pool.take(lambda one: one.begin(write=write))
+    try:
         yield connection
+        await connection.rollback()
+    except Exception:
+        with suppress(Exception):
+            await connection.rollback()
+        raise
+    except BaseException:
+        connection.abandon()
+        raise
+    finally:
+        await pool.give(connection)
 
 
-def _is_about_a_value(error: DBAPIError | OSError) -> bool:
-    """SQLSTATE class 22, by whatever name the driver has for it."""
-    if isinstance(error, OSError):
-        return False
-    return isinstance(error, DataError) or str(getattr(error.orig, "sqlstate", "") or "").startswith("22")
-
-
-def words_of(error: DBAPIError | OSError) -> str:
+def words_of(error: Exception) -> str:
     """What the server said, without the statement and its values."""
-    if isinstance(error, OSError):
-        return str(error) or type(error).__name__
-    said = (error.orig and error.orig.__cause__) or error.orig
-    return str(said.args[-1]) if said and said.args else type(said).__name__
+    said = str(error.args[-1]) if error.args else ""
+    return said or type(error).__name__
 
 
 def open_database(settings: Settings, role: DatabaseRole, name: DatabaseName, *, read_only: bool = False) -> Database:
@@ -168,7 +169,16 @@ def open_database(settings: Settings, role: DatabaseRole, name: DatabaseName, *,
     )
 
 
-async def next_version(connection: AsyncConnection, counter: Table) -> int:
+async def next_version(connection: Connection, counter: Table) -> int:
     """Take the next version; the row lock also puts all writers of this database in one order."""
-    await connection.execute(update(counter).values(value=counter.c.value + 1))
-    return int((await connection.execute(select(counter.c.value))).scalar_one())
+    take, take_and_look, look = _version_of(counter)
+    if connection.kind == "mariadb":  # its UPDATE returns nothing
+        await connection.execute(take)
+        return int((await connection.execute(look)).scalar_one())
+    return int((await connection.execute(take_and_look)).scalar_one())
+
+
+@lru_cache
+def _version_of(counter: Table) -> Any:
+    take = update(counter).values(value=counter.c.value + 1)
+    return take, take.returning(counter.c.value), select(counter.c.value)

@@ -43,9 +43,10 @@ class RemoteListener(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task:
+        # Said again: before Python 3.12 a driver that waits by `asyncio.wait_for` can lose a cancellation.
+        while self._task and not self._task.done():
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=1)
 
     async def heard(self) -> None:
         await self._rung.wait()

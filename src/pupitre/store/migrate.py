@@ -6,7 +6,8 @@ commit, so that of two at once one does it and the other finds it done.
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,19 +16,24 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, insert, make_url, select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, event, insert, make_url, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from pupitre.config import DatabaseName, DatabaseRole, Settings
-from pupitre.store.engine import Database
+from pupitre.errors import SetupError, Unavailable
+from pupitre.store.engine import KINDS
 from pupitre.store.grants import ACCESS, ensure_grants
 from pupitre.store.schema import DATABASES
+from pupitre.store.server import said_by
 
 T = TypeVar("T")
-PATIENCE = 3600.0
-"""Seconds that one statement of a migration may take."""
 
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mariadb+asyncmy"}
+# The first words of an upgrade.
 _LOCK = {
+    "sqlite": "BEGIN IMMEDIATE",
     "postgresql": "SELECT pg_advisory_xact_lock(7074170)",
     "mariadb": "SELECT GET_LOCK(CONCAT('pupitre.', DATABASE()), 3600)",
 }
@@ -55,7 +61,7 @@ def current(url: str) -> str | None:
     path = _file(url)
     if path is not None and not path.exists():
         return None
-    return _run(_current(url))
+    return inspect(url, lambda connection: MigrationContext.configure(connection).get_current_revision())
 
 
 def head(name: str) -> str | None:
@@ -70,19 +76,53 @@ def users_of(settings: Settings, name: DatabaseName) -> dict[DatabaseRole, str]:
     return {role: str(make_url(addresses[role][name]).username) for role in ACCESS if name in addresses.get(role, {})}
 
 
+def inspect(url: str, look: Callable[[Connection], T]) -> T:
+    """What ``look`` finds in the database. Raises `Unavailable`."""
+
+    async def inspected() -> T:
+        async with _connected(url) as connection:
+            return await connection.run_sync(look)
+
+    return _run(inspected())
+
+
 async def _upgrade(name: DatabaseName, url: str, users: Mapping[DatabaseRole, str]) -> bool:
-    database = Database(url, bells=Path(), patience=PATIENCE)
+    async with _connected(url) as connection:
+        await connection.exec_driver_sql(_LOCK[connection.engine.url.get_backend_name()])
+        changed = await connection.run_sync(_migrate, name)
+        await _seed(connection, name)
+        if users:
+            changed |= await ensure_grants(connection, name, users)
+        await connection.commit()
+    return changed
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
+    """Alembic speaks by SQLAlchemy's own connections. Raises `SetupError` and `Unavailable`."""
+    where = make_url(url)
+    kind = where.get_backend_name()
+    if kind not in _DRIVERS:
+        raise SetupError(f"{kind} is not a database that Pupitre knows.", f"Use one of {', '.join(KINDS)}.")
+    engine = create_async_engine(where.set(drivername=_DRIVERS[kind]), poolclass=NullPool)
+    if kind == "sqlite":
+        event.listen(engine.sync_engine, "connect", _begin_ourselves)
     try:
-        async with database.write() as connection:
-            if lock := _LOCK.get(database.kind):
-                await connection.execute(text(lock))
-            changed = await connection.run_sync(_migrate, name)
-            await _seed(connection, name)
-            if users:
-                changed |= await ensure_grants(connection, name, users)
-        return changed
+        async with engine.connect() as connection:
+            yield connection
+    except (DBAPIError, OSError) as error:
+        raise Unavailable(f"The database {where.database} is not upgraded: {said_by(error)}") from error
     finally:
-        await database.close()
+        await engine.dispose()
+
+
+def _begin_ourselves(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 60000")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.close()
 
 
 def _migrate(connection: Connection, name: DatabaseName) -> bool:
@@ -102,15 +142,6 @@ async def _seed(connection: AsyncConnection, name: DatabaseName) -> None:
         found = DATABASES[name].tables.get(table)
         if found is not None and (await connection.execute(select(found.c.id))).first() is None:
             await connection.execute(insert(found).values(id=1, value=0))
-
-
-async def _current(url: str) -> str | None:
-    database = Database(url, bells=Path())
-    try:
-        async with database.read() as connection:
-            return await connection.run_sync(lambda held: MigrationContext.configure(held).get_current_revision())
-    finally:
-        await database.close()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import bindparam, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.command import COMMAND_LIFE, Command, CommandEvent, CommandState, Fault
 from pupitre.errors import ConnectionFault
 from pupitre.store.audit import AuditEntry, audit_values
 from pupitre.store.command_rows import from_row
+from pupitre.store.dialect import Connection
 from pupitre.store.schema import audit, commands
 
 
@@ -39,7 +39,7 @@ class _Held:
     asked_by: str
 
 
-async def write_moves(connection: AsyncConnection, moves: Sequence[Move], version: int) -> list[bool]:
+async def write_moves(connection: Connection, moves: Sequence[Move], version: int) -> list[bool]:
     """Whether each command moved: False for one that is in no state that takes the event."""
     before = await _held(connection, {move.command for move in moves})
     now = dict(before)
@@ -62,8 +62,8 @@ async def write_moves(connection: AsyncConnection, moves: Sequence[Move], versio
     return moved
 
 
-async def _held(connection: AsyncConnection, ids: set[str]) -> dict[str, _Held]:
-    rows = (await connection.execute(select(commands).where(commands.c.id.in_(ids)))).all()
+async def _held(connection: Connection, ids: set[str]) -> dict[str, _Held]:
+    rows = await connection.execute(select(commands).where(commands.c.id.in_(ids)))
     asked = select(audit.c.command, audit.c.actor_name).where(audit.c.command.in_(ids), audit.c.outcome == "")
     names = {row.command: row.actor_name for row in await connection.execute(asked)}
     return {row.id: _Held(from_row(row), row.abandon, names.get(row.id, "")) for row in rows}

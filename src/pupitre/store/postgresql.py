@@ -1,4 +1,4 @@
-"""PostgreSQL, by asyncpg. NOTIFY is part of the transaction, so that a ring is lost only with its commit.
+"""PostgreSQL, by asyncpg. NOTIFY goes with COMMIT, so that a ring is lost only with its commit.
 
 A connection that the server closed while it rested in the pool is known without
 asking the server, and is replaced unseen.
@@ -10,13 +10,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, event, func, select
-from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy import URL, Executable
 
 from pupitre.errors import SetupError
-from pupitre.store.dialect import POOL, Listening
+from pupitre.store.dialect import DriverConnection, Listening
 from pupitre.store.listener import RemoteListener
+from pupitre.store.pool import Pool
+from pupitre.store.statement import Result, Statements, Values
 
 CHECK = 30.0
 """Seconds after which a silent listener asks whether the server is still there."""
@@ -27,45 +27,105 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "60s",
     "synchronous_commit": "on",
 }
+_FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
 class Postgres:
     def __init__(self, url: URL, *, patience: float, read_only: bool = False) -> None:
-        self._url = url.set(drivername="postgresql+asyncpg")
+        url = url.set(drivername="postgresql+asyncpg")
         settings = _SESSION | {"lock_timeout": f"{int(patience / 3 * 1000)}ms"}
         if read_only:
             settings["default_transaction_read_only"] = "on"
-        self._arguments: dict[str, Any] = {"server_settings": settings, "timeout": 10, "command_timeout": patience}
-        engine = create_async_engine(self._url, connect_args=self._arguments, **POOL)
-        event.listen(engine.sync_engine, "checkout", _refuse_closed)
-        event.listen(engine.sync_engine, "first_connect", self._check)
-        self.writing = engine.execution_options(isolation_level="READ COMMITTED")
-        self.reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        dialect = url.get_dialect()()
+        _, address = dialect.create_connect_args(url)
+        self._statements = Statements(dialect, arrays=True)
+        self._where = f"{url.host}", f"{url.database}"
+        self._arguments: dict[str, Any] = {
+            **address, "server_settings": settings, "timeout": 10, "command_timeout": patience,
+        }  # fmt: skip
+        self._checked = False
+        self.reading: Pool[DriverConnection] = Pool(str(url.database), self._open)
+        self.writing = self.reading
         self.turn = nullcontext()
 
-    def _check(self, connection: Any, _record: object) -> None:
-        cursor = connection.cursor()
-        cursor.execute("SHOW fsync")
-        if cursor.fetchone()[0] != "on":
+    async def _open(self) -> DriverConnection:
+        raw = await asyncpg.connect(**self._arguments)
+        if not self._checked and await raw.fetchval("SHOW fsync") != "on":
+            raw.terminate()
             raise SetupError(
-                f"PostgreSQL at {self._url.host} does not put commits on disk (fsync is off).",
+                f"PostgreSQL at {self._where[0]} does not put commits on disk (fsync is off).",
                 "Set fsync = on in postgresql.conf and restart it.",
             )
-        cursor.close()
-        connection.rollback()
+        self._checked = True
+        return PostgresConnection(raw, self._statements)
 
-    async def announce(self, connection: AsyncConnection, topics: Sequence[str]) -> None:
-        if topics:
-            await connection.execute(select(*(func.pg_notify(topic, "") for topic in topics)))
+    def is_conflict(self, error: Exception) -> bool:
+        return isinstance(error, asyncpg.IntegrityConstraintViolationError)
+
+    def is_about_a_value(self, error: Exception) -> bool:
+        return isinstance(error, asyncpg.DataError | asyncpg.exceptions.DataError) or str(
+            getattr(error, "sqlstate", "")
+        ).startswith("22")
+
+    def is_failure(self, error: Exception) -> bool:
+        return isinstance(error, _FAILURES)
 
     def announced(self, topics: Sequence[str]) -> None:
         pass
 
     def listen(self, topic: str) -> Listening:
-        return PostgresListener(self._url, self._arguments, topic)
+        return PostgresListener(self._where[1], self._arguments, topic)
 
     async def close(self) -> None:
-        await self.writing.dispose()
+        await self.writing.close()
+
+
+class PostgresConnection:
+    kind = "postgresql"
+
+    def __init__(self, raw: "asyncpg.Connection[asyncpg.Record]", statements: Statements) -> None:
+        self._raw = raw
+        self._statements = statements
+        self._begun = False
+
+    def is_lost(self) -> bool:
+        return self._raw.is_closed()
+
+    async def begin(self, *, write: bool) -> None:
+        # Writers see what was committed before each statement: the counter's row has put them in order.
+        await self._raw.execute("BEGIN" if write else "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        self._begun = True
+
+    async def execute(self, statement: Executable, values: Values | Sequence[Values] | None = None) -> Result:
+        if isinstance(values, Sequence):
+            prepared = self._statements.prepare(statement, values[0])
+            await self._raw.executemany(prepared.text, [prepared.arguments(one) for one in values])
+            return Result()
+        prepared = self._statements.prepare(statement, values or {})
+        arguments = prepared.arguments(values or {})
+        if not prepared.returns:
+            tag = await self._raw.execute(prepared.text, *arguments)
+            number = tag.rpartition(" ")[2]
+            return Result(rowcount=int(number) if number.isdecimal() else -1)
+        records = await self._raw.fetch(prepared.text, *arguments)
+        return prepared.result(records, records[0].keys() if records else (), len(records))
+
+    async def commit(self, topics: Sequence[str]) -> None:
+        if self._begun:
+            # In one round trip. Topics are names of ours.
+            await self._raw.execute("".join(f'NOTIFY "{topic}"; ' for topic in topics) + "COMMIT")
+            self._begun = False
+
+    async def rollback(self) -> None:
+        if self._begun:
+            self._begun = False
+            await self._raw.execute("ROLLBACK")
+
+    def abandon(self) -> None:
+        self._raw.terminate()
+
+    async def close(self) -> None:
+        self._raw.terminate()
 
 
 class PostgresListener(RemoteListener):
@@ -73,10 +133,9 @@ class PostgresListener(RemoteListener):
 
     errors = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
-    def __init__(self, url: URL, arguments: dict[str, Any], topic: str) -> None:
-        super().__init__(f"{url.database}, {topic}")
-        _, address = url.get_dialect()().create_connect_args(url)
-        self._arguments = {**address, **arguments}
+    def __init__(self, database: str, arguments: dict[str, Any], topic: str) -> None:
+        super().__init__(f"{database}, {topic}")
+        self._arguments = arguments
         self._topic = topic
 
     async def _follow(self) -> None:
@@ -98,8 +157,3 @@ async def _until_lost(connection: "asyncpg.Connection[asyncpg.Record]", lost: as
                 await lost.wait()
         except TimeoutError:
             await connection.execute("SELECT 1", timeout=10)
-
-
-def _refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
-    if connection.driver_connection.is_closed():
-        raise DisconnectionError

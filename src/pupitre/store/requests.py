@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.command import FINAL_STATES, Command, CommandKind
 from pupitre.errors import LimitReached, PupitreError, TooEarly
 from pupitre.store.audit import AuditEntry, audit_values
 from pupitre.store.command_rows import to_row
+from pupitre.store.dialect import Connection
 from pupitre.store.schema import audit, commands, gates
 from pupitre.store.upsert import upsert_rows
 
@@ -40,7 +40,7 @@ class Request:
 
 
 async def write_requests(
-    connection: AsyncConnection, requests: Sequence[Request], version: int
+    connection: Connection, requests: Sequence[Request], version: int
 ) -> list[Command | PupitreError]:
     """Write those that may pass; `TooEarly` or `LimitReached` for each other, of which nothing is written."""
     last = await _last_asked(connection, {request.command.user for request in requests})
@@ -67,12 +67,12 @@ async def write_requests(
     return results
 
 
-async def _last_asked(connection: AsyncConnection, users: set[str]) -> dict[str, int]:
+async def _last_asked(connection: Connection, users: set[str]) -> dict[str, int]:
     rows = await connection.execute(select(gates).where(gates.c.user_id.in_(users)))
     return {row.user_id: row.last for row in rows}
 
 
-async def _have(connection: AsyncConnection, requests: Sequence[Request]) -> dict[str, set[str]]:
+async def _have(connection: Connection, requests: Sequence[Request]) -> dict[str, set[str]]:
     """Desktops that count against each limited user's limit."""
     allowances = {request.command.user: request.allowance for request in requests if request.allowance}
     if not allowances:

@@ -3,13 +3,13 @@
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row
 
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, Image
 
-AnyRow = Row[*tuple[Any, ...]]
+AnyRow = Any
+"""A named tuple: see `pupitre.store.statement`."""
 
 
 def host_to_row(host: Host) -> dict[str, object]:

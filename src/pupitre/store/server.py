@@ -19,7 +19,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from pupitre.errors import SetupError, Unavailable
-from pupitre.store.engine import words_of
 
 ITERATIONS = 4096
 """Of SCRAM-SHA-256, as PostgreSQL itself takes; the passwords are random."""
@@ -170,7 +169,7 @@ async def open_server(root: URL) -> AsyncIterator[Server]:
             yield server
     except (DBAPIError, OSError) as error:
         where = root.render_as_string(hide_password=True)
-        raise Unavailable(f"{where} does not do what is needed: {words_of(error)}") from error
+        raise Unavailable(f"{where} does not do what is needed: {said_by(error)}") from error
 
 
 @asynccontextmanager
@@ -181,6 +180,14 @@ async def _connected(url: URL) -> AsyncIterator[AsyncConnection]:
             yield connection
     finally:
         await engine.dispose()
+
+
+def said_by(error: DBAPIError | OSError) -> str:
+    """What the server said, without the statement and its values."""
+    if isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    said = (error.orig and error.orig.__cause__) or error.orig
+    return str(said.args[-1]) if said and said.args else type(error).__name__
 
 
 def scram(password: str) -> str:

@@ -1,53 +1,76 @@
 """SQLite: one file, for one machine. Every commit is on disk (WAL, synchronous=FULL) before anyone is told.
 
-Processes of this machine wake each other by `pupitre.bell`, because SQLite cannot.
+Processes of this machine wake each other by `pupitre.bell`, because SQLite cannot. Each
+connection has a thread of its own, so that the disk never holds up the event loop.
 """
 
 import asyncio
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, event
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy import URL, Executable
+from sqlalchemy.dialects import sqlite
 
 from pupitre.bell import Bell
 from pupitre.errors import SetupError
-from pupitre.store.dialect import POOL, Listening
+from pupitre.store.dialect import DriverConnection, Listening
+from pupitre.store.pool import Pool
+from pupitre.store.statement import Result, Statements, Values
 
-WRITES = "pupitre_writes"
+WAIT = 10.0
+"""Seconds for another process's transaction."""
+
+T = TypeVar("T")
 
 
 class Sqlite:
     def __init__(self, url: URL, *, bells: Path, read_only: bool = False) -> None:
+        self._path = url.database or ""
         self._bells = bells
         self._read_only = read_only
-        if url.database and not Path(url.database).exists():
-            raise SetupError(f"The database {url.database} does not exist.", "Run: pupitre db create")
-        if read_only:
-            url = url.set(database=f"file:{quote(url.database or '')}", query={"mode": "ro", "uri": "true"})
-        engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), **POOL)
-        event.listen(engine.sync_engine, "connect", self._connect)
-        event.listen(engine.sync_engine, "begin", _begin)
-        self.reading = engine
-        self.writing = engine.execution_options(**{WRITES: True})
+        if not Path(self._path).exists():
+            raise SetupError(f"The database {self._path} does not exist.", "Run: pupitre db create")
+        self._statements = Statements(sqlite.dialect(), arrays=False)
+        self.reading: Pool[DriverConnection] = Pool(self._path, self._open)
         # SQLite has one writer at a time, and who waits for it in its own queue wakes late and out of turn.
+        self.writing = self.reading
         self.turn = asyncio.Lock()
 
-    def _connect(self, connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout = 10000")
-        if self._read_only:
-            cursor.execute("PRAGMA query_only = ON")
-        else:
-            cursor.execute("PRAGMA journal_mode = WAL")
-            cursor.execute("PRAGMA synchronous = FULL")
-        cursor.close()
+    async def _open(self) -> DriverConnection:
+        thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        try:
+            raw = await asyncio.get_running_loop().run_in_executor(thread, self._connect)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+        return SqliteConnection(raw, thread, self._statements)
 
-    async def announce(self, connection: AsyncConnection, topics: Sequence[str]) -> None:
-        pass
+    def _connect(self) -> sqlite3.Connection:
+        mode = "ro" if self._read_only else "rw"
+        # We say BEGIN ourselves. The thread that closes a connection may be another.
+        connection = sqlite3.connect(
+            f"file:{quote(self._path)}?mode={mode}", uri=True, isolation_level=None, timeout=WAIT,
+            check_same_thread=False,
+        )  # fmt: skip
+        if self._read_only:
+            connection.execute("PRAGMA query_only = ON")
+        else:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def is_conflict(self, error: Exception) -> bool:
+        return isinstance(error, sqlite3.IntegrityError)
+
+    def is_about_a_value(self, error: Exception) -> bool:
+        return isinstance(error, sqlite3.DataError | OverflowError | UnicodeEncodeError)
+
+    def is_failure(self, error: Exception) -> bool:
+        return isinstance(error, sqlite3.Error | OverflowError | UnicodeEncodeError | OSError)
 
     def announced(self, topics: Sequence[str]) -> None:
         for topic in topics:
@@ -57,10 +80,64 @@ class Sqlite:
         return Bell(self._bells, topic).listen()
 
     async def close(self) -> None:
-        await self.reading.dispose()
+        await self.writing.close()
 
 
-def _begin(connection: Connection) -> None:
-    # IMMEDIATE: a writer queues here and never fails half-way on a stale snapshot.
-    writes = connection.get_execution_options().get(WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+class SqliteConnection:
+    kind = "sqlite"
+
+    def __init__(self, raw: sqlite3.Connection, thread: ThreadPoolExecutor, statements: Statements) -> None:
+        self._raw = raw
+        self._thread = thread
+        self._statements = statements
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def is_lost(self) -> bool:
+        return False
+
+    async def begin(self, *, write: bool) -> None:
+        # IMMEDIATE: a writer queues here and never fails half-way on a stale snapshot.
+        await self._do(lambda: self._raw.execute("BEGIN IMMEDIATE" if write else "BEGIN"))
+
+    async def execute(self, statement: Executable, values: Values | Sequence[Values] | None = None) -> Result:
+        if isinstance(values, Sequence):
+            many = self._statements.prepare(statement, values[0])
+            sets = [many.arguments(one) for one in values]
+            await self._do(lambda: self._raw.executemany(many.text, sets))
+            return Result()
+        given = values or {}
+        prepared = self._statements.prepare(statement, given)
+        text, arguments = prepared.expanded(given, "?"), prepared.arguments(given)
+
+        def ask() -> tuple[list[tuple[object, ...]], list[str], int]:
+            cursor = self._raw.execute(text, arguments)
+            names = [str(column[0]) for column in cursor.description or ()]
+            return cursor.fetchall(), names, cursor.rowcount
+
+        rows, names, rowcount = await self._do(ask)
+        return prepared.result(rows, names, rowcount)
+
+    async def commit(self, topics: Sequence[str]) -> None:
+        def commit() -> None:
+            if self._raw.in_transaction:
+                self._raw.execute("COMMIT")
+
+        await self._do(commit)
+
+    def _rollback(self) -> None:
+        if self._raw.in_transaction:
+            self._raw.execute("ROLLBACK")
+
+    async def rollback(self) -> None:
+        await self._do(self._rollback)
+
+    def abandon(self) -> None:
+        # Its thread does one thing after the other: who takes the connection next comes after this.
+        self._thread.submit(self._rollback)
+
+    async def close(self) -> None:
+        self._thread.submit(self._raw.close)
+        # The loop may be about to end, and a thread that waits for nothing holds nobody up.
+        self._thread.shutdown(wait=False)

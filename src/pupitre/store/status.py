@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Table, delete, func, insert, not_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import CopyState, Image
 from pupitre.domain.status import HostImage, Link, Position, Rows, catalogue
+from pupitre.store.dialect import Connection
 from pupitre.store.engine import Database, next_version
 from pupitre.store.rows import (
     AnyRow,
@@ -172,9 +172,9 @@ class Status:
             desktop_rows = await connection.execute(
                 select(desktops).where(desktops.c.version > after).order_by(desktops.c.version)
             )
-            link_rows = (await connection.execute(select(links).where(links.c.version > after))).all()
+            link_rows = await connection.execute(select(links).where(links.c.version > after))
             # With every host that is taken away, its cluster's link takes the version: see `retain`.
-            names = (await connection.execute(select(hosts.c.name))).scalars().all() if link_rows else None
+            names = (await connection.execute(select(hosts.c.name))).scalars() if link_rows else None
         rows = Rows(
             hosts=tuple(host_from_row(row) for row in host_rows),
             copies=tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows),
@@ -258,6 +258,6 @@ def _link(row: AnyRow) -> Link:
     return Link(row.cluster, row.connected, row.since, row.reason, row.heard)
 
 
-async def _set(connection: AsyncConnection, table: Table, keys: Iterable[tuple[Any, ...]], **values: Any) -> None:
+async def _set(connection: Connection, table: Table, keys: Iterable[tuple[Any, ...]], **values: Any) -> None:
     for some in chunks(sorted(keys)):
         await connection.execute(update(table).where(has_key(table, some)).values(values))

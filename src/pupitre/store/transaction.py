@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import uuid_utils
 from sqlalchemy import ColumnElement, and_, bindparam, delete, func, insert, not_, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.domain.command import CommandKind, CommandState, Fault, desktop_of
 from pupitre.domain.desktop import Desktop, DesktopState
@@ -32,6 +31,7 @@ from pupitre.store.cluster_rows import (
     outcome_values,
     placed_from_row,
 )
+from pupitre.store.dialect import Connection
 from pupitre.store.rows import (
     copy_to_row,
     host_from_row,
@@ -225,7 +225,7 @@ class Transaction:
 
     # Between the database and memory
 
-    async def load(self, connection: AsyncConnection, needs: Needs) -> None:
+    async def load(self, connection: Connection, needs: Needs) -> None:
         for row in await connection.execute(select(cluster_hosts)):
             self.hosts[row.name] = HostEntry(
                 host_from_row(row), row.wanted, row.drained_by, row.used_memory_mib, row.used_vcpus
@@ -250,7 +250,7 @@ class Transaction:
         self._entries_held, self._desktops_held = dict(self.entries), dict(self.desktops)
         self._hosts_held = dict(self.hosts)
 
-    async def _load_copies(self, connection: AsyncConnection) -> None:
+    async def _load_copies(self, connection: Connection) -> None:
         ready = select(cluster_copies).where(cluster_copies.c.state == CopyState.READY, not_(cluster_copies.c.gone))
         for row in await connection.execute(ready):
             self.images.setdefault(row.host, {})[row.image] = image_from_row(row)
@@ -258,7 +258,7 @@ class Transaction:
         for host, count in await connection.execute(counts.group_by(cluster_desktops.c.host)):
             self.starting[host] = count
 
-    async def save(self, connection: AsyncConnection, version: int) -> bool:
+    async def save(self, connection: Connection, version: int) -> bool:
         """Write what has changed; False when nothing has. A row that stays as it is keeps its version."""
         changed = [placed for id, placed in self.desktops.items() if self._desktops_held.get(id) != placed]
         await upsert_rows(
@@ -275,7 +275,7 @@ class Transaction:
             await upsert_rows(connection, notes, [asdict(note) for note in self._notes.values()])
         return bool(changed or hosts or entries or doubts or self._repeated or self._notes)
 
-    async def _save_doubts(self, connection: AsyncConnection) -> bool:
+    async def _save_doubts(self, connection: Connection) -> bool:
         if self.confirmed_before:
             later = epochs.c.confirmed < self.confirmed_before
             await connection.execute(update(epochs).where(later).values(confirmed=self.confirmed_before))
@@ -286,7 +286,7 @@ class Transaction:
         await upsert_rows(connection, host_doubts, [{"host": host, **asdict(doubt)} for host, doubt in new.items()])
         return bool(settled or new or self.confirmed_before)
 
-    async def _save_hosts(self, connection: AsyncConnection, version: int) -> bool:
+    async def _save_hosts(self, connection: Connection, version: int) -> bool:
         dirty = False
         for name in self._hosts_held.keys() - self.hosts.keys():
             await connection.execute(delete(cluster_hosts).where(cluster_hosts.c.name == name))
@@ -308,7 +308,7 @@ class Transaction:
         return dirty
 
     @staticmethod
-    async def _use(connection: AsyncConnection, entry: HostEntry, memory: int, vcpus: int) -> None:
+    async def _use(connection: Connection, entry: HostEntry, memory: int, vcpus: int) -> None:
         """Take or give back places on a host: one UPDATE, which the database itself holds to what is left."""
         use = update(cluster_hosts).where(cluster_hosts.c.name == entry.host.name)
         if memory > 0:
@@ -324,7 +324,7 @@ class Transaction:
             raise Unavailable(f"The places of {entry.host.title} are not as they were. It is tried again.")
 
     async def _save_copies(
-        self, connection: AsyncConnection, host: str, copies: Sequence[tuple[Image, ImageSpec | None]], version: int
+        self, connection: Connection, host: str, copies: Sequence[tuple[Image, ImageSpec | None]], version: int
     ) -> bool:
         rows = [
             {
@@ -346,7 +346,7 @@ class Transaction:
         )
         return bool(changed or gone.rowcount)
 
-    async def _save_entries(self, connection: AsyncConnection) -> bool:
+    async def _save_entries(self, connection: Connection) -> bool:
         new = [entry for id, entry in self.entries.items() if id not in self._entries_held]
         if new:
             await connection.execute(insert(journal), [entry_values(one, self._accepted[one.id]) for one in new])

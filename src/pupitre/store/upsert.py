@@ -6,14 +6,16 @@ values is too large for it.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Executable, Table
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
+
+from pupitre.store.dialect import Connection
 
 
-async def upsert_rows(connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+async def upsert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert each row, or set the columns it names in the row that has its primary key already.
 
     All rows name the same columns. No rows, no statement.
@@ -23,17 +25,18 @@ async def upsert_rows(connection: AsyncConnection, table: Table, rows: Sequence[
     # In one order, so that two of these at once wait for each other instead of locking each other out.
     keys = [column.name for column in table.primary_key.columns]
     ordered = sorted(rows, key=lambda row: tuple(row[key] for key in keys))
-    await connection.execute(_statement(connection.dialect.name, table, tuple(rows[0])), [dict(row) for row in ordered])
+    await connection.execute(_statement(connection.kind, table, tuple(rows[0])), ordered)
 
 
-def _statement(dialect: str, table: Table, names: tuple[str, ...]) -> Executable:
+@lru_cache
+def _statement(kind: str, table: Table, names: tuple[str, ...]) -> Executable:
     keys = [column.name for column in table.primary_key.columns]
     changed = [name for name in names if name not in keys]
-    if dialect in {"mysql", "mariadb"}:
+    if kind == "mariadb":
         insert = mysql.insert(table)
         # Without anything to change, a key set to itself leaves the row as it is.
         return insert.on_duplicate_key_update({name: insert.inserted[name] for name in changed or keys[:1]})
-    standard = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    standard = postgresql.insert(table) if kind == "postgresql" else sqlite.insert(table)
     if not changed:
         return standard.on_conflict_do_nothing(index_elements=keys)
     return standard.on_conflict_do_update(index_elements=keys, set_={name: standard.excluded[name] for name in changed})

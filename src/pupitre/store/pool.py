@@ -1,0 +1,93 @@
+"""Connections to one database: a few, opened when they are needed, the warmest one first.
+
+Of our own, because a library's (asyncpg's, SQLAlchemy's) costs as much as a small statement does.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, Protocol, TypeVar
+
+from pupitre.errors import Unavailable
+
+SIZE = 8
+PATIENCE = 10.0
+"""Seconds that who asks waits for a connection."""
+
+
+class Pooled(Protocol):
+    def is_lost(self) -> bool:
+        """It is of no use any more."""
+
+    async def close(self) -> None:
+        """Never raises."""
+
+
+C = TypeVar("C", bound=Pooled)
+R = TypeVar("R")
+
+
+class Pool(Generic[C]):
+    """``open`` makes a connection to the database that people know as ``name``."""
+
+    def __init__(self, name: str, open: Callable[[], Awaitable[C]]) -> None:
+        self._name = name
+        self._open = open
+        self._slots = asyncio.Semaphore(SIZE)
+        self._resting: list[C] = []
+        self._closed = False
+
+    async def take(self, begin: Callable[[C], Awaitable[R]]) -> tuple[C, R]:
+        """A connection and what ``begin`` made of it; `give` it back.
+
+        One on which ``begin`` fails because it went stale while it rested is replaced unseen.
+        Raises `Unavailable` when none is free within `PATIENCE`, and what ``begin`` raises.
+        """
+        await self._slot()
+        try:
+            while self._resting:
+                connection = self._resting.pop()
+                if connection.is_lost():
+                    await connection.close()
+                    continue
+                try:
+                    return connection, await begin(connection)
+                except Exception:
+                    if not connection.is_lost():
+                        self._resting.append(connection)
+                        raise
+                    await connection.close()
+                except BaseException:
+                    await connection.close()
+                    raise
+            connection = await self._open()
+            try:
+                return connection, await begin(connection)
+            except BaseException:
+                await connection.close()
+                raise
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def give(self, connection: C) -> None:
+        """Back, for the next one; or closed, if it is lost."""
+        self._slots.release()
+        if connection.is_lost() or self._closed:
+            await connection.close()
+        else:
+            self._resting.append(connection)
+
+    async def close(self) -> None:
+        self._closed = True
+        while self._resting:
+            await self._resting.pop().close()
+
+    async def _slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()
+            return
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise Unavailable(f"The database {self._name} has too much to do.") from error

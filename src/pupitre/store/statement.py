@@ -1,0 +1,181 @@
+"""SQLAlchemy's statements in the words of one database, and its answers as rows.
+
+SQLAlchemy writes the SQL; the driver itself sends it, because between the two SQLAlchemy's
+asyncio layer costs several times what driver and server do (ARCHITECTURE.md has the figures).
+A statement that is kept (at module level, with `bindparam` for what changes) is written
+once; one that is made for one call is written for it.
+"""
+
+import re
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Boolean, Delete, Dialect, Executable, Insert, Select, TupleType, Update
+from sqlalchemy.schema import ExecutableDDLElement
+
+Values = Mapping[str, Any]
+_LIST = re.compile(r"(NOT )?IN \(__\[POSTCOMPILE_([^\]]+)\]\)")
+_NOTHING = "SELECT 1 FROM (SELECT 1) AS empty WHERE 1 <> 1"
+
+
+class Result(list[Any]):
+    """The rows of an answer, each a named tuple; ``rowcount`` is how many a change has touched."""
+
+    def __init__(self, rows: Iterable[Any] = (), rowcount: int = -1) -> None:
+        super().__init__(rows)
+        self.rowcount = rowcount
+
+    def first(self) -> Any:
+        """The first row, None of none."""
+        return self[0] if self else None
+
+    def one_or_none(self) -> Any:
+        """The only row there may be."""
+        if len(self) > 1:
+            raise AssertionError(f"{len(self)} rows where one may be")
+        return self.first()
+
+    def scalar(self) -> Any:
+        """The first row's first value, None of none."""
+        return self[0][0] if self else None
+
+    def scalar_one(self) -> Any:
+        """The one value of the one row."""
+        [(value,)] = self
+        return value
+
+    def scalars(self) -> list[Any]:
+        """The first value of every row."""
+        return [row[0] for row in self]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """``text`` is sent with `arguments`; ``returns``: it answers with rows; ``lists``: values that are lists.
+
+    With ``expands`` a list's values stand in the text one by one, which is then another text for each length.
+    """
+
+    text: str
+    order: tuple[str, ...]
+    returns: bool
+    expands: bool
+    lists: frozenset[str]
+    names: tuple[str, ...]
+    processors: tuple[tuple[int, Callable[[Any], Any]], ...]
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, values: Values) -> list[Any]:
+        """In the order of ``text``."""
+        held = {**self.defaults, **values}
+        if not (self.lists and self.expands):
+            return [held[name] for name in self.order]
+        found: list[Any] = []
+        for name in self.order:
+            found.extend(held[name]) if name in self.lists else found.append(held[name])
+        return found
+
+    def expanded(self, values: Values, mark: str) -> str:
+        """``text`` with a ``mark`` for each value of each list."""
+        if not (self.lists and self.expands):
+            return self.text
+        held = {**self.defaults, **values}
+
+        def marks(found: re.Match[str]) -> str:
+            return f"{found[1] or ''}IN ({', '.join([mark] * len(held[found[2]])) or _NOTHING})"
+
+        return _LIST.sub(marks, self.text)
+
+    def result(self, rows: Iterable[Iterable[Any]], names: Iterable[str] = (), rowcount: int = -1) -> Result:
+        """``names`` are the columns' where the statement does not name them."""
+        make = _row_type(self.names or tuple(names))._make
+        if not self.processors:
+            return Result(map(make, rows), rowcount)
+        processed = []
+        for row in rows:
+            values = list(row)
+            for place, process in self.processors:
+                values[place] = process(values[place])
+            processed.append(make(values))
+        return Result(processed, rowcount)
+
+
+class Statements:
+    """The statements of one kind of database. ``arrays``: it takes a list as one value."""
+
+    def __init__(self, dialect: Dialect, *, arrays: bool) -> None:
+        self.dialect = dialect
+        self._arrays = arrays
+        self._kept: WeakKeyDictionary[Executable, dict[tuple[str, ...], Prepared]] = WeakKeyDictionary()
+
+    def prepare(self, statement: Executable, values: Values) -> Prepared:
+        """``statement`` for values with these names."""
+        forms = self._kept.get(statement)
+        if forms is None:
+            forms = self._kept[statement] = {}
+        names = tuple(values)
+        if (found := forms.get(names)) is None:
+            found = forms[names] = self._prepare(statement, names)
+        return found
+
+    def _prepare(self, statement: Any, names: tuple[str, ...]) -> Prepared:
+        if isinstance(statement, ExecutableDDLElement):
+            text = str(statement.compile(dialect=self.dialect))
+            return Prepared(text, (), False, False, frozenset(), (), ())
+        is_change = isinstance(statement, Insert | Update | Delete)
+        options: dict[str, Any] = {"column_keys": names} if is_change and names else {}
+        compiled: Any = statement.compile(dialect=self.dialect, **options)
+        if any(isinstance(bind.type, TupleType) for bind in compiled.binds.values()):
+            options["compile_kwargs"] = {"render_postcompile": True}
+            compiled = statement.compile(dialect=self.dialect, **options)
+        text, order, lists = compiled.string, tuple(compiled.positiontup or ()), set[str]()
+        if self._arrays:
+            text, order = self._with_arrays(compiled)
+        else:
+            lists.update(found[1] for found in _LIST.findall(text))
+        columns = list(statement.exported_columns) if isinstance(statement, Insert | Update | Delete | Select) else []
+        return Prepared(
+            text=text,
+            order=order,
+            returns=bool(columns) or not is_change,
+            expands=not self._arrays,
+            lists=frozenset(lists),
+            names=tuple(str(column.key) for column in columns),
+            processors=self._processors(columns),
+            defaults=dict(compiled.params),
+        )
+
+    def _with_arrays(self, compiled: Any) -> tuple[str, tuple[str, ...]]:
+        """``IN`` and ``NOT IN`` as comparisons with one array, numbered after the other values."""
+        lists: list[str] = []
+        listed = {name for _, name in _LIST.findall(compiled.string)}
+        single = [name for name in compiled.positiontup or () if name not in listed]
+
+        def array(found: re.Match[str]) -> str:
+            if found[2] not in lists:
+                lists.append(found[2])
+            kind = compiled.binds[found[2]].type.compile(dialect=self.dialect).partition("(")[0]
+            how = "<> ALL" if found[1] else "= ANY"
+            return f"{how} (${len(single) + lists.index(found[2]) + 1}::{kind}[])"
+
+        text = _LIST.sub(array, compiled.string)
+        return text, (*single, *lists)
+
+    def _processors(self, columns: Sequence[Any]) -> tuple[tuple[int, Callable[[Any], Any]], ...]:
+        """SQLite and MariaDB hold truth as a number."""
+        if self.dialect.supports_native_boolean:
+            return ()
+        return tuple((place, _truth) for place, column in enumerate(columns) if isinstance(column.type, Boolean))
+
+
+def _truth(value: int | None) -> bool | None:
+    return None if value is None else bool(value)
+
+
+@lru_cache(maxsize=1000)
+def _row_type(names: tuple[str, ...]) -> Any:
+    return namedtuple("Row", names, rename=True)
