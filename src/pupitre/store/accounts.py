@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 
 from pupitre.domain.access import Role, User
 from pupitre.errors import Conflict
@@ -95,10 +95,8 @@ class Accounts:
 
     async def live(self, token_hashes: Collection[str], *, now: int) -> dict[str, Session]:
         """Those of these sessions that have not ended, by the hash of their token."""
-        query = _SESSIONS.where(sessions.c.token_hash.in_(token_hashes), sessions.c.expires > now)
-        async with self.database.read() as connection:
-            found = [_session(row) for row in await connection.execute(query)]
-        return {session.token_hash: session for session in found}
+        rows = await self.database.select(_LIVE, {"tokens": list(token_hashes), "now": now})
+        return {row.token_hash: _session(row) for row in rows}
 
     async def sessions_of(self, user_id: str, *, now: int) -> list[Session]:
         """The user's live sign-ins and tokens, the one that ends first first."""
@@ -135,6 +133,10 @@ async def _end(connection: Connection, which: ColumnElement[bool], *, watched: b
 _SESSIONS = select(
     users.c.id, users.c.name, users.c.role, sessions.c.token_hash, sessions.c.kind, sessions.c.expires
 ).join(sessions, sessions.c.user_id == users.c.id)
+
+_LIVE = _SESSIONS.where(
+    sessions.c.token_hash.in_(bindparam("tokens", expanding=True)), sessions.c.expires > bindparam("now")
+)
 
 
 def _session(row: AnyRow) -> Session:

@@ -62,8 +62,11 @@ class AuditEntry:
     id: str = field(default_factory=_new_id)
 
 
+APPEND = insert(audit)
+
+
 def audit_values(entry: AuditEntry) -> dict[str, object]:
-    """The row of an entry, for ``insert(audit)`` inside the transaction that it tells of."""
+    """The row of an entry, for `APPEND` inside the transaction that it tells of."""
     return {
         "id": entry.id,
         "at": entry.at,
@@ -95,7 +98,7 @@ class AuditLog:
         """Write rows of what is no command. A command's rows are written with the command itself."""
         if entries:
             async with self.database.write() as connection:
-                await connection.execute(insert(audit), [audit_values(entry) for entry in entries])
+                await connection.execute(APPEND, [audit_values(entry) for entry in entries])
 
     async def search(
         self,

@@ -10,11 +10,12 @@ Each transaction first checks that this process is still the cluster (`Deposed`)
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
 import uuid_utils
-from sqlalchemy import and_, case, delete, exists, insert, not_, or_, select, update
+from sqlalchemy import and_, bindparam, case, delete, exists, insert, not_, or_, select, update
 
 from pupitre.batch import Batch
 from pupitre.domain.command import desktop_of
@@ -60,6 +61,27 @@ class Committed:
     outcomes: bool
     notes: bool
     removals: bool
+
+
+_VERSION = select(cluster_counter.c.value)
+_TAKE_VERSION = (
+    update(cluster_counter)
+    .where(exists().where(epochs.c.value == bindparam("mine")))
+    .values(value=cluster_counter.c.value + 1)
+)
+_TAKE_AND_LOOK = _TAKE_VERSION.returning(cluster_counter.c.value)
+_REPORTED = update(journal).where(journal.c.id.in_(bindparam("ids", expanding=True))).values(reported=True)
+_COPY_OF = and_(cluster_copies.c.host == cluster_desktops.c.host, cluster_copies.c.image == cluster_desktops.c.image)
+_LOOK = (
+    select(cluster_desktops, cluster_copies.c.spec)
+    .outerjoin(cluster_copies, _COPY_OF)
+    .where(cluster_desktops.c.id.in_(bindparam("ids", expanding=True)))
+)
+
+
+@lru_cache
+def _spec(text: str) -> ImageSpec:
+    return msgspec.json.decode(text, type=ImageSpec)
 
 
 class ClusterStore:
@@ -175,12 +197,16 @@ class ClusterStore:
         return results
 
     async def _next_version(self, connection: Connection) -> int:
-        mine = exists().where(epochs.c.value == self.epoch)
-        taken = await connection.execute(update(cluster_counter).where(mine).values(value=cluster_counter.c.value + 1))
-        if not taken.rowcount:
+        mine = {"mine": self.epoch}
+        if connection.kind == "mariadb":  # its UPDATE returns nothing
+            taken = await connection.execute(_TAKE_VERSION, mine)
+            version = (await connection.execute(_VERSION)).scalar() if taken.rowcount else None
+        else:
+            version = (await connection.execute(_TAKE_AND_LOOK, mine)).scalar()
+        if version is None:
             self._deposed.set()
             raise Deposed(DEPOSED)
-        return int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
+        return int(version)
 
     async def close(self) -> None:
         await self.database.close()
@@ -196,8 +222,7 @@ class ClusterStore:
         return entry_from_row(row) if row else None
 
     async def sequence(self) -> int:
-        async with self.database.read() as connection:
-            return int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
+        return int((await self.database.select(_VERSION)).scalar_one())
 
     async def unfinished(self) -> list[Entry]:
         query = select(journal).where(journal.c.outcome.is_(None)).order_by(journal.c.id)
@@ -211,7 +236,7 @@ class ClusterStore:
         """
         query = select(journal).where(not_(journal.c.reported), journal.c.outcome.is_not(None))
         async with self.database.read() as connection:
-            sequence = int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
+            sequence = int((await connection.execute(_VERSION)).scalar_one())
             entries = [
                 entry_from_row(row) for row in await connection.execute(query.order_by(journal.c.id).limit(PAGE))
             ]
@@ -222,7 +247,7 @@ class ClusterStore:
 
     async def reported(self, command_ids: Sequence[str]) -> None:
         async with self.database.write() as connection:
-            await connection.execute(update(journal).where(journal.c.id.in_(command_ids)).values(reported=True))
+            await connection.execute(_REPORTED, {"ids": list(command_ids)})
 
     async def notes(self) -> list[Note]:
         """What the audit log has yet to be told, oldest first."""
@@ -244,20 +269,9 @@ class ClusterStore:
         return await self._looks.do(desktop_id)
 
     async def _look(self, ids: Sequence[str]) -> list[tuple[Placed, ImageSpec | None] | None]:
-        async with self.database.read() as connection:
-            query = select(cluster_desktops).where(cluster_desktops.c.id.in_(set(ids)))
-            found = {row.id: placed_from_row(row) for row in await connection.execute(query)}
-            images = {placed.seen.image for placed in found.values()}
-            query = select(cluster_copies.c.host, cluster_copies.c.image, cluster_copies.c.spec)
-            specs = {
-                (row.host, row.image): msgspec.json.decode(row.spec, type=ImageSpec)
-                for row in await connection.execute(query.where(cluster_copies.c.image.in_(images)))
-                if row.spec
-            }
-        return [
-            (placed, specs.get((placed.seen.host or "", placed.seen.image))) if (placed := found.get(id)) else None
-            for id in ids
-        ]
+        rows = await self.database.select(_LOOK, {"ids": list(set(ids))})
+        found = {row.id: (placed_from_row(row), _spec(row.spec) if row.spec else None) for row in rows}
+        return [found.get(id) for id in ids]
 
     async def hosts(self) -> list[Host]:
         async with self.database.read() as connection:
@@ -277,7 +291,7 @@ class ClusterStore:
         """Rows changed after version ``after``, and the version they bring a reader to."""
         async with self.database.read() as connection:
             # One statement's view each; a row changed in between comes again with the next batch.
-            sequence = int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
+            sequence = int((await connection.execute(_VERSION)).scalar_one())
             hosts = await connection.execute(select(cluster_hosts).where(cluster_hosts.c.version > after))
             copies = await connection.execute(select(cluster_copies).where(cluster_copies.c.version > after))
             desktops = await connection.execute(select(cluster_desktops).where(cluster_desktops.c.version > after))
@@ -290,7 +304,7 @@ class ClusterStore:
     async def page(self, section: str, after: str | None, *, limit: int = PAGE) -> tuple[int, Rows, str | None]:
         """One page of everything there is: the version, rows of ``section``, and where the next page begins."""
         async with self.database.read() as connection:
-            sequence = int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
+            sequence = int((await connection.execute(_VERSION)).scalar_one())
             rows, following = await _PAGES[section](connection, after, limit)
         return sequence, rows, following
 

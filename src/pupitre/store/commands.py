@@ -7,7 +7,7 @@ The row is written before the browser has its answer, and its state moves only a
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import false, func, or_, select, true, update
+from sqlalchemy import Integer, bindparam, false, func, or_, select, true, update
 
 from pupitre.batch import Batch
 from pupitre.domain.command import (
@@ -34,6 +34,25 @@ class CommandChange:
 
 ASKED, ANSWERED = "asked", "answered"
 """What wakes the endpoint, and what wakes the portals (a request too: the user's other tabs show it)."""
+
+_UNENDED = commands.c.state.not_in(sorted(FINAL_STATES))
+_ONE = select(commands).where(commands.c.id == bindparam("command"))
+_OF_DESKTOPS = (
+    select(commands).where(commands.c.desktop.in_(bindparam("desktops", expanding=True))).order_by(commands.c.id)
+)
+_VERSION = select(commands_counter.c.value)
+_CHANGES = select(commands).where(commands.c.version > bindparam("after")).order_by(commands.c.version)
+_UNFINISHED = select(commands).where(_UNENDED).order_by(commands.c.id)
+_NEXT_DEADLINE = select(func.min(commands.c.deadline)).where(_UNENDED)
+_TO_ABANDON = select(commands).where(commands.c.abandon == true()).order_by(commands.c.id)
+_PLACE = func.row_number().over(partition_by=(commands.c.user_id, commands.c.kind), order_by=commands.c.id)
+_RANKED = select(commands, _PLACE.label("place")).where(_UNENDED).subquery()
+_TO_SEND = (
+    select(_RANKED)
+    .where(_RANKED.c.state.in_((CommandState.QUEUED, CommandState.SENT)))
+    .order_by(_RANKED.c.place, _RANKED.c.id)
+    .limit(bindparam("most", type_=Integer()))
+)
 
 
 class Commands:
@@ -62,8 +81,7 @@ class Commands:
             return await write_requests(connection, group, await next_version(connection, commands_counter))
 
     async def get(self, command_id: str) -> Command | None:
-        async with self.database.read() as connection:
-            row = (await connection.execute(select(commands).where(commands.c.id == command_id))).one_or_none()
+        row = (await self.database.select(_ONE, {"command": command_id})).one_or_none()
         return from_row(row) if row else None
 
     async def of_user(self, user_id: str, *, limit: int = 100, before: str | None = None) -> list[Command]:
@@ -87,11 +105,9 @@ class Commands:
 
     async def of_desktops(self, desktop_ids: Collection[str]) -> dict[str, list[Command]]:
         """Every command of these desktops, oldest first."""
-        query = select(commands).where(commands.c.desktop.in_(desktop_ids)).order_by(commands.c.id)
         found: dict[str, list[Command]] = {}
-        async with self.database.read() as connection:
-            for row in await connection.execute(query):
-                found.setdefault(str(row.desktop), []).append(from_row(row))
+        for row in await self.database.select(_OF_DESKTOPS, {"desktops": list(desktop_ids)}):
+            found.setdefault(str(row.desktop), []).append(from_row(row))
         return found
 
     async def dismiss(self, desktop_id: str) -> None:
@@ -105,22 +121,18 @@ class Commands:
             )
 
     async def version(self) -> int:
-        async with self.database.read() as connection:
-            return int((await connection.execute(select(commands_counter.c.value))).scalar_one())
+        return int((await self.database.select(_VERSION)).scalar_one())
 
     async def changes(self, after: int) -> list[CommandChange]:
         """Commands changed since version ``after``, in the order of their changes."""
-        query = select(commands).where(commands.c.version > after).order_by(commands.c.version)
-        async with self.database.read() as connection:
-            return [CommandChange(row.version, from_row(row)) for row in await connection.execute(query)]
+        rows = await self.database.select(_CHANGES, {"after": after})
+        return [CommandChange(row.version, from_row(row)) for row in rows]
 
     # The endpoint's side
 
     async def unfinished(self) -> list[Command]:
         """Every command without an outcome, oldest first."""
-        query = select(commands).where(commands.c.state.not_in(FINAL_STATES)).order_by(commands.c.id)
-        async with self.database.read() as connection:
-            return [from_row(row) for row in await connection.execute(query)]
+        return [from_row(row) for row in await self.database.select(_UNFINISHED)]
 
     async def to_send(self, *, starts_per_user: int = 8, limit: int = 500) -> tuple[list[Command], bool]:
         """Commands that the cluster has not yet journalled: each user's first, then each user's second, and so on.
@@ -128,23 +140,12 @@ class Commands:
         Of one user no more than ``starts_per_user`` starts are under way at once; the others wait for their turn,
         and whether any does is the second result.
         """
-        open_ones = select(
-            commands,
-            func.row_number()
-            .over(partition_by=(commands.c.user_id, commands.c.kind), order_by=commands.c.id)
-            .label("place"),
-        ).where(commands.c.state.not_in(FINAL_STATES))
-        ranked = open_ones.subquery()
-        waiting = select(ranked).where(ranked.c.state.in_((CommandState.QUEUED, CommandState.SENT)))
-        async with self.database.read() as connection:
-            rows = await connection.execute(waiting.order_by(ranked.c.place, ranked.c.id).limit(limit))
+        rows = await self.database.select(_TO_SEND, {"most": limit})
         sent = [row for row in rows if row.kind != CommandKind.BOOT_DESKTOP or row.place <= starts_per_user]
         return [from_row(row) for row in sent], len(sent) < len(rows) or len(rows) == limit
 
     async def next_deadline(self) -> int | None:
-        query = select(func.min(commands.c.deadline)).where(commands.c.state.not_in(FINAL_STATES))
-        async with self.database.read() as connection:
-            deadline: int | None = (await connection.execute(query)).scalar()
+        deadline: int | None = (await self.database.select(_NEXT_DEADLINE)).scalar()
         return deadline
 
     async def advance(
@@ -163,9 +164,7 @@ class Commands:
 
     async def to_abandon(self) -> list[Command]:
         """Commands that the cluster has yet to be told nobody waits for."""
-        query = select(commands).where(commands.c.abandon == true()).order_by(commands.c.id)
-        async with self.database.read() as connection:
-            return [from_row(row) for row in await connection.execute(query)]
+        return [from_row(row) for row in await self.database.select(_TO_ABANDON)]
 
     async def abandoned(self, command_id: str) -> None:
         """The cluster has confirmed that it knows nobody waits."""

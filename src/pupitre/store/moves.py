@@ -7,11 +7,11 @@ a command has one outcome, and what comes after it is at most remembered as late
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import and_, bindparam, select, update
 
 from pupitre.domain.command import COMMAND_LIFE, Command, CommandEvent, CommandState, Fault
 from pupitre.errors import ConnectionFault
-from pupitre.store.audit import AuditEntry, audit_values
+from pupitre.store.audit import APPEND, AuditEntry, audit_values
 from pupitre.store.command_rows import from_row
 from pupitre.store.dialect import Connection
 from pupitre.store.schema import audit, commands
@@ -58,15 +58,21 @@ async def write_moves(connection: Connection, moves: Sequence[Move], version: in
     if changed:
         await connection.execute(_UPDATE, [_values(held, version) for held in changed])
     if ends:
-        await connection.execute(insert(audit), [audit_values(entry) for entry in ends])
+        await connection.execute(APPEND, [audit_values(entry) for entry in ends])
     return moved
 
 
 async def _held(connection: Connection, ids: set[str]) -> dict[str, _Held]:
-    rows = await connection.execute(select(commands).where(commands.c.id.in_(ids)))
-    asked = select(audit.c.command, audit.c.actor_name).where(audit.c.command.in_(ids), audit.c.outcome == "")
-    names = {row.command: row.actor_name for row in await connection.execute(asked)}
-    return {row.id: _Held(from_row(row), row.abandon, names.get(row.id, "")) for row in rows}
+    rows = await connection.execute(_HELD, {"ids": list(ids)})
+    return {row.id: _Held(from_row(row), row.abandon, row.actor_name or "") for row in rows}
+
+
+_ASKED = and_(audit.c.command == commands.c.id, audit.c.outcome == "")
+_HELD = (
+    select(commands, audit.c.actor_name)
+    .outerjoin(audit, _ASKED)
+    .where(commands.c.id.in_(bindparam("ids", expanding=True)))
+)
 
 
 def _after(held: _Held, move: Move) -> _Held | None:

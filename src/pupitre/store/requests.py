@@ -9,14 +9,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
 from pupitre.domain.command import FINAL_STATES, Command, CommandKind
 from pupitre.errors import LimitReached, PupitreError, TooEarly
-from pupitre.store.audit import AuditEntry, audit_values
+from pupitre.store.audit import APPEND, AuditEntry, audit_values
 from pupitre.store.command_rows import to_row
 from pupitre.store.dialect import Connection
-from pupitre.store.schema import audit, commands, gates
+from pupitre.store.schema import commands, gates
 from pupitre.store.upsert import upsert_rows
 
 
@@ -62,13 +62,22 @@ async def write_requests(
         users = {request.command.user for request in passed}
         await upsert_rows(connection, gates, [{"user_id": user, "last": last[user]} for user in sorted(users)])
         rows = [{**to_row(request.command), "version": version, "abandon": False} for request in passed]
-        await connection.execute(insert(commands), rows)
-        await connection.execute(insert(audit), [audit_values(_asked(request)) for request in passed])
+        await connection.execute(_WRITE, rows)
+        await connection.execute(APPEND, [audit_values(_asked(request)) for request in passed])
     return results
 
 
+_LAST = select(gates).where(gates.c.user_id.in_(bindparam("users", expanding=True)))
+_UNDER_WAY = select(commands.c.user_id, commands.c.desktop).where(
+    commands.c.user_id.in_(bindparam("users", expanding=True)),
+    commands.c.kind == CommandKind.BOOT_DESKTOP,
+    commands.c.state.not_in(sorted(FINAL_STATES)),
+)
+_WRITE = insert(commands)
+
+
 async def _last_asked(connection: Connection, users: set[str]) -> dict[str, int]:
-    rows = await connection.execute(select(gates).where(gates.c.user_id.in_(users)))
+    rows = await connection.execute(_LAST, {"users": list(users)})
     return {row.user_id: row.last for row in rows}
 
 
@@ -78,12 +87,7 @@ async def _have(connection: Connection, requests: Sequence[Request]) -> dict[str
     if not allowances:
         return {}
     have: dict[str, set[str]] = {user: set() for user in allowances}
-    under_way = select(commands.c.user_id, commands.c.desktop).where(
-        commands.c.user_id.in_(allowances.keys()),
-        commands.c.kind == CommandKind.BOOT_DESKTOP,
-        commands.c.state.not_in(FINAL_STATES),
-    )
-    for user, desktop in await connection.execute(under_way):
+    for user, desktop in await connection.execute(_UNDER_WAY, {"users": list(allowances)}):
         have[user].add(desktop)
     # In this order: a boot that ends in between is in the status database before it has its outcome here.
     counted = await asyncio.gather(*(allowance.counted() for allowance in allowances.values()))

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Table, delete, func, insert, not_, select, update
+from sqlalchemy import Table, bindparam, delete, func, insert, not_, select, update
 
 from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
@@ -70,6 +70,22 @@ class Look:
     links: Sequence[Link]
 
 
+_VERSION = select(status_counter.c.value)
+_DESKTOPS = select(desktops).where(desktops.c.id.in_(bindparam("ids", expanding=True)))
+_HOSTS = select(hosts).order_by(hosts.c.name)
+_LINKS = select(links).order_by(links.c.cluster)
+_COUNTED = select(desktops.c.owner, desktops.c.id).where(
+    desktops.c.owner.in_(bindparam("owners", expanding=True)), desktops.c.state.in_(sorted(COUNTED_STATES))
+)
+_TABLES = (hosts, copies, desktops, links)
+# In one look at the ends of their indexes, so that tables in which nothing is new are not asked.
+_NEWEST = select(status_counter.c.value, *(select(func.max(table.c.version)).scalar_subquery() for table in _TABLES))
+_NEWER = tuple(select(table).where(table.c.version > bindparam("after")).order_by(table.c.version) for table in _TABLES)
+_AT_CLUSTER = links.c.cluster == bindparam("where")
+_MOVE = update(links).where(_AT_CLUSTER).values(epoch=bindparam("to_epoch"), sequence=bindparam("to_sequence"))
+_HEARD = update(links).where(_AT_CLUSTER).values(heard=bindparam("at"))
+
+
 class Status:
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -83,17 +99,15 @@ class Status:
 
     async def desktops(self, ids: Collection[str]) -> list[Desktop]:
         """Those of these desktops that the cluster ever named, the gone ones too."""
-        async with self.database.read() as connection:
-            rows = await connection.execute(select(desktops).where(desktops.c.id.in_(ids)))
-        return [desktop_from_row(row) for row in rows]
+        return [desktop_from_row(row) for row in await self.database.select(_DESKTOPS, {"ids": list(ids)})]
 
     async def look(self, ids: Collection[str]) -> "Look":
         """These desktops, with the hosts they may be on and the links they were heard by, as of one moment."""
         async with self.database.read() as connection:
-            rows = await connection.execute(select(desktops).where(desktops.c.id.in_(ids)))
+            rows = await connection.execute(_DESKTOPS, {"ids": list(ids)})
             found = {row.id: desktop_from_row(row) for row in rows}
-            there = {host.name: host for host in map(host_from_row, await connection.execute(select(hosts)))}
-            heard = [_link(row) for row in await connection.execute(select(links))]
+            there = {host.name: host for host in map(host_from_row, await connection.execute(_HOSTS))}
+            heard = [_link(row) for row in await connection.execute(_LINKS)]
         return Look(found, there, heard)
 
     async def desktops_of(self, owner: str, *, limit: int = 200, before: str | None = None) -> list[Desktop]:
@@ -107,12 +121,9 @@ class Status:
 
     async def counted(self, owners: Collection[str]) -> dict[str, frozenset[str]]:
         """By owner, the ids of their desktops that count against the limit; owners without any are left out."""
-        counts = desktops.c.state.in_(COUNTED_STATES)
-        query = select(desktops.c.owner, desktops.c.id).where(desktops.c.owner.in_(owners), counts)
         found: dict[str, set[str]] = {}
-        async with self.database.read() as connection:
-            for owner, desktop in await connection.execute(query):
-                found.setdefault(owner, set()).add(desktop)
+        for owner, desktop in await self.database.select(_COUNTED, {"owners": list(owners)}):
+            found.setdefault(owner, set()).add(desktop)
         return {owner: frozenset(ids) for owner, ids in found.items()}
 
     async def counted_of(self, owner: str) -> frozenset[str]:
@@ -120,8 +131,7 @@ class Status:
         return (await self.counted([owner])).get(owner, frozenset())
 
     async def hosts(self) -> list[Host]:
-        async with self.database.read() as connection:
-            return [host_from_row(row) for row in await connection.execute(select(hosts).order_by(hosts.c.name))]
+        return [host_from_row(row) for row in await self.database.select(_HOSTS)]
 
     async def desktops_by_host(self) -> dict[str, int]:
         """How many desktops that may be running somewhere have their place on each host."""
@@ -156,25 +166,20 @@ class Status:
             return frozenset(str(image) for (image,) in await connection.execute(query))
 
     async def links(self) -> list[Link]:
-        async with self.database.read() as connection:
-            rows = await connection.execute(select(links).order_by(links.c.cluster))
-        return [_link(row) for row in rows]
+        return [_link(row) for row in await self.database.select(_LINKS)]
 
     async def version(self) -> int:
-        async with self.database.read() as connection:
-            return int((await connection.execute(select(status_counter.c.value))).scalar_one())
+        return int((await self.database.select(_VERSION)).scalar_one())
 
     async def changes(self, after: int) -> StatusChanges:
         async with self.database.read() as connection:
-            version = int((await connection.execute(select(status_counter.c.value))).scalar_one())
-            host_rows = await connection.execute(select(hosts).where(hosts.c.version > after))
-            copy_rows = await connection.execute(select(copies).where(copies.c.version > after))
-            desktop_rows = await connection.execute(
-                select(desktops).where(desktops.c.version > after).order_by(desktops.c.version)
-            )
-            link_rows = await connection.execute(select(links).where(links.c.version > after))
+            version, *newest = (await connection.execute(_NEWEST)).first()
+            host_rows, copy_rows, desktop_rows, link_rows = [
+                await connection.execute(query, {"after": after}) if latest is not None and latest > after else []
+                for query, latest in zip(_NEWER, newest, strict=True)
+            ]
             # With every host that is taken away, its cluster's link takes the version: see `retain`.
-            names = (await connection.execute(select(hosts.c.name))).scalars() if link_rows else None
+            names = [row.name for row in await connection.execute(_HOSTS)] if link_rows else None
         rows = Rows(
             hosts=tuple(host_from_row(row) for row in host_rows),
             copies=tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows),
@@ -202,11 +207,8 @@ class Status:
             desktop_rows = [desktop_to_row(desktop) for desktop in rows.desktops]
             changed += await put_rows(connection, desktops, desktop_rows, version)
             if position:
-                await connection.execute(
-                    update(links)
-                    .where(links.c.cluster == cluster_name)
-                    .values(epoch=position.epoch, sequence=position.sequence)
-                )
+                where = {"where": cluster_name, "to_epoch": position.epoch, "to_sequence": position.sequence}
+                await connection.execute(_MOVE, where)
         return changed
 
     async def retain(self, cluster_name: str, named: Named, position: Position) -> None:
@@ -234,7 +236,7 @@ class Status:
     async def heard(self, cluster_name: str, at: int) -> None:
         """The cluster has said that all rows are as they stand (Unix ms). No news: nobody is woken."""
         async with self.database.write() as connection:
-            await connection.execute(update(links).where(links.c.cluster == cluster_name).values(heard=at))
+            await connection.execute(_HEARD, {"where": cluster_name, "at": at})
 
     async def set_link(self, link: Link) -> None:
         """Record whether the cluster is reached; while nothing changes, nothing is written and nobody woken."""

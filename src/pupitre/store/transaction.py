@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import uuid_utils
-from sqlalchemy import ColumnElement, and_, bindparam, delete, func, insert, not_, or_, select, update
+from sqlalchemy import Integer, and_, bindparam, delete, func, insert, not_, or_, select, update
 
 from pupitre.domain.command import CommandKind, CommandState, Fault, desktop_of
 from pupitre.domain.desktop import Desktop, DesktopState
@@ -226,36 +226,31 @@ class Transaction:
     # Between the database and memory
 
     async def load(self, connection: Connection, needs: Needs) -> None:
-        for row in await connection.execute(select(cluster_hosts)):
+        for row in await connection.execute(_HOSTS):
             self.hosts[row.name] = HostEntry(
                 host_from_row(row), row.wanted, row.drained_by, row.used_memory_mib, row.used_vcpus
             )
         if needs.copies:
             await self._load_copies(connection)
-        here: list[ColumnElement[bool]] = [cluster_desktops.c.id.in_(needs.desktops)] if needs.desktops else []
-        if needs.hosts:
-            on_hosts = and_(cluster_desktops.c.host.in_(needs.hosts), cluster_desktops.c.state != DesktopState.GONE)
-            here.append(on_hosts)
-        if here:
-            for row in await connection.execute(select(cluster_desktops).where(or_(*here))):
+        if needs.desktops:
+            for row in await connection.execute(_DESKTOPS, {"ids": list(needs.desktops)}):
                 self.desktops[row.id] = placed_from_row(row)
-        wanted: list[ColumnElement[bool]] = [journal.c.id.in_(needs.commands)] if needs.commands else []
+        if needs.hosts:
+            for row in await connection.execute(_ON_HOSTS, {"hosts": list(needs.hosts)}):
+                self.desktops[row.id] = placed_from_row(row)
+        about = needs.desktops | self.desktops.keys()
+        found = await connection.execute(_ENTRIES, {"ids": list(needs.commands), "about": list(about)})
         if needs.host_commands:
-            wanted.append(and_(journal.c.outcome.is_(None), journal.c.desktop.is_(None)))
-        if about := needs.desktops | self.desktops.keys():
-            wanted.append(and_(journal.c.outcome.is_(None), journal.c.desktop.in_(about)))
-        if wanted:
-            for row in await connection.execute(select(journal).where(or_(*wanted)).order_by(journal.c.id)):
-                self.entries[row.id] = entry_from_row(row)
+            found += await connection.execute(_ABOUT_HOSTS)
+        for row in sorted(found, key=lambda row: row.id):
+            self.entries[row.id] = entry_from_row(row)
         self._entries_held, self._desktops_held = dict(self.entries), dict(self.desktops)
         self._hosts_held = dict(self.hosts)
 
     async def _load_copies(self, connection: Connection) -> None:
-        ready = select(cluster_copies).where(cluster_copies.c.state == CopyState.READY, not_(cluster_copies.c.gone))
-        for row in await connection.execute(ready):
+        for row in await connection.execute(_READY_COPIES):
             self.images.setdefault(row.host, {})[row.image] = image_from_row(row)
-        counts = select(cluster_desktops.c.host, func.count()).where(cluster_desktops.c.state.in_(STARTING_STATES))
-        for host, count in await connection.execute(counts.group_by(cluster_desktops.c.host)):
+        for host, count in await connection.execute(_STARTING):
             self.starting[host] = count
 
     async def save(self, connection: Connection, version: int) -> bool:
@@ -310,16 +305,12 @@ class Transaction:
     @staticmethod
     async def _use(connection: Connection, entry: HostEntry, memory: int, vcpus: int) -> None:
         """Take or give back places on a host: one UPDATE, which the database itself holds to what is left."""
-        use = update(cluster_hosts).where(cluster_hosts.c.name == entry.host.name)
+        places: dict[str, object] = {"host": entry.host.name, "memory": memory, "cpus": vcpus}
         if memory > 0:
-            limit = entry.host.facts.memory_mib if entry.host.facts else 0
-            use = use.where(cluster_hosts.c.used_memory_mib + memory <= limit)
-        taken = await connection.execute(
-            use.values(
-                used_memory_mib=cluster_hosts.c.used_memory_mib + memory,
-                used_vcpus=cluster_hosts.c.used_vcpus + vcpus,
-            )
-        )
+            facts = entry.host.facts
+            taken = await connection.execute(_TAKE, {**places, "most": facts.memory_mib if facts else 0})
+        else:
+            taken = await connection.execute(_GIVE_BACK, places)
         if not taken.rowcount:
             raise Unavailable(f"The places of {entry.host.title} are not as they were. It is tried again.")
 
@@ -349,7 +340,7 @@ class Transaction:
     async def _save_entries(self, connection: Connection) -> bool:
         new = [entry for id, entry in self.entries.items() if id not in self._entries_held]
         if new:
-            await connection.execute(insert(journal), [entry_values(one, self._accepted[one.id]) for one in new])
+            await connection.execute(_JOURNAL, [entry_values(one, self._accepted[one.id]) for one in new])
         ended = [entry for id, entry in self._entries_held.items() if self.entries[id] != entry]
         if ended:
             values = [outcome_values(self.entries[entry.id]) for entry in ended]
@@ -357,6 +348,32 @@ class Transaction:
         return bool(new or ended)
 
 
+_HOSTS = select(cluster_hosts)
+_READY_COPIES = select(cluster_copies).where(cluster_copies.c.state == CopyState.READY, not_(cluster_copies.c.gone))
+_STARTING = (
+    select(cluster_desktops.c.host, func.count())
+    .where(cluster_desktops.c.state.in_(STARTING_STATES))
+    .group_by(cluster_desktops.c.host)
+)
+_DESKTOPS = select(cluster_desktops).where(cluster_desktops.c.id.in_(bindparam("ids", expanding=True)))
+_ON_HOSTS = select(cluster_desktops).where(
+    cluster_desktops.c.host.in_(bindparam("hosts", expanding=True)), cluster_desktops.c.state != DesktopState.GONE
+)
+_ENTRIES = select(journal).where(
+    or_(
+        journal.c.id.in_(bindparam("ids", expanding=True)),
+        and_(journal.c.outcome.is_(None), journal.c.desktop.in_(bindparam("about", expanding=True))),
+    )
+)
+_ABOUT_HOSTS = select(journal).where(journal.c.outcome.is_(None), journal.c.desktop.is_(None))
+_JOURNAL = insert(journal)
+_USED = cluster_hosts.c.used_memory_mib + bindparam("memory", type_=Integer())
+_GIVE_BACK = (
+    update(cluster_hosts)
+    .where(cluster_hosts.c.name == bindparam("host"))
+    .values(used_memory_mib=_USED, used_vcpus=cluster_hosts.c.used_vcpus + bindparam("cpus", type_=Integer()))
+)
+_TAKE = _GIVE_BACK.where(bindparam("most") >= _USED)
 _FINISH = (
     update(journal)
     .where(journal.c.id == bindparam("entry"), journal.c.outcome.is_(None))
