@@ -71,6 +71,9 @@ class ClusterServer:
         self._store = store
         store.on_commit = self._on_commit
         self._committed: list[Committed] = []
+        # Outcomes that were just written; all of them are to be read where some may be missing here.
+        self._ended: list[tuple[int, Entry, Desktop | None]] = []
+        self._all_outcomes = True
         self._desktops = Workers(self._settle, retry=1.0)
         self._hosts = Hosts(settings, store, link, wake_desktop=self._desktops.wake, on_move=self._host_moved)
         self._halting = Halting(store, self._hosts)
@@ -178,6 +181,7 @@ class ClusterServer:
     def _wake(self) -> None:
         """Look at the database again for all there is to tell."""
         self._committed.clear()
+        self._all_outcomes = True
         self._changed.set()
         self._finished.set()
         self._noted.set()
@@ -186,7 +190,11 @@ class ClusterServer:
         self._committed.append(committed)
         self._removed |= committed.removals
         self._changed.set()
-        if committed.outcomes:
+        if committed.outcomes is None:
+            self._all_outcomes = True
+        else:
+            self._ended += [(committed.version, *one) for one in committed.outcomes]
+        if self._ended or self._all_outcomes:
             self._finished.set()
         if committed.notes:
             self._noted.set()
@@ -287,17 +295,33 @@ class ClusterServer:
     # To the endpoint
 
     async def _report_outcomes(self) -> bool:
-        """Report the oldest of the outcomes that wait; True when all of them are taken."""
-        sequence, unreported = await self._store.unreported()
-        answers = await asyncio.gather(*(self._report_outcome(sequence, *one) for one in unreported))
-        taken = [entry.id for (entry, _), answer in zip(unreported, answers, strict=True) if answer]
-        if taken:
-            await self._store.reported(taken)
-            self._finished.set()  # there may be more than one page of them
+        """Report outcomes that wait, the oldest first; True when all of them are taken."""
+        try:
+            ended = await self._outcomes()
+            answers = await asyncio.gather(*(self._report_outcome(*one) for one in ended))
+            taken = [entry.id for (_, entry, _), answer in zip(ended, answers, strict=True) if answer]
+            if taken:
+                await self._store.reported(taken)
+        except Unavailable:
+            self._all_outcomes = True
+            raise
+        self._all_outcomes |= len(taken) < len(ended)
+        if taken and (self._all_outcomes or self._ended):
+            self._finished.set()
         self._halting.moved.set()
         if len(taken) > 1:
             await asyncio.sleep(GATHER)
-        return len(taken) == len(unreported)
+        return len(taken) == len(ended)
+
+    async def _outcomes(self) -> list[tuple[int, Entry, Desktop | None]]:
+        """Those just written; or, where some may be missing among these, the first page of all that wait."""
+        just_written, self._ended = self._ended, []
+        if not self._all_outcomes:
+            return just_written
+        self._all_outcomes = False
+        sequence, unreported = await self._store.unreported()
+        self._all_outcomes |= bool(unreported)  # there may be another page
+        return [(sequence, *one) for one in unreported]
 
     async def _report_outcome(self, sequence: int, entry: Entry, desktop: Desktop | None) -> bool:
         assert entry.outcome is not None

@@ -28,6 +28,9 @@ PAGE = 500
 RESEND = (0.25, 2.0)
 """Seconds between two tries to send: at first, and at most."""
 
+NOTE_AFTER = 0.2
+"""Seconds from the cluster's word that it has a command until that is written down: most outcomes come sooner."""
+
 
 class Carrier:
     """``reach`` is told of every answer of the cluster, ``lost`` of every missing one; times are in seconds."""
@@ -58,7 +61,11 @@ class Carrier:
         self._to_abandon = True
         self._wake = asyncio.Event()
         self._asked_since = asyncio.Event()
+        # Commands until they have left the states in which `_look` finds them; of those that the cluster has
+        # journalled, since when (loop time).
         self._sending: dict[str, Command] = {}
+        self._taken: dict[str, float] = {}
+        self._some_taken = asyncio.Event()
         self._pauses: dict[str, float] = {}
         self._senders = Workers(self._send, limit=PAGE, retry=RESEND[0])
         self._outcomes = Counter("pupitre_outcomes", "Outcomes of commands", ["outcome"], registry=registry)
@@ -76,12 +83,15 @@ class Carrier:
                 tasks.create_task(self._listen())
                 tasks.create_task(persist(self._look, self._wake, pauses=RESEND))
                 tasks.create_task(self._time_out_commands())
+                tasks.create_task(self._note_taken())
         finally:
             await self._senders.close()
 
     async def end(self, command: str, event: CommandEvent, fault: Fault | None, *, abandon: bool = False) -> None:
         """Write an outcome; a second one changes nothing but what is remembered as late."""
-        if await self._commands.advance(command, event, now=now_ms(), fault=fault, abandon=abandon):
+        moved = await self._commands.advance(command, event, now=now_ms(), fault=fault, abandon=abandon)
+        self._forget(command)
+        if moved:
             self._outcomes.labels(outcome=fault.code if fault else str(event)).inc()
             if fault:
                 log.info("Command ended.", command=command, outcome=str(event), reason=fault.reason)
@@ -117,7 +127,7 @@ class Carrier:
     async def _send(self, key: str) -> float | None:
         """One try; None when the cluster has it, or it has ended."""
         command = self._sending.get(key)
-        if command is None:
+        if command is None or key in self._taken:
             return None
         message = Submit(id=command.id, user=command.user, order=command.order, deadline=command.deadline)
         try:
@@ -133,10 +143,35 @@ class Carrier:
             await self.end(command.id, CommandEvent.FAIL, fault)
         else:
             await self._reach()
-            await self._commands.advance(command.id, CommandEvent.ACCEPT, now=now_ms())
-        del self._sending[key]
-        self._pauses.pop(key, None)
+            if key in self._sending:  # else its outcome was here first
+                self._taken[key] = asyncio.get_running_loop().time()
+                self._some_taken.set()
         return None
+
+    def _forget(self, command: str) -> None:
+        for held in (self._sending, self._taken, self._pauses):
+            held.pop(command, None)
+
+    async def _note_taken(self) -> None:
+        """Write that the cluster has journalled a command, if its outcome does not come first.
+
+        Nothing depends on it: a command that is sent again is known to the cluster.
+        """
+        while True:
+            await self._some_taken.wait()
+            self._some_taken.clear()
+            while self._taken:
+                await asyncio.sleep(NOTE_AFTER)
+                due = asyncio.get_running_loop().time() - NOTE_AFTER
+                late = [command for command, since in self._taken.items() if since <= due]
+                try:
+                    await asyncio.gather(*(self._note(command) for command in late))
+                except Unavailable as error:
+                    log.warning("The commands database does not answer.", reason=str(error))
+
+    async def _note(self, command: str) -> None:
+        await self._commands.advance(command, CommandEvent.ACCEPT, now=now_ms())
+        self._forget(command)
 
     async def _not_sent(self, command: Command, reason: str) -> bool:
         """Whether that was the last try."""

@@ -139,6 +139,15 @@ async def desktop_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop
     return _connected(portal, found, look)
 
 
+async def latest_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
+    """The same for live events: as they were told last."""
+    watched = await portal.feed.desktop(desktop_id)
+    found = seen(watched.row, watched.commands, now=now_ms())
+    if found is None or not may_see_desktop(user, found.desktop):
+        raise NotFound(_UNKNOWN)
+    return _connected(portal, found, Look({}, portal.feed.hosts, await portal.feed.links()))
+
+
 def _connected(portal: Portal, found: SeenDesktop, look: Look) -> SeenDesktop:
     """The same, with how fresh it is and where native viewers find it."""
     link = state_of(portal, look.links)

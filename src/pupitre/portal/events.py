@@ -1,25 +1,29 @@
 """Live events: one listener per process, woken by bells, that tells every open stream what concerns its user.
 
 Nothing is polled. A ring makes the feed read what changed since the version it
-has; each stream then gets *which* things changed and reads them when it sends, so
-that a late stream sends the newest state and never an old one (commands come along
-as they are: their newest is what is told). A stream that does not keep up has its
+has, once for all; each stream then gets *which* things changed and takes them from what
+the feed has read last (`pupitre.portal.latest`) when it sends, so that a late stream
+sends the newest state and never an old one. A stream that does not keep up has its
 queue emptied and begins anew with all there is.
 """
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import structlog
 
+from pupitre.batch import Batch
 from pupitre.domain.access import User, may_manage_hosts
 from pupitre.domain.command import Command
+from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState
+from pupitre.domain.status import Link
 from pupitre.errors import Unavailable
+from pupitre.portal.latest import Latest, Watched
 from pupitre.portal.metrics import Metrics
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.dialect import Listening
@@ -30,6 +34,8 @@ BACK_OFF = 1.0
 """Seconds until the databases are asked again after they did not answer."""
 MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.05
 """After so many changes at once, for how long each stream gathers its own news, and for how long (s)."""
+LINKS_FRESH = 1.0
+"""Seconds for which the links are as they were read: when the cluster was heard is written no more often."""
 GATHER = 0.01
 """After more than one change at once, the seconds in which the next ones gather: under load each look is for many."""
 
@@ -121,7 +127,11 @@ class Feed:
         self._confirm_every = confirm_every
         self._streams: set[Stream] = set()
         self._versions = Versions(0, 0)
-        self._hosts: frozenset[str] = frozenset()
+        self._latest = Latest()
+        self._links_read = 0.0
+        # What is read later is written later: no old row comes after a newer one.
+        self._turn = asyncio.Lock()
+        self._looks: Batch[str, Watched] = Batch(self._look)
         self._ready_images: frozenset[str] = frozenset()
         self._busy_until = 0.0
         self._closed = False
@@ -131,7 +141,7 @@ class Feed:
         commands, status = self._commands.database, self._status.database
         async with commands.listen(ANSWERED) as answered, status.listen(CHANGED) as changed:
             self._versions = Versions(await self._commands.version(), await self._status.version())
-            self._hosts = frozenset(host.name for host in await self._status.hosts())
+            self._latest.begin(await self._status.hosts(), await self._status.links())
             self._ready_images = await self._read_ready_images()
             async with asyncio.TaskGroup() as tasks:
                 workers = [
@@ -158,6 +168,8 @@ class Feed:
             yield stream
         finally:
             self._streams.discard(stream)
+            if not self._streams:
+                self._latest.forget()
             self._metrics.listeners.set(len(self._streams))
 
     @property
@@ -168,6 +180,32 @@ class Feed:
     def ready_images(self) -> frozenset[str]:
         """Ids of images that were ready at the last news: a desktop can be started from them without a further look."""
         return self._ready_images
+
+    async def desktop(self, desktop_id: str) -> Watched:
+        """A desktop and its commands as last read. Raises `Unavailable`."""
+        return self._latest.desktop(desktop_id) or await self._looks.do(desktop_id)
+
+    async def links(self) -> list[Link]:
+        """The links to clusters as of a moment ago: every change of one wakes us. Raises `Unavailable`."""
+        if time.monotonic() - self._links_read > LINKS_FRESH:
+            self._latest.links = await self._status.links()
+            self._links_read = time.monotonic()
+        return self._latest.links
+
+    @property
+    def hosts(self) -> Mapping[str, Host]:
+        """Every host by name, as last read."""
+        return self._latest.hosts
+
+    async def _look(self, ids: Sequence[str]) -> list[Watched]:
+        async with self._turn:
+            rows = {row.id: row for row in await self._status.desktops(set(ids))}
+            commands = await self._commands.of_desktops(set(ids))
+            found = {id: Watched(rows.get(id), {one.id: one for one in commands.get(id, ())}) for id in ids}
+            if self._streams:  # else nobody reads what changes
+                for id, watched in found.items():
+                    self._latest.keep(id, watched)
+        return [found[id] for id in ids]
 
     def close(self) -> None:
         """End every stream, so that a server that waits for open answers can stop."""
@@ -181,7 +219,8 @@ class Feed:
             await bell.heard()
             while True:
                 try:
-                    told = await tell()
+                    async with self._turn:
+                        told = await tell()
                     break
                 except Unavailable as error:
                     log.warning("live events wait for a database", reason=error.reason)
@@ -203,7 +242,8 @@ class Feed:
         while True:
             await asyncio.sleep(self._confirm_every)
             try:
-                heard = [link.heard for link in await self._status.links()]
+                self._links_read = 0.0
+                heard = [link.heard for link in await self.links()]
             except Unavailable:
                 continue  # pages count on from what they have
             if heard != told:
@@ -221,6 +261,7 @@ class Feed:
         changes = await self._commands.changes(self._versions.commands)
         if changes:
             self._versions = replace(self._versions, commands=changes[-1].version)
+        self._latest.commands_changed(change.command for change in changes)
         by_user: dict[str, News] = defaultdict(lambda: News(self._versions))
         for change in changes:
             news = by_user[change.command.user]
@@ -241,9 +282,11 @@ class Feed:
             by_user[desktop.owner].add(desktop.id)
         images = {copy.image.id for copy in status.rows.copies}
         hosts = {host.name for host in status.rows.hosts}
-        gone = frozenset() if status.host_names is None else self._hosts - status.host_names
-        self._hosts = (self._hosts | hosts) - gone
-        hosts |= gone
+        before = self._latest.hosts.keys()
+        self._latest.status_changed(status.rows, status.host_names)
+        hosts |= before - self._latest.hosts.keys()
+        if status.links:
+            self._links_read = 0.0
         for stream in self._streams:
             news = News(self._versions, images=set(images), links=bool(status.links))
             news.desktops |= by_user[stream.user.id]

@@ -58,7 +58,9 @@ async def check_reached(portal: Portal) -> None:
     """Raises `LinkDown` when the cluster is out of reach and commands are to be refused then."""
     if portal.settings.when_unreachable == "queue":
         return
-    link = await link_state(portal)
+    if state_of(portal, await portal.feed.links()).connected:
+        return
+    link = await link_state(portal)  # it may just have come back
     if not link.connected:
         raise LinkDown(f"{unreachable_words(link)} Nothing has been asked of it. Try again in a minute.")
 

@@ -19,7 +19,7 @@ from sqlalchemy import and_, bindparam, case, delete, exists, insert, not_, or_,
 
 from pupitre.batch import Batch
 from pupitre.domain.command import desktop_of
-from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
@@ -43,7 +43,7 @@ from pupitre.store.schema import (
     notes,
     past_epochs,
 )
-from pupitre.store.transaction import MOST_DETAIL, Needs, Transaction
+from pupitre.store.transaction import MOST_DETAIL, Needs, Outcomes, Transaction
 
 PAGE = 500
 DEPOSED = "Another cluster server has taken over; this one has nothing more to say."
@@ -54,11 +54,11 @@ Decision = Callable[[Transaction], Any]
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a transaction wrote: its version, its rows (None: read them), and what else there is to tell."""
+    """What a transaction wrote: its version, rows and outcomes (None: read them), and what else there is to tell."""
 
     version: int
     rows: Rows | None
-    outcomes: bool
+    outcomes: "Outcomes | None"
     notes: bool
     removals: bool
 
@@ -189,7 +189,7 @@ class ClusterStore:
                 Committed(
                     version,
                     transaction.rows,
-                    outcomes=transaction.has_outcomes,
+                    outcomes=transaction.outcomes,
                     notes=transaction.has_notes,
                     removals=bool(transaction.removed_hosts),
                 )
@@ -229,7 +229,7 @@ class ClusterStore:
         async with self.database.read() as connection:
             return [entry_from_row(row) for row in await connection.execute(query)]
 
-    async def unreported(self) -> tuple[int, list[tuple[Entry, Desktop | None]]]:
+    async def unreported(self) -> tuple[int, Outcomes]:
         """Commands whose outcome the endpoint has not confirmed, oldest first, with their desktops as they are now.
 
         The number is the version that this is a look at.

@@ -54,6 +54,9 @@ MOST_SUBJECT, MOST_DETAIL = 255, 1000
 """Characters of a note."""
 STARTING_STATES = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING)
 
+Outcomes = list[tuple[Entry, Desktop | None]]
+"""Commands that have ended, with their desktops as they were then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:
@@ -213,11 +216,16 @@ class Transaction:
         )
 
     @property
-    def has_outcomes(self) -> bool:
-        """Whether there is an outcome to report."""
-        return bool(self._repeated) or any(
-            entry.outcome is not None and self._entries_held.get(id) != entry for id, entry in self.entries.items()
-        )
+    def outcomes(self) -> Outcomes | None:
+        """What there is to report; None where that has to be read."""
+        if self._repeated:
+            return None
+        found = []
+        for id, entry in self.entries.items():
+            if entry.outcome is not None and self._entries_held.get(id) != entry:
+                placed = self.desktops.get(desktop_of(entry.order) or "")
+                found.append((entry, placed.seen if placed else None))
+        return found
 
     @property
     def has_notes(self) -> bool:

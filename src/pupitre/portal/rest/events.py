@@ -6,11 +6,13 @@ that returns with the ``Last-Event-ID`` it had and missed nothing gets ``ready``
 ``resync``: the client was too slow; all there is follows.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel
 
 from pupitre.domain.access import may_manage_hosts
@@ -18,49 +20,62 @@ from pupitre.domain.command import FINAL_STATES
 from pupitre.domain.status import Link
 from pupitre.errors import NotFound
 from pupitre.portal.context import Portal, portal_of
-from pupitre.portal.desktops import desktop_of, desktops_of
+from pupitre.portal.desktops import desktops_of, latest_of
 from pupitre.portal.events import News
 from pupitre.portal.hosts import hosts_of
 from pupitre.portal.sessions import Caller, SignedIn, caller_of
 from pupitre.portal.shapes import command_out, desktop_out, host_out, image_out, link_out
 
 router = APIRouter(tags=["events"])
+PING = 15.0
+"""Seconds of silence until a proxy is shown that the connection is alive."""
 
 
-@router.get("/events", response_class=EventSourceResponse)
+class EventStream(StreamingResponse):
+    media_type = "text/event-stream"
+
+
+@router.get("/events", response_class=EventStream)
 async def events(
     request: Request, caller: SignedIn, last_event_id: Annotated[str | None, Header(max_length=64)] = None
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStream:
+    headers = {"X-Accel-Buffering": "no"}  # no proxy keeps events for later
+    return EventStream(_told(request, caller, last_event_id), headers=headers)
+
+
+async def _told(request: Request, caller: Caller, last_event_id: str | None) -> AsyncIterator[bytes]:
+    """What is told together is sent together: with a frame and a task for each event, those cost more than the news."""
     portal = portal_of(request)
     async with portal.feed.stream(caller.user) as stream:
         versions = portal.feed.versions
-        if last_event_id != str(versions):
-            for event in await _all(portal, caller):
-                yield event
-        yield ServerSentEvent(event="ready", data={}, id=str(versions), retry=2000)
-        while (news := await stream.next()) is not None:
-            if await caller_of(request) is None:
-                return  # signed out meanwhile
+        first = b"" if last_event_id == str(versions) else b"".join(await _all(portal, caller))
+        yield first + format_sse_event(event="ready", data_str="{}", id=str(versions), retry=2000)
+        while True:
+            try:
+                async with asyncio.timeout(PING):
+                    news = await stream.next()
+            except TimeoutError:
+                yield KEEPALIVE_COMMENT
+                continue
+            if news is None or await caller_of(request) is None:
+                return  # the portal stops, or they have signed out meanwhile
             if news.resync:
-                yield ServerSentEvent(event="resync", data={})
-                found = await _all(portal, caller)
+                found = [format_sse_event(event="resync", data_str="{}"), *await _all(portal, caller)]
             else:
                 found = await _some(portal, caller, news)
-            for event in found[:-1]:
-                yield event
             if found:  # the id stands on the last one: what came half is asked for again
-                yield ServerSentEvent(event=found[-1].event, data=found[-1].data, id=str(news.versions))
+                yield b"".join(found[:-1]) + f"id: {news.versions}\n".encode() + found[-1]
 
 
-def _event(name: str, shape: BaseModel) -> ServerSentEvent:
-    return ServerSentEvent(event=name, data=shape)
+def _event(name: str, shape: BaseModel) -> bytes:
+    return format_sse_event(event=name, data_str=shape.model_dump_json(by_alias=True))
 
 
-def _links(links: list[Link]) -> list[ServerSentEvent]:
+def _links(links: list[Link]) -> list[bytes]:
     return [_event("link", link_out(link)) for link in links]
 
 
-async def _all(portal: Portal, caller: Caller) -> list[ServerSentEvent]:
+async def _all(portal: Portal, caller: Caller) -> list[bytes]:
     found = _links(await portal.status.links())
     found += [_event("image", image_out(image)) for image in await portal.status.images()]
     if may_manage_hosts(caller.user):
@@ -71,8 +86,8 @@ async def _all(portal: Portal, caller: Caller) -> list[ServerSentEvent]:
     return found + [_event("desktop", desktop_out(seen)) for seen in await desktops_of(portal, caller.user)]
 
 
-async def _some(portal: Portal, caller: Caller, news: News) -> list[ServerSentEvent]:
-    found = _links(await portal.status.links()) if news.links else []
+async def _some(portal: Portal, caller: Caller, news: News) -> list[bytes]:
+    found = _links(await portal.feed.links()) if news.links else []
     if news.images:
         images = await portal.status.images()
         found += [_event("image", image_out(image)) for image in images if image.id in news.images]
@@ -81,7 +96,7 @@ async def _some(portal: Portal, caller: Caller, news: News) -> list[ServerSentEv
     found += [_event("command", command_out(command)) for _, command in sorted(news.commands.items())]
     for desktop_id in sorted(news.desktops):
         try:
-            found.append(_event("desktop", desktop_out(await desktop_of(portal, caller.user, desktop_id))))
+            found.append(_event("desktop", desktop_out(await latest_of(portal, caller.user, desktop_id))))
         except NotFound:
             continue  # its last trace has been removed since
     return found
