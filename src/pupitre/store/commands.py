@@ -12,6 +12,7 @@ from sqlalchemy import Integer, bindparam, false, func, or_, select, true, updat
 from pupitre.batch import Batch
 from pupitre.domain.command import (
     FINAL_STATES,
+    UNENDED_STATES,
     Command,
     CommandEvent,
     CommandKind,
@@ -35,7 +36,7 @@ class CommandChange:
 ASKED, ANSWERED = "asked", "answered"
 """What wakes the endpoint, and what wakes the portals (a request too: the user's other tabs show it)."""
 
-_UNENDED = commands.c.state.not_in(sorted(FINAL_STATES))
+_UNENDED = commands.c.state.in_(sorted(UNENDED_STATES))
 _ONE = select(commands).where(commands.c.id == bindparam("command"))
 _OF_DESKTOPS = (
     select(commands).where(commands.c.desktop.in_(bindparam("desktops", expanding=True))).order_by(commands.c.id)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import bindparam, insert, select
 
-from pupitre.domain.command import FINAL_STATES, Command, CommandKind
+from pupitre.domain.command import UNENDED_STATES, Command, CommandKind
 from pupitre.errors import LimitReached, PupitreError, TooEarly
 from pupitre.store.audit import APPEND, AuditEntry, audit_values
 from pupitre.store.command_rows import to_row
@@ -71,7 +71,7 @@ _LAST = select(gates).where(gates.c.user_id.in_(bindparam("users", expanding=Tru
 _UNDER_WAY = select(commands.c.user_id, commands.c.desktop).where(
     commands.c.user_id.in_(bindparam("users", expanding=True)),
     commands.c.kind == CommandKind.BOOT_DESKTOP,
-    commands.c.state.not_in(sorted(FINAL_STATES)),
+    commands.c.state.in_(sorted(UNENDED_STATES)),
 )
 _WRITE = insert(commands)
 

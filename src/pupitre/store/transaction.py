@@ -52,6 +52,7 @@ from pupitre.store.versioned import put_rows
 
 MOST_SUBJECT, MOST_DETAIL = 255, 1000
 """Characters of a note."""
+THERE = sorted(frozenset(DesktopState) - {DesktopState.GONE})
 STARTING_STATES = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING)
 
 Outcomes = list[tuple[Entry, Desktop | None]]
@@ -365,7 +366,7 @@ _STARTING = (
 )
 _DESKTOPS = select(cluster_desktops).where(cluster_desktops.c.id.in_(bindparam("ids", expanding=True)))
 _ON_HOSTS = select(cluster_desktops).where(
-    cluster_desktops.c.host.in_(bindparam("hosts", expanding=True)), cluster_desktops.c.state != DesktopState.GONE
+    cluster_desktops.c.host.in_(bindparam("hosts", expanding=True)), cluster_desktops.c.state.in_(THERE)
 )
 _ENTRIES = select(journal).where(
     or_(
