@@ -144,7 +144,7 @@ class _Person:
 def measure(database: str, clients: int, seconds: float) -> Found:
     """Raises `SetupError` when the database's package is missing, `Unavailable` when a command fails."""
     with ExitStack() as stack:
-        prepare = _prepare(stack, database)
+        server, prepare = _prepare(stack, database)
         settings = {
             "hypervisor": "simulated://prompt",
             "host_memory_mib": str(1 << 20),
@@ -155,7 +155,7 @@ def measure(database: str, clients: int, seconds: float) -> Found:
         measured = stack.enter_context(running(prepare, **settings))
         os.environ["PUPITRE_HOME"] = str(measured.home)
         here = Settings(home=measured.home)
-        found = asyncio.run(_measure(measured, here, clients, seconds))
+        found = asyncio.run(_measure(measured, server, here, clients, seconds))
     return Found(database=database, **found)
 
 
@@ -163,17 +163,18 @@ def floor(database: str, clients: int, seconds: float) -> float:
     """Rows a second that the database alone writes, leases and acknowledges, each with its own commit."""
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="pupitre-bench-") as folder:
         environment = dict(os.environ) | {"PUPITRE_HOME": folder}
-        _prepare(stack, database)(environment)
+        _, prepare = _prepare(stack, database)
+        prepare(environment)
         if database == "sqlite":
             _create(environment)
         opened = open_database(Settings(home=Path(folder)), "owner", "commands")
         return asyncio.run(_floor(opened, clients, seconds))
 
 
-def _prepare(stack: ExitStack, database: str) -> Callable[[dict[str, str]], None]:
-    """Starts the database's server, for as long as ``stack`` is open, and has the databases made in it."""
+def _prepare(stack: ExitStack, database: str) -> tuple[DatabaseServer | None, Callable[[dict[str, str]], None]]:
+    """The database's server, started for as long as ``stack`` is open, and what makes the databases in it."""
     if database == "sqlite":
-        return lambda _: None
+        return None, lambda _: None
     if database not in SERVERS:
         raise SetupError(
             f"There is no database {database!r} to measure.", f"Choose one of: {', '.join(DATABASES)}, all."
@@ -182,7 +183,7 @@ def _prepare(stack: ExitStack, database: str) -> Callable[[dict[str, str]], None
     known = server.url
     url = URL.create(known.drivername, known.username, host=known.host, port=known.port).render_as_string()
     password = {"PUPITRE_DATABASE_PASSWORD": str(server.url.password)}
-    return lambda environment: _create(environment | password, "--url", url)
+    return server, lambda environment: _create(environment | password, "--url", url)
 
 
 def _create(environment: dict[str, str], *options: str) -> None:
@@ -190,7 +191,9 @@ def _create(environment: dict[str, str], *options: str) -> None:
     subprocess.run(command, env=environment, stdout=sys.stderr, check=True)
 
 
-async def _measure(measured: Measured, settings: Settings, clients: int, seconds: float) -> "_Figures":
+async def _measure(
+    measured: Measured, server: DatabaseServer | None, settings: Settings, clients: int, seconds: float
+) -> "_Figures":
     split = urlsplit(measured.url)
     address = (str(split.hostname), int(split.port or 80))
     people = [_Person(address, token) for token in await _tokens(settings, clients)]
@@ -204,11 +207,11 @@ async def _measure(measured: Measured, settings: Settings, clients: int, seconds
             await first.round()
         idle, first.took = first.took, []
         await asyncio.gather(*(person.begin() for person in people[1:]))
-        begun, spent = time.perf_counter(), _spent(measured)
+        begun, spent = time.perf_counter(), _spent(measured, server)
         await asyncio.gather(*(_until(person, begun + seconds) for person in people))
         took = [one for person in people for one in person.took]
         span = max(one.seen for one in took) - begun
-        costs = {name: seconds - spent.get(name, 0.0) for name, seconds in _spent(measured).items()}
+        costs = {name: seconds - spent.get(name, 0.0) for name, seconds in _spent(measured, server).items()}
     finally:
         await asyncio.gather(*(person.end() for person in people))
     ids = [command for person in people for command in person.accepted]
@@ -227,10 +230,13 @@ async def _measure(measured: Measured, settings: Settings, clients: int, seconds
     )
 
 
-def _spent(measured: Measured) -> dict[str, float]:
-    """CPU seconds so far, by process; ``clients`` is this one."""
+def _spent(measured: Measured, server: DatabaseServer | None) -> dict[str, float]:
+    """CPU seconds so far, by process; ``clients`` is this one, ``database`` all of its server's."""
     names = measured.names()
     spent = {names[process.pid]: sum(process.cpu_times()[:2]) for process in measured.family() if process.pid in names}
+    if server:
+        first = psutil.Process(server.pid())
+        spent["database"] = sum(sum(one.cpu_times()[:2]) for one in (first, *first.children(recursive=True)))
     return spent | {"clients": sum(psutil.Process().cpu_times()[:2])}
 
 

@@ -74,6 +74,10 @@ class DatabaseServer:
         """Without any good-bye to disk or clients."""
         raise NotImplementedError
 
+    def pid(self) -> int:
+        """Of the server's first process, while it runs."""
+        raise NotImplementedError
+
     def _end(self) -> None:
         raise NotImplementedError
 
@@ -139,6 +143,9 @@ class PostgresServer(DatabaseServer):
     def crash(self) -> None:
         self._control("stop", "-m", "immediate")
         self._up = False
+
+    def pid(self) -> int:
+        return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def _end(self) -> None:
         if self._up:
@@ -207,6 +214,10 @@ class MariaServer(DatabaseServer):
 
     def crash(self) -> None:
         self._signal(signal.SIGKILL)
+
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
 
     def _end(self) -> None:
         self._signal(signal.SIGTERM)
