@@ -10,6 +10,7 @@ from playwright.async_api import Browser, expect
 
 from pupitre.domain.command import BootDesktop, CommandEvent, Fault
 from pupitre.domain.desktop import DesktopState
+from pupitre.domain.status import Position
 from tests.portal_browser import a_browser, accessible, fits, opened
 from tests.portal_site import CLUSTER, Site, an_image, firmware_guest, now, open_site
 
@@ -84,7 +85,7 @@ async def test_a_lost_desktop_says_for_how_long_and_that_it_comes_back(site: Sit
 async def test_rows_that_nobody_confirms_are_marked_with_their_age(tmp_path: Path, chromium: Browser) -> None:
     async with open_site(tmp_path, status_update_interval=4) as site:
         await site.running("student")
-        await site.endpoint.status.heard(CLUSTER, now())
+        await site.endpoint.status.heard(CLUSTER, now(), Position())
         async with opened(site, chromium) as page:
             mark = page.locator("[data-desktop] .as-of")
             await expect(mark).to_be_hidden()
@@ -92,7 +93,7 @@ async def test_rows_that_nobody_confirms_are_marked_with_their_age(tmp_path: Pat
             await expect(mark).to_contain_text(" s ago")
             await expect(page.locator("#banner")).to_contain_text("the cluster has confirmed nothing since")
             await accessible(page)
-            await site.endpoint.status.heard(CLUSTER, now())
+            await site.endpoint.status.heard(CLUSTER, now(), Position())
             await expect(mark).to_be_hidden(timeout=10_000)
 
 

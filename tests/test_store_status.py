@@ -102,11 +102,12 @@ async def test_when_the_cluster_was_heard_is_written_and_wakes_nobody(tmp_path: 
         await status.set_link(Link("main", True, 1))
         version = await status.version()
         async with status.database.listen(CHANGED) as listener:
-            await status.heard("main", 17)
+            await status.heard("main", 17, Position(3, 4))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(listener.heard(), 0.05)
         assert await status.links() == [Link("main", True, 1, heard=17)]
         assert await status.version() == version
+        assert await status.position("main") == Position(3, 4)
 
 
 class Overheard(Database):

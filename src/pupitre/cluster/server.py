@@ -45,6 +45,8 @@ from pupitre.workers import Workers, persist
 
 log = structlog.get_logger(__name__)
 
+GATHER_CHANGES = 0.05
+"""Seconds in which changes gather after one of several desktops; outcomes bring their rows along and do not wait."""
 RESEND = 5.0
 """Seconds until an order that had no visible effect is sent again."""
 CHUNK = 500
@@ -357,7 +359,7 @@ class ClusterServer:
         if rows or removed:
             await self._publish(sequence, rows, removed=removed)
         if len(rows.desktops) > 1:
-            await asyncio.sleep(GATHER)
+            await asyncio.sleep(GATHER_CHANGES)
         return True
 
     async def _publish(self, sequence: int, rows: Rows, *, removed: bool) -> None:

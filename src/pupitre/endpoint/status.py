@@ -49,6 +49,8 @@ class StatusMirror:
         self._heard_every = heard_every
         self._heard = 0
         self._position = Position()
+        # How far each row was written ahead of the change that brings it.
+        self._ahead: dict[str, Position] = {}
         self._rows = Counter(
             "pupitre_status_rows", "Rows of the status database compared with the cluster's, and written",
             ["how"], registry=registry or CollectorRegistry(),
@@ -66,8 +68,9 @@ class StatusMirror:
                 await self._read_all()
             elif change.sequence > here.sequence:
                 position = Position(change.epoch, change.sequence)
-                await self._apply(change.rows, position)
-                self._position = position
+                if rows := self._not_ahead(change.rows, position):
+                    await self._apply(rows, position)
+                self._reached(position)
                 await self._note_heard()
 
     async def mark(self, mark: Mark) -> None:
@@ -86,13 +89,33 @@ class StatusMirror:
         async with self._turn:
             hosts: dict[str, Host] = {}
             desktops: dict[str, Desktop] = {}
+            ahead: dict[str, Position] = {}
             for at, rows in sorted(group, key=lambda one: one[0]):
                 if at > self._position:
                     hosts |= {host.name: host for host in rows.hosts}
                     desktops |= {desktop.id: desktop for desktop in rows.desktops}
+                    ahead |= dict.fromkeys((one.id for one in rows.desktops), at)
+                    ahead |= dict.fromkeys((one.name for one in rows.hosts), at)
             if newer := Rows(hosts=tuple(hosts.values()), desktops=tuple(desktops.values())):
                 await self._apply(newer)
+                self._ahead |= ahead
         return [None] * len(group)
+
+    def _not_ahead(self, rows: Rows, position: Position) -> Rows:
+        """Those that are not written already as they are at ``position``, or as they were later."""
+
+        def is_old(key: str) -> bool:
+            return key in self._ahead and self._ahead[key] >= position
+
+        return Rows(
+            hosts=tuple(host for host in rows.hosts if not is_old(host.name)),
+            copies=rows.copies,
+            desktops=tuple(desktop for desktop in rows.desktops if not is_old(desktop.id)),
+        )
+
+    def _reached(self, position: Position) -> None:
+        self._position = position
+        self._ahead = {key: at for key, at in self._ahead.items() if at > position}
 
     async def _apply(self, rows: Rows, position: Position | None = None) -> None:
         written = await self._status.apply(self._cluster, rows, position)
@@ -121,12 +144,12 @@ class StatusMirror:
             return
         assert start is not None
         await self._status.retain(self._cluster, named, start)
-        self._position = start
+        self._reached(start)
         await self._note_heard()
         log.info("The cluster's status is read.", desktops=len(named.desktops), hosts=len(named.hosts))
 
     async def _note_heard(self) -> None:
         now = now_ms()
         if not 0 <= now - self._heard < self._heard_every:  # a clock that was set back counts as later
-            await self._status.heard(self._cluster, now)
+            await self._status.heard(self._cluster, now, self._position)
             self._heard = now

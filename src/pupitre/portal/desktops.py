@@ -6,7 +6,7 @@ show what it returns, and nothing else. What is not the caller's does not exist.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pupitre.clock import now_ms
@@ -23,13 +23,13 @@ from pupitre.domain.command import (
 from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
+from pupitre.domain.status import Link
 from pupitre.errors import Conflict, Forbidden, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.links import LinkState, state_of
 from pupitre.portal.sessions import Caller
 from pupitre.store.requests import Allowance
-from pupitre.store.status import Look
 
 SHOWN_AFTER_FAILURE_MS = 10 * 60 * 1000
 """How long a desktop that failed stays in sight unless its user puts it away."""
@@ -126,32 +126,39 @@ async def desktops_of(portal: Portal, user: User) -> list[SeenDesktop]:
     rows |= {row.id: row for row in await portal.status.desktops(wanted)}
     commands = await portal.commands.of_desktops(rows.keys() | wanted)
     found = [seen(rows.get(id), commands.get(id, []), now=now) for id in sorted(rows.keys() | wanted, reverse=True)]
-    look = await portal.status.look(())
-    return [_connected(portal, desktop, look) for desktop in found if desktop and desktop.shown]
+    hosts = {host.name: host for host in await portal.status.hosts()}
+    links = await portal.status.links()
+    return [_connected(portal, desktop, hosts, links) for desktop in found if desktop and desktop.shown]
 
 
 async def desktop_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
     """Raises `NotFound` alike for another's desktop and for none. A gone one is still there to be asked for."""
-    look, commands = await asyncio.gather(portal.lookups.desktop.do(desktop_id), portal.lookups.orders.do(desktop_id))
-    found = seen(look.desktops.get(desktop_id), commands, now=now_ms())
-    if found is None or not may_see_desktop(user, found.desktop):
-        raise NotFound(_UNKNOWN)
-    return _connected(portal, found, look)
+    found = await _own(portal, user, desktop_id)
+    hosts = {host.name: host for host in await portal.status.hosts()}
+    return _connected(portal, found, hosts, await portal.status.links())
 
 
 async def latest_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
     """The same for live events: as they were told last."""
     watched = await portal.feed.desktop(desktop_id)
-    found = seen(watched.row, watched.commands, now=now_ms())
+    found = _visible(user, seen(watched.row, watched.commands, now=now_ms()))
+    return _connected(portal, found, portal.feed.hosts, await portal.feed.links())
+
+
+async def _own(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
+    row, commands = await asyncio.gather(portal.lookups.desktop.do(desktop_id), portal.lookups.orders.do(desktop_id))
+    return _visible(user, seen(row, commands, now=now_ms()))
+
+
+def _visible(user: User, found: SeenDesktop | None) -> SeenDesktop:
     if found is None or not may_see_desktop(user, found.desktop):
         raise NotFound(_UNKNOWN)
-    return _connected(portal, found, Look({}, portal.feed.hosts, await portal.feed.links()))
+    return found
 
 
-def _connected(portal: Portal, found: SeenDesktop, look: Look) -> SeenDesktop:
+def _connected(portal: Portal, found: SeenDesktop, hosts: Mapping[str, Host], links: Sequence[Link]) -> SeenDesktop:
     """The same, with how fresh it is and where native viewers find it."""
-    link = state_of(portal, look.links)
-    return replace(found, link=link, connection=_connection(found.desktop, look.hosts))
+    return replace(found, link=state_of(portal, links), connection=_connection(found.desktop, hosts))
 
 
 def _connection(desktop: Desktop, hosts: Mapping[str, Host]) -> Connection | None:
@@ -189,7 +196,7 @@ async def stop(portal: Portal, caller: Caller, desktop_id: str) -> Command | Non
 
     Raises `NotFound`, `Conflict` when it is gone already, `TooEarly`.
     """
-    found = await desktop_of(portal, caller.user, desktop_id)
+    found = await _own(portal, caller.user, desktop_id)
     if found.desktop.state is DesktopState.GONE:
         raise Conflict("This desktop is gone already. There is nothing left to stop.")
     if found.desktop.state is DesktopState.FAILED:

@@ -102,7 +102,11 @@ class PostgresConnection:
     async def execute(self, statement: Executable, values: Values | Sequence[Values] | None = None) -> Result:
         if isinstance(values, Sequence):
             prepared = self._statements.prepare(statement, values[0])
-            await self._raw.executemany(prepared.text, [prepared.arguments(one) for one in values])
+            sets = [prepared.arguments(one) for one in values]
+            if prepared.text_of_many is None:
+                await self._raw.executemany(prepared.text, sets)
+            else:
+                await self._raw.execute(prepared.text_of_many, *zip(*sets, strict=True))
             return Result()
         prepared = self._statements.prepare(statement, values or {})
         arguments = prepared.arguments(values or {})

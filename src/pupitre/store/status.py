@@ -5,7 +5,7 @@ again unchanged keeps its version, so that a full page wakes nobody without need
 What a change costs does not depend on how much else there is.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,15 +61,6 @@ CHANGED = "status"
 """What wakes the portals."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Desktops by id and hosts by name."""
-
-    desktops: Mapping[str, Desktop]
-    hosts: Mapping[str, Host]
-    links: Sequence[Link]
-
-
 _VERSION = select(status_counter.c.value)
 _DESKTOPS = select(desktops).where(desktops.c.id.in_(bindparam("ids", expanding=True)))
 _HOSTS = select(hosts).order_by(hosts.c.name)
@@ -83,7 +74,7 @@ _NEWEST = select(status_counter.c.value, *(select(func.max(table.c.version)).sca
 _NEWER = tuple(select(table).where(table.c.version > bindparam("after")).order_by(table.c.version) for table in _TABLES)
 _AT_CLUSTER = links.c.cluster == bindparam("where")
 _MOVE = update(links).where(_AT_CLUSTER).values(epoch=bindparam("to_epoch"), sequence=bindparam("to_sequence"))
-_HEARD = update(links).where(_AT_CLUSTER).values(heard=bindparam("at"))
+_HEARD = _MOVE.values(heard=bindparam("at"))
 
 
 class Status:
@@ -100,15 +91,6 @@ class Status:
     async def desktops(self, ids: Collection[str]) -> list[Desktop]:
         """Those of these desktops that the cluster ever named, the gone ones too."""
         return [desktop_from_row(row) for row in await self.database.select(_DESKTOPS, {"ids": list(ids)})]
-
-    async def look(self, ids: Collection[str]) -> "Look":
-        """These desktops, with the hosts they may be on and the links they were heard by, as of one moment."""
-        async with self.database.read() as connection:
-            rows = await connection.execute(_DESKTOPS, {"ids": list(ids)})
-            found = {row.id: desktop_from_row(row) for row in rows}
-            there = {host.name: host for host in map(host_from_row, await connection.execute(_HOSTS))}
-            heard = [_link(row) for row in await connection.execute(_LINKS)]
-        return Look(found, there, heard)
 
     async def desktops_of(self, owner: str, *, limit: int = 200, before: str | None = None) -> list[Desktop]:
         """The owner's desktops that are not gone, newest first. ``before`` is the last id already seen."""
@@ -233,10 +215,11 @@ class Status:
                 )
             )
 
-    async def heard(self, cluster_name: str, at: int) -> None:
-        """The cluster has said that all rows are as they stand (Unix ms). No news: nobody is woken."""
+    async def heard(self, cluster_name: str, at: int, position: Position) -> None:
+        """The cluster has said that all rows are as they stand (Unix ms, and how far). No news: nobody is woken."""
+        values = {"where": cluster_name, "at": at, "to_epoch": position.epoch, "to_sequence": position.sequence}
         async with self.database.write() as connection:
-            await connection.execute(_HEARD, {"where": cluster_name, "at": at})
+            await connection.execute(_HEARD, values)
 
     async def set_link(self, link: Link) -> None:
         """Record whether the cluster is reached; while nothing changes, nothing is written and nobody woken."""

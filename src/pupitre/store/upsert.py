@@ -1,8 +1,7 @@
 """Many rows into one table at once, whether they are there or not, in the words that each database has for it.
 
 The rows go as one prepared statement with many sets of values, in one round
-trip: the same row may come twice (the last one stays), and no number of
-values is too large for it.
+trip, and no number of values is too large for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,14 @@ from pupitre.store.dialect import Connection
 async def upsert_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert each row, or set the columns it names in the row that has its primary key already.
 
-    All rows name the same columns. No rows, no statement.
+    All rows name the same columns; of two with one key the last stays. No rows, no statement.
     """
     if not rows:
         return
     # In one order, so that two of these at once wait for each other instead of locking each other out.
     keys = [column.name for column in table.primary_key.columns]
-    ordered = sorted(rows, key=lambda row: tuple(row[key] for key in keys))
+    latest = {tuple(row[key] for key in keys): row for row in rows}
+    ordered = [row for _, row in sorted(latest.items())]
     await connection.execute(_statement(connection.kind, table, tuple(rows[0])), ordered)
 
 
