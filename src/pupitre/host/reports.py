@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 RESEND = (0.25, 2.0)
 """Seconds between two tries to report: at first, and at most."""
+GATHER_STEPS = 0.02
+"""Seconds until a step on the way is told alone; what it leads to may come sooner and tells all."""
+_ON_THE_WAY = frozenset({DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING, DesktopState.STOPPING})
 MOST_FINDINGS = 100
 """Findings that wait for the cluster; of more, the oldest go."""
 
@@ -50,6 +53,7 @@ class Reporter:
         self._facts_dirty = False
         self._told: HostFacts | None = None
         self._full_due = True
+        self._soon: asyncio.TimerHandle | None = None
         self.due = asyncio.Event()
         self._console: ConsoleServer
         self._link: Link
@@ -67,6 +71,13 @@ class Reporter:
     def desktop(self, record: Record) -> None:
         """This desktop has changed."""
         self._dirty.add(record.desktop)
+        if record.state not in _ON_THE_WAY:
+            self.due.set()
+        elif self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(GATHER_STEPS, self._set_due)
+
+    def _set_due(self) -> None:
+        self._soon = None
         self.due.set()
 
     def copies(self) -> None:
