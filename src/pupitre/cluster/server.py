@@ -45,8 +45,8 @@ from pupitre.workers import Workers, persist
 
 log = structlog.get_logger(__name__)
 
-GATHER_CHANGES = 0.05
-"""Seconds in which changes gather after one of several desktops; outcomes bring their rows along and do not wait."""
+GATHER_CHANGES = 0.03
+"""Seconds in which changes gather before they are told. Outcomes do not wait, and bring their rows along."""
 RESEND = 5.0
 """Seconds until an order that had no visible effect is sent again."""
 CHUNK = 500
@@ -349,6 +349,7 @@ class ClusterServer:
         return await send_notes(self._store, self._link, self._subjects)
 
     async def _publish_changes(self) -> bool:
+        await asyncio.sleep(GATHER_CHANGES)
         removed, self._removed = self._removed, False
         waiting, self._committed = self._committed, []
         try:
@@ -358,8 +359,6 @@ class ClusterServer:
             raise
         if rows or removed:
             await self._publish(sequence, rows, removed=removed)
-        if len(rows.desktops) > 1:
-            await asyncio.sleep(GATHER_CHANGES)
         return True
 
     async def _publish(self, sequence: int, rows: Rows, *, removed: bool) -> None:

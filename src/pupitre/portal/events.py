@@ -32,7 +32,7 @@ from pupitre.store.status import CHANGED, Status
 log = structlog.get_logger()
 BACK_OFF = 1.0
 """Seconds until the databases are asked again after they did not answer."""
-MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.05
+MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.015
 """After so many changes at once, for how long each stream gathers its own news, and for how long (s)."""
 LINKS_FRESH = 1.0
 """Seconds for which the links are as they were read: when the cluster was heard is written no more often."""
