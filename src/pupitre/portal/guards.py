@@ -9,7 +9,6 @@ import time
 from urllib.parse import urlsplit
 
 from fastapi import Request
-from starlette.datastructures import MutableHeaders
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,7 +48,7 @@ class Headers:
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
-        self.headers = {
+        headers = {
             "Content-Security-Policy": content_security_policy(settings.origin),
             "X-Content-Type-Options": "nosniff",
             "X-Frame-Options": "DENY",
@@ -59,7 +58,9 @@ class Headers:
             "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
         }
         if settings.origin.startswith("https:"):
-            self.headers["Strict-Transport-Security"] = "max-age=31536000"
+            headers["Strict-Transport-Security"] = "max-age=31536000"
+        headers["Cache-Control"] = "no-store"
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,10 +70,9 @@ class Headers:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self.headers.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", "no-store")
+                given = list(message.get("headers", ()))
+                names = {name.lower() for name, _ in given}
+                message["headers"] = given + [header for header in self._headers if header[0] not in names]
                 method = scope["method"] if scope["method"] in SAFE | {"POST", "DELETE"} else "other"
                 labels = (method, _route_name(scope))
                 self.metrics.requests.labels(*labels, message["status"]).observe(time.perf_counter() - began)

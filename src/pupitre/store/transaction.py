@@ -235,10 +235,12 @@ class Transaction:
     # Between the database and memory
 
     async def load(self, connection: Connection, needs: Needs) -> None:
-        for row in await connection.execute(_HOSTS):
+        for row in await connection.execute(_HOSTS_AND_STARTS if needs.copies else _HOSTS):
             self.hosts[row.name] = HostEntry(
                 host_from_row(row), row.wanted, row.drained_by, row.used_memory_mib, row.used_vcpus
             )
+            if needs.copies:
+                self.starting[row.name] = row.starting
         if needs.copies:
             await self._load_copies(connection)
         if needs.desktops:
@@ -259,8 +261,6 @@ class Transaction:
     async def _load_copies(self, connection: Connection) -> None:
         for row in await connection.execute(_READY_COPIES):
             self.images.setdefault(row.host, {})[row.image] = image_from_row(row)
-        for host, count in await connection.execute(_STARTING):
-            self.starting[host] = count
 
     async def save(self, connection: Connection, version: int) -> bool:
         """Write what has changed; False when nothing has. A row that stays as it is keeps its version."""
@@ -359,11 +359,12 @@ class Transaction:
 
 _HOSTS = select(cluster_hosts)
 _READY_COPIES = select(cluster_copies).where(cluster_copies.c.state == CopyState.READY, not_(cluster_copies.c.gone))
-_STARTING = (
-    select(cluster_desktops.c.host, func.count())
-    .where(cluster_desktops.c.state.in_(STARTING_STATES))
-    .group_by(cluster_desktops.c.host)
+_STARTS = (
+    select(func.count())
+    .where(cluster_desktops.c.state.in_(STARTING_STATES), cluster_desktops.c.host == cluster_hosts.c.name)
+    .scalar_subquery()
 )
+_HOSTS_AND_STARTS = select(cluster_hosts, _STARTS.label("starting"))
 _DESKTOPS = select(cluster_desktops).where(cluster_desktops.c.id.in_(bindparam("ids", expanding=True)))
 _ON_HOSTS = select(cluster_desktops).where(
     cluster_desktops.c.host.in_(bindparam("hosts", expanding=True)), cluster_desktops.c.state.in_(THERE)
