@@ -21,8 +21,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Pool, event
-
 from pupitre import config, ops
 from pupitre.cluster.process import run as run_cluster
 from pupitre.config import Settings
@@ -71,30 +69,38 @@ class Fuse:
 
 
 class Traces:
-    """Whether something has left the process since it was last asked; while a commit is under way, it may have."""
+    """Whether something has left the process since it was last asked.
+
+    A commit counts for two steps: one that comes while it is under way, and the one after it.
+    """
 
     def __init__(self) -> None:
-        self._left = True
-        self._committing: set[int] = set()
+        self._left = 1
         self.everything = False
+        self.commits = 0
 
     def leave(self) -> None:
-        self._left = True
+        self._left = max(self._left, 1)
 
-    def commit(self, connection: Connection) -> None:
-        self._committing.add(id(connection.connection.dbapi_connection))
-
-    def checkin(self, connection: object, _record: object) -> None:
-        if id(connection) in self._committing:
-            self._committing.discard(id(connection))
-            self._left = True
+    def told(self, statement: str) -> None:
+        """SQLite begins to carry out ``statement``, in a thread of its own."""
+        if statement == "COMMIT":
+            self.commits += 1
+            self._left = 2
 
     def ask(self) -> bool:
-        left, self._left = self._left, False
-        return left or self.everything or bool(self._committing)
+        left = self._left > 0
+        self._left = max(self._left - 1, 0)
+        return left or self.everything
 
 
 TRACES = Traces()
+
+
+def overhear(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: every connection to SQLite says what it is told."""
+    if event == "sqlite3.connect/handle":
+        arguments[0].set_trace_callback(TRACES.told)
 
 
 class Counted(Coroutine[Any, Any, Any]):
@@ -147,8 +153,6 @@ def mortal(main: Main, fuse: Fuse) -> Main:
         def task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **more: Any) -> "asyncio.Task[Any]":
             return asyncio.Task(watched(work, fuse), loop=loop, **more)
 
-        event.listen(Engine, "commit", TRACES.commit)
-        event.listen(Pool, "checkin", TRACES.checkin)
         asyncio.get_running_loop().set_task_factory(task)  # type: ignore[arg-type]
         await main(settings, own)
 
@@ -158,6 +162,7 @@ def mortal(main: Main, fuse: Fuse) -> Main:
 def live(role: str, fuse: Path) -> int:
     """The life of one process; its exit code."""
     main: Main
+    sys.addaudithook(overhear)
     if role == "host":
         TRACES.everything = True
         main = functools.partial(run_host, isolation.enter(config.load()))

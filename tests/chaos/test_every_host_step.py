@@ -15,6 +15,7 @@ from pupitre.domain.command import (
     Command,
     CommandState,
     ConfigureHost,
+    Halt,
     Order,
     RegisterHost,
     RetireHost,
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.slow]
 
 HOST = "host-1"
 STEPS = (1, 4)
+NEVER = 1_000_000
 
 
 async def killed_during(room: Morgue, victim: str, steps: int, order: Order, *anew: str) -> bool:
@@ -102,7 +104,25 @@ async def the_host(home: Path) -> int:
     return kills
 
 
-@pytest.mark.parametrize("victim", [the_cluster, the_host])
+async def halted(home: Path) -> int:
+    """Cluster and endpoint end with a halt and are started anew; desktops run on, unless the hosts are halted too."""
+    kills = 0
+    async with mortals(home, heartbeat=0.5, host_timeout=8.0, shutdown_grace=1.0) as room:
+        for victim in ("cluster", "endpoint"):
+            for steps in (*STEPS, 8):
+                await running(room)
+                kills += await killed_during(room, victim, steps, Halt(), "cluster", "endpoint")
+                await sound(room, victim, steps)
+        room.lasting = False
+        for victim in ("cluster", "endpoint"):
+            await running(room)
+            kills += await killed_during(room, victim, STEPS[0], Halt(hosts=True), "cluster", "endpoint", HOST)
+            await killed_during(room, victim, NEVER, BootUpHost(host=HOST))
+            await sound(room, victim, "with hosts")
+    return kills
+
+
+@pytest.mark.parametrize("victim", [the_cluster, the_host, halted])
 async def test_killed_in_the_middle_of_what_is_done_to_hosts(
     tmp_path: Path, victim: Callable[[Path], Awaitable[int]]
 ) -> None:
