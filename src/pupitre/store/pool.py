@@ -27,10 +27,11 @@ R = TypeVar("R")
 
 
 class Pool(Generic[C]):
-    """``open`` makes a connection to the database that people know as ``name``."""
+    """``open`` makes a connection to the database that people know as ``name``; ``patience`` is for one to be free."""
 
-    def __init__(self, name: str, open: Callable[[], Awaitable[C]]) -> None:
+    def __init__(self, name: str, open: Callable[[], Awaitable[C]], *, patience: float = PATIENCE) -> None:
         self._name = name
+        self._patience = patience
         self._open = open
         self._slots = asyncio.Semaphore(SIZE)
         self._resting: list[C] = []
@@ -87,7 +88,7 @@ class Pool(Generic[C]):
             await self._slots.acquire()
             return
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience):
                 await self._slots.acquire()
         except TimeoutError as error:
             raise Unavailable(f"The database {self._name} has too much to do.") from error
