@@ -224,3 +224,32 @@ async def test_rows_of_a_cluster_that_was_deposed_are_not_foretold(tmp_path: Pat
         await mirror.mark(cluster.mark())
         await mirror.foretell(Rows(desktops=(replace(DESKTOP, state=DesktopState.LOST),)), Position(4, 99))
         assert await mirrored(status) == {DESKTOP}
+
+
+async def test_what_was_written_ahead_is_not_written_again_nor_undone_by_the_change_it_was_ahead_of(
+    tmp_path: Path,
+) -> None:
+    async with databases.status(tmp_path) as status:
+        await status.set_link(Link("main", True, 1))
+        cluster = Cluster(5)
+        mirror = StatusMirror("main", status, cluster.page)
+        await mirror.mark(cluster.mark())
+        cluster.put(replace(DESKTOP, state=DesktopState.BOOTING))
+        cluster.publish()
+        cluster.put(DESKTOP)
+        cluster.publish()
+        booting, running = cluster.on_the_way
+        await mirror.foretell(Rows(desktops=(DESKTOP,)), Position(5, cluster.sequence))
+        version = await status.version()
+        for change in (booting, running):
+            assert isinstance(change, Changed)
+            await mirror.change(change)
+            assert await mirrored(status) == {DESKTOP}, "never back to what was before"
+        assert await status.version() == version, "nothing was written"
+        ended = replace(DESKTOP, state=DesktopState.STOPPING)
+        cluster.put(ended)
+        cluster.publish()
+        assert isinstance(last := cluster.on_the_way[-1], Changed)
+        await mirror.change(last)
+        assert await mirrored(status) == {ended}
+        assert await status.position("main") == Position(5, cluster.sequence)

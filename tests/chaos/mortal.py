@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import signal
+import sqlite3
 import struct
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -97,10 +98,11 @@ class Traces:
 TRACES = Traces()
 
 
-def overhear(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: every connection to SQLite says what it is told."""
-    if event == "sqlite3.connect/handle":
-        arguments[0].set_trace_callback(TRACES.told)
+def overheard(*arguments: Any, **more: Any) -> sqlite3.Connection:
+    """SQLite's own connection, which says what it is told."""
+    connection = sqlite3.Connection(*arguments, **more)
+    connection.set_trace_callback(TRACES.told)
+    return connection
 
 
 class Counted(Coroutine[Any, Any, Any]):
@@ -162,7 +164,7 @@ def mortal(main: Main, fuse: Fuse) -> Main:
 def live(role: str, fuse: Path) -> int:
     """The life of one process; its exit code."""
     main: Main
-    sys.addaudithook(overhear)
+    sqlite3.connect = overheard  # type: ignore[assignment]
     if role == "host":
         TRACES.everything = True
         main = functools.partial(run_host, isolation.enter(config.load()))
