@@ -249,7 +249,8 @@ async def test_what_was_written_ahead_is_not_written_again_nor_undone_by_the_cha
         ended = replace(DESKTOP, state=DesktopState.STOPPING)
         cluster.put(ended)
         cluster.publish()
-        assert isinstance(last := cluster.on_the_way[-1], Changed)
+        last = cluster.on_the_way[-1]
+        assert isinstance(last, Changed)
         await mirror.change(last)
         assert await mirrored(status) == {ended}
         assert await status.position("main") == Position(5, cluster.sequence)
