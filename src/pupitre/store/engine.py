@@ -143,8 +143,12 @@ async def _transaction(pool: Pool[DriverConnection], *, write: bool) -> AsyncIte
         yield connection
         await connection.rollback()
     except Exception:
+        undone = False
         with suppress(Exception):
             await connection.rollback()
+            undone = True
+        if not undone:
+            connection.abandon()
         raise
     except BaseException:
         connection.abandon()

@@ -147,7 +147,10 @@ class MariaConnection:
         self._raw.close()
 
     async def close(self) -> None:
-        self._raw.close()
+        try:
+            await self._raw.ensure_closed()
+        except _FAILURES:
+            self._raw.close()
 
 
 class MariaListener(RemoteListener):

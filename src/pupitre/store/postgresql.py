@@ -21,6 +21,9 @@ from pupitre.store.statement import Result, Statements, Values
 CHECK = 30.0
 """Seconds after which a silent listener asks whether the server is still there."""
 
+GOOD_BYE = 2.0
+"""Seconds that the server has to answer when a connection is closed."""
+
 _SESSION = {
     "application_name": "pupitre",
     "jit": "off",
@@ -132,7 +135,10 @@ class PostgresConnection:
         self._raw.terminate()
 
     async def close(self) -> None:
-        self._raw.terminate()
+        try:
+            await self._raw.close(timeout=GOOD_BYE)
+        except _FAILURES:
+            self._raw.terminate()
 
 
 class PostgresListener(RemoteListener):

@@ -120,18 +120,16 @@ class SqliteConnection:
         return prepared.result(rows, names, rowcount)
 
     async def commit(self, topics: Sequence[str]) -> None:
-        def commit() -> None:
-            if self._raw.in_transaction:
-                self._raw.execute("COMMIT")
-
-        await self._do(commit)
+        if self._raw.in_transaction:
+            await self._do(lambda: self._raw.execute("COMMIT"))
 
     def _rollback(self) -> None:
         if self._raw.in_transaction:
             self._raw.execute("ROLLBACK")
 
     async def rollback(self) -> None:
-        await self._do(self._rollback)
+        if self._raw.in_transaction:
+            await self._do(self._rollback)
 
     def abandon(self) -> None:
         # Its thread does one thing after the other: who takes the connection next comes after this.

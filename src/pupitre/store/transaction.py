@@ -297,6 +297,8 @@ class Transaction:
             dirty = True
         for name, entry in self.hosts.items():
             held = self._hosts_held.get(name)
+            if held == entry:
+                continue
             here = cluster_hosts.c.name == name
             values = {**host_to_row(entry.host), "wanted": entry.wanted, "drained_by": entry.drained_by}
             if held is None:
@@ -308,7 +310,7 @@ class Transaction:
             vcpus = entry.used_vcpus - (held.used_vcpus if held else 0)
             if memory or vcpus:
                 await self._use(connection, entry, memory, vcpus)
-            dirty |= held != entry
+            dirty = True
         return dirty
 
     @staticmethod
