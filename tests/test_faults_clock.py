@@ -33,7 +33,7 @@ async def room(tmp_path: Path) -> AsyncIterator[Rig]:
     async with rig(
         tmp_path, [HOST], start=False, host_timeout=2.0, connection_grace=20, hypervisor=without_disks
     ) as made:
-        for name in ("cluster", HOST):
+        for name in ("cluster", "endpoint", HOST):
             clock = tmp_path / f"{name}.clock"
             set_clock(clock, 0)
             part = made.parts[name]
@@ -49,7 +49,7 @@ async def room(tmp_path: Path) -> AsyncIterator[Rig]:
         yield made
 
 
-@pytest.mark.parametrize("who", ["cluster", HOST])
+@pytest.mark.parametrize("who", ["cluster", "endpoint", HOST])
 async def test_a_clock_jumps_and_nobody_is_lost(room: Rig, tmp_path: Path, who: str) -> None:
     for jump in (HOUR, -HOUR):
         await jumps(room, tmp_path / f"{who}.clock", jump)

@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter
 
 from pupitre.batch import GATHER
-from pupitre.clock import now_ms
+from pupitre.clock import SteadyClock, now_ms
 from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
 from pupitre.errors import ConnectionFault, LinkDown, MessageError, TimedOut, Unavailable
 from pupitre.store.commands import ASKED, Commands
@@ -54,6 +54,7 @@ class Carrier:
         self._reach = reach
         self._lost = lost
         self._check_interval = check_interval
+        self._clock = SteadyClock()  # a clock that jumps times nobody out
         self._grace_ms = int(grace * 1000)
         self._starts_per_user = starts_per_user
         # Whether there is more to send when something ends, and whether the cluster has yet to be told of an end.
@@ -175,7 +176,7 @@ class Carrier:
 
     async def _not_sent(self, command: Command, reason: str) -> bool:
         """Whether that was the last try."""
-        now = now_ms()
+        now = self._clock.now()
         if now - command.created >= self._grace_ms or now >= command.deadline:
             sentence = f"The cluster is not reached: {reason} Nothing was started; try again later."
             await self.end(command.id, CommandEvent.FAIL, Fault(ConnectionFault.code, sentence), abandon=True)
@@ -204,21 +205,21 @@ class Carrier:
         while True:
             try:
                 deadline = await self._commands.next_deadline()
-                if deadline is not None and deadline <= now_ms():
+                if deadline is not None and deadline <= self._clock.now():
                     await self._time_out_due()
                     continue
             except Unavailable as error:
                 log.warning("The commands database does not answer.", reason=str(error))
-                deadline = now_ms() + 60_000
+                deadline = self._clock.now() + 60_000
             if deadline is None:
                 await self._asked_since.wait()
                 self._asked_since.clear()
                 continue
-            left = max(deadline - now_ms(), 1) / 1000
+            left = max(deadline - self._clock.now(), 1) / 1000
             await asyncio.sleep(min(left, self._check_interval))
 
     async def _time_out_due(self) -> None:
-        now = now_ms()
+        now = self._clock.now()
         for command in await self._commands.unfinished():
             if command.deadline <= now:
                 seconds = (command.deadline - command.created) / 1000
