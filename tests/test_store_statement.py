@@ -87,6 +87,9 @@ class Line:
     def is_lost(self) -> bool:
         return self.lost
 
+    def abandon(self) -> None:
+        self.lost = True
+
     async def close(self) -> None:
         self.closed = True
 

@@ -17,7 +17,7 @@ from pupitre.cluster.news import joined
 from pupitre.cluster.notes import send_notes
 from pupitre.config import Settings
 from pupitre.domain.command import Halt, desktop_of
-from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.desktop import DesktopState
 from pupitre.domain.status import Rows
 from pupitre.errors import Deposed, LinkDown, MessageError, Unavailable
 from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
@@ -46,7 +46,7 @@ from pupitre.workers import Workers, persist
 log = structlog.get_logger(__name__)
 
 GATHER_CHANGES = 0.03
-"""Seconds in which changes gather before they are told. Outcomes do not wait, and bring their rows along."""
+"""Seconds in which changes of desktops gather before they are told. Outcomes do not wait, and bring their rows."""
 RESEND = 5.0
 """Seconds until an order that had no visible effect is sent again."""
 CHUNK = 500
@@ -74,7 +74,7 @@ class ClusterServer:
         store.on_commit = self._on_commit
         self._committed: list[Committed] = []
         # Outcomes that were just written; all of them are to be read where some may be missing here.
-        self._ended: list[tuple[int, Entry, Desktop | None]] = []
+        self._ended: list[tuple[int, Entry, Rows]] = []
         self._all_outcomes = True
         self._desktops = Workers(self._settle, retry=1.0)
         self._hosts = Hosts(settings, store, link, wake_desktop=self._desktops.wake, on_move=self._host_moved)
@@ -315,7 +315,7 @@ class ClusterServer:
             await asyncio.sleep(GATHER)
         return len(taken) == len(ended)
 
-    async def _outcomes(self) -> list[tuple[int, Entry, Desktop | None]]:
+    async def _outcomes(self) -> list[tuple[int, Entry, Rows]]:
         """Those just written; or, where some may be missing among these, the first page of all that wait."""
         just_written, self._ended = self._ended, []
         if not self._all_outcomes:
@@ -325,13 +325,13 @@ class ClusterServer:
         self._all_outcomes |= bool(unreported)  # there may be another page
         return [(sequence, *one) for one in unreported]
 
-    async def _report_outcome(self, sequence: int, entry: Entry, desktop: Desktop | None) -> bool:
+    async def _report_outcome(self, sequence: int, entry: Entry, rows: Rows) -> bool:
         assert entry.outcome is not None
         outcome = Outcome(
             id=entry.id,
             state=entry.outcome,
             fault=entry.fault,
-            rows=Rows(desktops=(desktop,)) if desktop else Rows(),
+            rows=rows,
             epoch=self._epoch,
             sequence=sequence,
             halts=self._halting.is_on and isinstance(entry.order, Halt),
@@ -349,7 +349,8 @@ class ClusterServer:
         return await send_notes(self._store, self._link, self._subjects)
 
     async def _publish_changes(self) -> bool:
-        await asyncio.sleep(GATHER_CHANGES)
+        if not self._removed and all(one.rows is not None and not one.rows.hosts for one in self._committed):
+            await asyncio.sleep(GATHER_CHANGES)
         removed, self._removed = self._removed, False
         waiting, self._committed = self._committed, []
         try:
@@ -363,10 +364,16 @@ class ClusterServer:
 
     async def _publish(self, sequence: int, rows: Rows, *, removed: bool) -> None:
         """One message; for more than fits into one, or a removal, a mark: it has the reader ask for pages."""
-        news: Changed | Mark = Changed(epoch=self._epoch, after=self._published, sequence=sequence, rows=rows)
+        # Before a removal its rows are told as of the step before: pages do not name what is gone, nor why.
+        told = sequence - 1 if removed else sequence
+        news: Changed | Mark = Changed(epoch=self._epoch, after=self._published, sequence=told, rows=rows)
         many = len(rows.hosts) + len(rows.copies) + len(rows.desktops) > CHUNK
-        if removed or many or len(encode(news)) > MAX_SIZE:
-            news = Mark(epoch=self._epoch, sequence=sequence)
+        mark = Mark(epoch=self._epoch, sequence=sequence)
+        if many or len(encode(news)) > MAX_SIZE:
+            news = mark
+        elif removed:
+            await self._link.publish(self._subjects.status, news)
+            news = mark
         self._published = sequence
         await self._link.publish(self._subjects.status, news)
 

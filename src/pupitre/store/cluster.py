@@ -230,7 +230,7 @@ class ClusterStore:
             return [entry_from_row(row) for row in await connection.execute(query)]
 
     async def unreported(self) -> tuple[int, Outcomes]:
-        """Commands whose outcome the endpoint has not confirmed, oldest first, with their desktops as they are now.
+        """Commands whose outcome the endpoint has not confirmed, oldest first, with what they are about as it is now.
 
         The number is the version that this is a look at.
         """
@@ -242,8 +242,11 @@ class ClusterStore:
             ]
             named = {desktop for entry in entries if (desktop := desktop_of(entry.order))}
             rows = await connection.execute(select(cluster_desktops).where(cluster_desktops.c.id.in_(named)))
-            desktops = {row.id: desktop_from_row(row) for row in rows}
-        return sequence, [(entry, desktops.get(desktop_of(entry.order) or "")) for entry in entries]
+            about = {row.id: Rows(desktops=(desktop_from_row(row),)) for row in rows}
+            there = Rows(hosts=tuple(host_from_row(row) for row in await connection.execute(select(cluster_hosts))))
+        return sequence, [
+            (entry, about.get(desktop, Rows()) if (desktop := desktop_of(entry.order)) else there) for entry in entries
+        ]
 
     async def reported(self, command_ids: Sequence[str]) -> None:
         async with self.database.write() as connection:

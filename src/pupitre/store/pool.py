@@ -18,8 +18,11 @@ class Pooled(Protocol):
     def is_lost(self) -> bool:
         """It is of no use any more."""
 
+    def abandon(self) -> None:
+        """What it was doing is not waited for: who used it was cancelled."""
+
     async def close(self) -> None:
-        """Never raises."""
+        """Never raises; it is closed when this returns."""
 
 
 C = TypeVar("C", bound=Pooled)
@@ -58,21 +61,31 @@ class Pool(Generic[C]):
                         raise
                     await connection.close()
                 except BaseException:
-                    await connection.close()
+                    await self._leave(connection)
                     raise
             connection = await self._open()
             try:
                 return connection, await begin(connection)
-            except BaseException:
+            except Exception:
                 await connection.close()
+                raise
+            except BaseException:
+                await self._leave(connection)
                 raise
         except BaseException:
             self._slots.release()
             raise
 
+    async def _leave(self, connection: C) -> None:
+        connection.abandon()
+        await self._rest(connection)
+
     async def give(self, connection: C) -> None:
         """Back, for the next one; or closed, if it is lost."""
         self._slots.release()
+        await self._rest(connection)
+
+    async def _rest(self, connection: C) -> None:
         if connection.is_lost() or self._closed:
             await connection.close()
         else:

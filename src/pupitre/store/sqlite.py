@@ -136,6 +136,6 @@ class SqliteConnection:
         self._thread.submit(self._rollback)
 
     async def close(self) -> None:
-        self._thread.submit(self._raw.close)
-        # The loop may be about to end, and a thread that waits for nothing holds nobody up.
+        # Whoever closes a database may put another file in its place.
+        await self._do(self._raw.close)
         self._thread.shutdown(wait=False)

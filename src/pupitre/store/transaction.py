@@ -55,8 +55,8 @@ MOST_SUBJECT, MOST_DETAIL = 255, 1000
 THERE = sorted(frozenset(DesktopState) - {DesktopState.GONE})
 STARTING_STATES = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING)
 
-Outcomes = list[tuple[Entry, Desktop | None]]
-"""Commands that have ended, with their desktops as they were then."""
+Outcomes = list[tuple[Entry, Rows]]
+"""Commands that have ended, each with the rows that it was about as they were then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +208,7 @@ class Transaction:
         if self._copies or self.removed_hosts:
             return None
         return Rows(
-            hosts=tuple(
-                one.host for name, one in self.hosts.items() if _host_of(self._hosts_held.get(name)) != one.host
-            ),
+            hosts=self._hosts_changed,
             desktops=tuple(
                 one.seen for id, one in self.desktops.items() if _seen_of(self._desktops_held.get(id)) != one.seen
             ),
@@ -225,8 +223,13 @@ class Transaction:
         for id, entry in self.entries.items():
             if entry.outcome is not None and self._entries_held.get(id) != entry:
                 placed = self.desktops.get(desktop_of(entry.order) or "")
-                found.append((entry, placed.seen if placed else None))
+                about = Rows(desktops=(placed.seen,)) if placed else Rows(hosts=self._hosts_changed)
+                found.append((entry, about))
         return found
+
+    @property
+    def _hosts_changed(self) -> tuple[Host, ...]:
+        return tuple(one.host for name, one in self.hosts.items() if _host_of(self._hosts_held.get(name)) != one.host)
 
     @property
     def has_notes(self) -> bool:
