@@ -5,6 +5,7 @@ commit, so that of two at once one does it and the other finds it done.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -104,6 +105,8 @@ async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
     kind = where.get_backend_name()
     if kind not in _DRIVERS:
         raise SetupError(f"{kind} is not a database that Pupitre knows.", f"Use one of {', '.join(KINDS)}.")
+    # Its notes on the names of primary keys help nobody.
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)
     engine = create_async_engine(where.set(drivername=_DRIVERS[kind]), poolclass=NullPool)
     if kind == "sqlite":
         event.listen(engine.sync_engine, "connect", _begin_ourselves)
