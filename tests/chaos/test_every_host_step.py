@@ -1,7 +1,8 @@
 """``kill -9`` in the middle of all that is done to hosts: the command ends as if nothing had happened.
 
-As `tests.chaos.test_every_step`, at chosen steps. Whoever is to end may be killed after its last word, and is
-started again as by a supervisor; so each round ends with those processes started anew.
+As `tests.chaos.test_every_step`, at the first steps, after which little is left to do. Whoever is to end may be
+killed after its last word, and is started again as by a supervisor; so each round ends with those processes started
+anew.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from tests.chaos.mortals import Morgue, mortals
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.slow]
 
 HOST = "host-1"
-STEPS = (1, 4)
+STEPS = (1, 2, 3, 4, 5, 6, 8)
 NEVER = 1_000_000
 
 
@@ -109,7 +110,7 @@ async def halted(home: Path) -> int:
     kills = 0
     async with mortals(home, heartbeat=0.5, host_timeout=8.0, shutdown_grace=1.0) as room:
         for victim in ("cluster", "endpoint"):
-            for steps in (*STEPS, 8):
+            for steps in STEPS:
                 await running(room)
                 kills += await killed_during(room, victim, steps, Halt(), "cluster", "endpoint")
                 await sound(room, victim, steps)
@@ -128,4 +129,4 @@ async def test_killed_in_the_middle_of_what_is_done_to_hosts(
 ) -> None:
     kills = await victim(tmp_path)
     print(f"{kills} kills")
-    assert kills >= 2 * len(STEPS)
+    assert kills >= len(STEPS), "too few of these steps were reached to show anything"
