@@ -33,6 +33,9 @@ DONE = "done"
 """A process's last word (``STATUS=done``) when it has done what it was told, and nobody shall start it again."""
 
 
+STARTING = "it is starting"
+
+
 class Ops:
     """A process's own report. ``registry`` holds its metrics."""
 
@@ -41,13 +44,14 @@ class Ops:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._ready_gauge = Gauge("pupitre_ready", "1 while the process can do its work", registry=self.registry)
-        self._missing: str | None = "it is starting"
+        self._missing: str | None = STARTING
 
     def ready(self) -> None:
         if self._missing is not None:
+            if self._missing == STARTING:
+                _settle_down()  # once: whatever is frozen is never collected
             self._missing = None
             self._ready_gauge.set(1)
-            _settle_down()
             notify("READY=1")
             logger.info("Ready.")
 

@@ -8,7 +8,7 @@ once; one that is made for one call is written for it.
 
 import re
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -57,18 +57,18 @@ class Result(list[Any]):
 
 @dataclass(slots=True)
 class Prepared:
-    """``text`` is sent with `arguments`; ``returns``: it answers with rows; ``lists``: values that are lists.
+    """``text`` is sent with `arguments`; ``returns``: it answers with rows.
 
-    With ``expands`` a list's values stand in the text one by one, which is then another text for each length.
+    Values of ``lists`` stand in the text one by one, where the database takes no list as one value; ``truths`` are
+    places in a row at which it holds a number for true or false.
     """
 
     text: str
     order: tuple[str, ...]
     returns: bool
-    expands: bool
     lists: frozenset[str]
     names: tuple[str, ...]
-    processors: tuple[tuple[int, Callable[[Any], Any]], ...]
+    truths: tuple[int, ...]
     defaults: dict[str, Any] = field(default_factory=dict)
     text_of_many: str | None = None
     """The same for a list of each value, where the database takes lists and the statement adds rows."""
@@ -76,7 +76,7 @@ class Prepared:
     def arguments(self, values: Values) -> list[Any]:
         """In the order of ``text``."""
         held = {**self.defaults, **values}
-        if not (self.lists and self.expands):
+        if not self.lists:
             return [held[name] for name in self.order]
         found: list[Any] = []
         for name in self.order:
@@ -85,7 +85,7 @@ class Prepared:
 
     def expanded(self, values: Values, mark: str) -> str:
         """``text`` with a ``mark`` for each value of each list."""
-        if not (self.lists and self.expands):
+        if not self.lists:
             return self.text
         held = {**self.defaults, **values}
 
@@ -97,13 +97,13 @@ class Prepared:
     def result(self, rows: Iterable[Iterable[Any]], names: Iterable[str] = (), rowcount: int = -1) -> Result:
         """``names`` are the columns' where the statement does not name them."""
         make = _row_type(self.names or tuple(names))._make
-        if not self.processors:
+        if not self.truths:
             return Result(map(make, rows), rowcount)
         processed = []
         for row in rows:
             values = list(row)
-            for place, process in self.processors:
-                values[place] = process(values[place])
+            for place in self.truths:
+                values[place] = None if values[place] is None else bool(values[place])
             processed.append(make(values))
         return Result(processed, rowcount)
 
@@ -129,7 +129,7 @@ class Statements:
     def _prepare(self, statement: Any, names: tuple[str, ...]) -> Prepared:
         if isinstance(statement, ExecutableDDLElement):
             text = str(statement.compile(dialect=self.dialect))
-            return Prepared(text, (), False, False, frozenset(), (), ())
+            return Prepared(text, (), False, frozenset(), (), ())
         is_change = isinstance(statement, Insert | Update | Delete)
         options: dict[str, Any] = {"column_keys": names} if is_change and names else {}
         compiled: Any = statement.compile(dialect=self.dialect, **options)
@@ -146,10 +146,9 @@ class Statements:
             text=text,
             order=order,
             returns=bool(columns) or not is_change,
-            expands=not self._arrays,
             lists=frozenset(lists),
             names=tuple(str(column.key) for column in columns),
-            processors=self._processors(columns),
+            truths=self._truths(columns),
             defaults=dict(compiled.params),
             text_of_many=_of_many(text) if self._arrays else None,
         )
@@ -170,11 +169,10 @@ class Statements:
         text = _LIST.sub(array, compiled.string)
         return text, (*single, *lists)
 
-    def _processors(self, columns: Sequence[Any]) -> tuple[tuple[int, Callable[[Any], Any]], ...]:
-        """SQLite and MariaDB hold truth as a number."""
+    def _truths(self, columns: Sequence[Any]) -> tuple[int, ...]:
         if self.dialect.supports_native_boolean:
             return ()
-        return tuple((place, _truth) for place, column in enumerate(columns) if isinstance(column.type, Boolean))
+        return tuple(place for place, column in enumerate(columns) if isinstance(column.type, Boolean))
 
 
 def _of_many(text: str) -> str | None:
@@ -183,10 +181,6 @@ def _of_many(text: str) -> str | None:
         return None
     lists = _PLACE.sub(lambda place: f"{place[0]}[]", row[1])
     return "".join((text[: row.start()], "SELECT * FROM unnest(", lists, ")", text[row.end() :]))
-
-
-def _truth(value: int | None) -> bool | None:
-    return None if value is None else bool(value)
 
 
 @lru_cache(maxsize=1000)
