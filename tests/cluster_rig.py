@@ -6,7 +6,6 @@ Guests are simulated; overlays, journals, consoles, certificates and databases a
 import asyncio
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,6 +38,7 @@ from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.dialect import Listening
 from pupitre.store.engine import Database, open_database
 from pupitre.store.status import CHANGED, Status
+from pupitre.up.ports import free_port
 from pupitre.wire.broker import write_config
 from pupitre.wire.link import Link
 
@@ -70,12 +70,6 @@ async def eventually(condition: Callable[[], Awaitable[bool]] | Callable[[], boo
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(pause.wait(), 0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Broker:

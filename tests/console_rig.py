@@ -23,6 +23,7 @@ from pupitre.config import Settings
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.errors import NotFound
 from pupitre.host.console import ConsoleServer
+from pupitre.up.ports import free_port
 
 GREETING = b"RFB 003.008\n"
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 300
@@ -163,12 +164,6 @@ class Rig:
 
 def new_server(settings: Settings, guests: Guests, port: int = 0) -> ConsoleServer:
     return ConsoleServer("h1", pki.directory(settings, "host-h1"), guests, settings.home / "state", port=port)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -39,6 +39,7 @@ from pupitre.store.commands import ASKED, Commands
 from pupitre.store.engine import open_database
 from pupitre.store.migrate import upgrade
 from pupitre.store.status import Named, Status
+from pupitre.up.ports import free_port
 
 CLUSTER = "main"
 PASSWORD = "open sesame 42"
@@ -205,12 +206,6 @@ class Site:
             answer = await client.post("/api/v1/desktops", json={"image": image})
         assert answer.status_code == 202, answer.text
         return await self.endpoint.run(await self.endpoint.next_command())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager

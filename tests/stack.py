@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,15 +13,11 @@ from typing import Any
 import httpx2
 import psutil
 
+from pupitre.up.ports import free_port
+
 START_LIMIT = 180.0
 """Seconds for a start on a busy machine."""
 STOP_LIMIT = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Stack:

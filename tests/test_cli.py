@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pupitre.cli.root import COMMANDS
+from pupitre.up.ports import free_port
 
 
 class Shell:
@@ -116,10 +117,7 @@ def test_a_second_instance_is_told_where_the_first_is(pupitre: Shell) -> None:
 
 
 def test_without_a_portal_the_command_line_says_how_to_start_one(pupitre: Shell) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        port = str(unused.getsockname()[1])
-    environment = {"token": "x", "portal_port": port}
-    done = pupitre("desktop", "list", **environment)
+    done = pupitre("desktop", "list", token="x", portal_port=str(free_port()))
     assert done.returncode == 1
     assert "cannot be reached" in done.stderr
     assert "pupitre up" in done.stderr

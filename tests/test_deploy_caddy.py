@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.console_rig import GREETING, SESSION, Rig, console_rig, free_port, listening
+from pupitre.up.ports import free_port
+from tests.console_rig import GREETING, SESSION, Rig, console_rig, listening
 
 pytestmark = pytest.mark.anyio
 

@@ -12,7 +12,8 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.stack import Stack, free_port
+from pupitre.up.ports import free_port
+from tests.stack import Stack
 from tests.test_deploy_caddy import CADDY, CADDYFILE, certify
 from tests.whole import Serial, person
 

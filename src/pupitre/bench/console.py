@@ -9,7 +9,6 @@ forked processes share once.
 import asyncio
 import json as json_format
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from pupitre.bench.console_load import Peer
 from pupitre.config import Settings
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.splice import prepare_process
+from pupitre.up.ports import free_port
 
 GIB = 1 << 30
 SIZE = GIB
@@ -159,7 +159,7 @@ def _announced(process: subprocess.Popen[str]) -> int:
 
 @contextmanager
 def _ours(home: Path, target: int) -> Iterator[tuple[Peer, psutil.Process]]:
-    port = _free_port()
+    port = free_port()
     environment = {
         "PUPITRE_HOME": str(home),
         "PUPITRE_GATEWAY_PORT": str(port),
@@ -192,7 +192,7 @@ def _ours(home: Path, target: int) -> Iterator[tuple[Peer, psutil.Process]]:
 
 @contextmanager
 def _websockify(target: int) -> Iterator[tuple[Peer, psutil.Process]]:
-    port = _free_port()
+    port = free_port()
     program = str(Path(sys.executable).with_name("websockify"))
     with _process([program, f"127.0.0.1:{port}", f"127.0.0.1:{target}"]) as process:
         asyncio.run(_listening(port))
@@ -209,12 +209,6 @@ async def _listening(port: int) -> None:
                 continue
             writer.close()
             return
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

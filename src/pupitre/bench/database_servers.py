@@ -23,6 +23,7 @@ from typing import ClassVar, Self
 from sqlalchemy import URL
 
 from pupitre.errors import SetupError
+from pupitre.up.ports import free_port
 
 PATIENCE = 60.0
 """Seconds that a server may take to start or to stop on a busy machine."""
@@ -45,7 +46,7 @@ class DatabaseServer:
         self._log = self._folder / "log"
         self._groups: list[str | int] | None = [] if self._as_user else None
         self._secret = secrets.token_urlsafe(16)
-        self.port = _free_port()
+        self.port = free_port()
         self.url = URL.create(self.kind, self.administrator, self._secret, "127.0.0.1", self.port)
         try:
             if self._as_user:
@@ -264,12 +265,6 @@ def _base(*, as_another: bool) -> Path:
     chosen = Path(tempfile.gettempdir())
     reachable = all(folder.stat().st_mode & 0o001 for folder in (chosen, *chosen.parents))
     return chosen if reachable or not as_another else Path("/var/tmp")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(port: int) -> bool:

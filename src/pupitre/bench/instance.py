@@ -49,7 +49,7 @@ def running(prepare: Callable[[dict[str, str]], None] = lambda _: None, **settin
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PUPITRE_")}
         chosen = {
             "home": str(home),
-            "portal_port": str(free_port(set())),
+            "portal_port": str(free_port()),
             "demo_images": "false",
             "min_command_interval": "0",
             **settings,

@@ -126,13 +126,12 @@ class Room:
         self.lasting = settings.hypervisor.startswith("simulated://")
         self._file = self.log.open("ab")
         self._stream = LogStream(self._file, colours=False)
-        taken: set[int] = set()
-        self._console_ports = {name: free_port(taken) for name in hosts}
+        self._console_ports = {name: free_port() for name in hosts}
 
     async def open(self, on_config: Callable[[Path], None] = lambda _: None) -> None:
         """``on_config`` may change the broker's configuration."""
         port = int(self.settings.nats_url.rsplit(":", 1)[1])
-        config = write_config(self.settings, port=port, monitor_port=free_port({port}), hosts=self.hosts)
+        config = write_config(self.settings, port=port, monitor_port=free_port(), hosts=self.hosts)
         on_config(config)
         argv = (str(program("nats-server")), "-c", str(config))
         self._part(ChildSpec(BROKER, argv, ready_line=b"Server is ready"))
@@ -281,7 +280,7 @@ def settings_of(home: Path, **changes: object) -> tuple[Settings, dict[str, str]
     """Settings with short intervals, and the environment that gives them to processes."""
     values: dict[str, object] = {
         "home": home,
-        "nats_url": f"tls://127.0.0.1:{free_port(set())}",
+        "nats_url": f"tls://127.0.0.1:{free_port()}",
         "image_store": home / "images",
         "heartbeat": 0.5,
         "host_timeout": 4.0,

@@ -148,7 +148,7 @@ async def measure(desktops: int, changes: float, seconds: float) -> Found:
     """``changes`` each second, for so long. Raises `SetupError`."""
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pupitre-bench-")))
-        settings = Settings(home=home, nats_url=f"tls://127.0.0.1:{free_port(set())}", log_level="warning")
+        settings = Settings(home=home, nats_url=f"tls://127.0.0.1:{free_port()}", log_level="warning")
         names = [f"bench-{number + 1}" for number in range(HOSTS)]
         ids = {name: [str(uuid_utils.uuid7()) for _ in range(desktops // HOSTS)] for name in names}
         await asyncio.to_thread(_prepare, settings, names)
@@ -201,7 +201,7 @@ def _prepare(settings: Settings, hosts: list[str]) -> None:
     for role in ("nats", "endpoint", "cluster"):
         pki.ensure_certificate(settings, role)
     port = int(settings.nats_url.rsplit(":", 1)[1])
-    write_config(settings, port=port, monitor_port=free_port({port}), hosts=hosts)
+    write_config(settings, port=port, monitor_port=free_port(), hosts=hosts)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
 
 

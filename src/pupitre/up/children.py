@@ -17,7 +17,7 @@ LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 def environment(settings: Settings) -> dict[str, str]:
     """Settings that all children share: internal ports are chosen here, once for every restart of a child."""
-    taken: set[int] = {settings.portal_port, settings.console_port}
+    taken = {settings.portal_port, settings.console_port}
     chosen = {"PUPITRE_HOME": str(settings.home), "PUPITRE_GUESTS_ON_STOP": "destroy"}
     if not settings.portal_port:
         chosen["PUPITRE_PORTAL_PORT"] = str(free_port(taken))
@@ -77,8 +77,9 @@ def _broker(settings: Settings, shared: dict[str, str]) -> ChildSpec:
     from pupitre.wire.broker import write_config
 
     port = urlsplit(settings.nats_url.split(",")[0].strip()).port or 4222
-    monitor = free_port({port})
-    config = write_config(settings, port=port, monitor_port=monitor, hosts=[host.name for host in own_hosts(settings)])
+    config = write_config(
+        settings, port=port, monitor_port=free_port(), hosts=[host.name for host in own_hosts(settings)]
+    )
     return ChildSpec(
         "nats",
         (str(program("nats-server")), "-c", str(config)),
