@@ -49,14 +49,17 @@ WAITS = "waits for an administrator's word: the cluster's database is from the p
 _ENDING = frozenset({DesktopState.STOPPING, DesktopState.FAILED, DesktopState.GONE})
 
 
-def needs_of(entry: Entry) -> Needs:
-    """What `accept` and `abandon` have to see."""
+def needs_of(entry: Entry, *, is_new: bool = False) -> Needs:
+    """What `accept` and `abandon` have to see. ``is_new``: it has most likely never been journalled."""
     desktop = desktop_of(entry.order)
+    new = {entry.id} if is_new else set()
+    if is_new and isinstance(entry.order, BootDesktop):
+        new.add(entry.order.desktop)
     return Needs(
         commands=frozenset({entry.id}),
         desktops=frozenset({desktop} if desktop else ()),
-        copies=isinstance(entry.order, BootDesktop),
         host_commands=isinstance(entry.order, HostOrder),
+        new=frozenset(new),
     )
 
 

@@ -244,10 +244,11 @@ class ClusterServer:
             halted=self._halting.is_on,
             in_doubt=self._store.is_in_doubt,
         )
-        if await self._store.change(needs_of(entry), decide):
+        if await self._store.change(needs_of(entry, is_new=True), decide):
             self._taken.labels(kind=entry.order.kind).inc()
             log.debug("Command taken.", command=entry.id, kind=entry.order.kind)
-            await self._wake_for(entry)
+        # One that comes again too: it may have been committed, and the answer of the database lost.
+        await self._wake_for(entry)
 
     async def _wake_for(self, entry: Entry) -> None:
         if desktop := desktop_of(entry.order):

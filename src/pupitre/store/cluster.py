@@ -1,19 +1,17 @@
 """The database ``cluster``: the journal of commands, and desktops as wanted beside as seen.
 
-A change is a decision on what is there: `ClusterStore.change` reads what the decision
-needs, lets it decide in memory, and writes what it changed; decisions that come at the
-same time share one transaction. A command is journalled and decided in one of them, so
-a command that was answered is never lost and one that comes again changes nothing.
-Each transaction first checks that this process is still the cluster (`Deposed`).
+A change is a decision on what is there: `ClusterStore.change` has it decide in memory, on
+what is `Known`, and writes what it changed; decisions that come at the same time share one
+transaction. A command is journalled and decided in one of them, so a command that was
+answered is never lost and one that comes again changes nothing. Each transaction first
+checks that this process is still the cluster (`Deposed`).
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeVar
 
-import msgspec
 import uuid_utils
 from sqlalchemy import and_, bindparam, case, delete, exists, insert, not_, or_, select, update
 
@@ -23,10 +21,11 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
-from pupitre.errors import Deposed, PupitreError
+from pupitre.errors import Conflict, Deposed, PupitreError
 from pupitre.store.cluster_rows import Doubt, Entry, Note, Placed, entry_from_row, placed_from_row
 from pupitre.store.dialect import Connection
 from pupitre.store.engine import Database
+from pupitre.store.known import Known
 from pupitre.store.rows import (
     desktop_from_row,
     host_from_row,
@@ -71,17 +70,6 @@ _TAKE_VERSION = (
 )
 _TAKE_AND_LOOK = _TAKE_VERSION.returning(cluster_counter.c.value)
 _REPORTED = update(journal).where(journal.c.id.in_(bindparam("ids", expanding=True))).values(reported=True)
-_COPY_OF = and_(cluster_copies.c.host == cluster_desktops.c.host, cluster_copies.c.image == cluster_desktops.c.image)
-_LOOK = (
-    select(cluster_desktops, cluster_copies.c.spec)
-    .outerjoin(cluster_copies, _COPY_OF)
-    .where(cluster_desktops.c.id.in_(bindparam("ids", expanding=True)))
-)
-
-
-@lru_cache
-def _spec(text: str) -> ImageSpec:
-    return msgspec.json.decode(text, type=ImageSpec)
 
 
 class ClusterStore:
@@ -96,8 +84,8 @@ class ClusterStore:
         self._past: dict[int, int] = {}
         self._deposed = asyncio.Event()
         self.on_commit = on_commit
+        self._known = Known()
         self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
-        self._looks: Batch[str, tuple[Placed, ImageSpec | None] | None] = Batch(self._look)
 
     async def begin_epoch(self, *, now: int) -> int:
         """A new epoch: what an earlier cluster process still says or writes is void from here on.
@@ -164,24 +152,29 @@ class ClusterStore:
         return result
 
     async def _decide(self, group: Sequence[tuple[Needs, Decision]]) -> list[Any]:
-        results: list[Any] = []
-        wrote = False
-        async with self.database.write() as connection:
-            version = await self._next_version(connection)
-            transaction = Transaction(self.doubts)
-            needs = Needs()
-            for needed, _ in group:
-                needs |= needed
-            await transaction.load(connection, needs)
-            for _, decide in group:
-                try:
-                    results.append(decide(transaction))
-                except PupitreError as error:
-                    results.append(error)
-            wrote = await transaction.save(connection, version)
-            if not wrote:
-                await connection.rollback()  # nothing to write is nothing to wait for
+        try:
+            return await self._transact(group)
+        except Conflict:  # something was not new; nothing has been written
+            if not any(needs.new for needs, _ in group):
+                raise
+            return await self._transact(group, search=True)
+
+    async def _transact(self, group: Sequence[tuple[Needs, Decision]], *, search: bool = False) -> list[Any]:
+        try:
+            async with self.database.write() as connection:
+                version = await self._next_version(connection)
+                transaction = await self._begin(connection, version, group, search=search)
+                results = [_result(decide, transaction) for _, decide in group]
+                wrote = await transaction.save(connection, version)
+                if not wrote:
+                    await connection.rollback()  # nothing to write is nothing to wait for
+        except Conflict:
+            raise
+        except BaseException:
+            self._known = Known()  # whether it was committed is not known
+            raise
         if wrote:
+            transaction.keep(version)
             self.version = version
             self.doubts = transaction.doubts
             self.confirmed = max(self.confirmed, transaction.confirmed_before)
@@ -195,6 +188,18 @@ class ClusterStore:
                 )
             )
         return results
+
+    async def _begin(
+        self, connection: Connection, version: int, group: Sequence[tuple[Needs, Decision]], *, search: bool
+    ) -> Transaction:
+        if version != self._known.version + 1:
+            self._known = await Known.read(connection, version - 1)
+        transaction = Transaction(self._known, self.doubts)
+        needs = Needs()
+        for needed, _ in group:
+            needs |= needed
+        await transaction.load(connection, needs, search=search)
+        return transaction
 
     async def _next_version(self, connection: Connection) -> int:
         mine = {"mine": self.epoch}
@@ -264,17 +269,17 @@ class ClusterStore:
             await connection.execute(delete(notes).where(notes.c.id.in_(note_ids)))
 
     async def desktop(self, desktop_id: str) -> Placed | None:
-        found = await self.look(desktop_id)
-        return found[0] if found else None
+        query = select(cluster_desktops).where(cluster_desktops.c.id == desktop_id)
+        async with self.database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return placed_from_row(row) if row else None
 
     async def look(self, desktop_id: str) -> tuple[Placed, ImageSpec | None] | None:
-        """A desktop, and what its host would start it from. Looks that come together are one."""
-        return await self._looks.do(desktop_id)
-
-    async def _look(self, ids: Sequence[str]) -> list[tuple[Placed, ImageSpec | None] | None]:
-        rows = await self.database.select(_LOOK, {"ids": list(set(ids))})
-        found = {row.id: (placed_from_row(row), _spec(row.spec) if row.spec else None) for row in rows}
-        return [found.get(id) for id in ids]
+        """A desktop that is not gone, and what its host would start it from."""
+        if self._known.version < 0:
+            await self.change(Needs(), lambda _: None)  # reads what has become unknown
+        placed = self._known.desktops.get(desktop_id)
+        return (placed, self._known.spec(placed)) if placed else None
 
     async def hosts(self) -> list[Host]:
         async with self.database.read() as connection:
@@ -320,6 +325,14 @@ class ClusterStore:
                 )
             )
             await connection.execute(delete(journal).where(journal.c.reported, journal.c.accepted < before))
+
+
+def _result(decide: Decision, transaction: Transaction) -> Any:
+    """What it says, or its own error."""
+    try:
+        return decide(transaction)
+    except PupitreError as error:
+        return error
 
 
 async def _host_page(connection: Connection, after: str | None, limit: int) -> tuple[Rows, str | None]:

@@ -1,21 +1,22 @@
 """What one transaction on the database ``cluster`` sees and changes: plain values in memory.
 
-`Transaction.load` reads what decisions need, they decide, `Transaction.save` writes
-what they changed. Many decisions may share one, each seeing what those before it did.
+`Transaction.load` gets what decisions need, from what is `Known` or else from the database; they
+decide; `Transaction.save` writes what they changed, and `Transaction.keep` has it known.
+Many decisions may share one, each seeing what those before it did.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import msgspec
 import uuid_utils
-from sqlalchemy import Integer, and_, bindparam, delete, func, insert, not_, or_, select, update
+from sqlalchemy import Integer, bindparam, delete, insert, not_, select, update
 
 from pupitre.domain.command import CommandKind, CommandState, Fault, desktop_of
-from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.desktop import Desktop
 from pupitre.domain.host import Host
-from pupitre.domain.image import CopyState, Image, ImageSpec
+from pupitre.domain.image import CopyState, Image
 from pupitre.domain.placement import Candidate
 from pupitre.domain.status import Rows
 from pupitre.errors import Unavailable
@@ -32,12 +33,8 @@ from pupitre.store.cluster_rows import (
     placed_from_row,
 )
 from pupitre.store.dialect import Connection
-from pupitre.store.rows import (
-    copy_to_row,
-    host_from_row,
-    host_to_row,
-    image_from_row,
-)
+from pupitre.store.known import STARTING, Copies, Known
+from pupitre.store.rows import copy_to_row, host_to_row
 from pupitre.store.schema import (
     cluster_copies,
     cluster_desktops,
@@ -52,8 +49,6 @@ from pupitre.store.versioned import put_rows
 
 MOST_SUBJECT, MOST_DETAIL = 255, 1000
 """Characters of a note."""
-THERE = sorted(frozenset(DesktopState) - {DesktopState.GONE})
-STARTING_STATES = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING)
 
 Outcomes = list[tuple[Entry, Rows]]
 """Commands that have ended, each with the rows that it was about as they were then."""
@@ -61,46 +56,48 @@ Outcomes = list[tuple[Entry, Rows]]
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a decision has to see besides all hosts: it is there, or known not to be.
+    """What a decision has to see besides all hosts and images: it is there, or known not to be.
 
     ``desktops`` come with their open commands; ``hosts`` are hosts of which every desktop is needed;
-    ``copies`` says whether images matter, ``host_commands`` whether open commands about hosts do.
+    ``host_commands`` says whether open commands about hosts matter. ``new`` are ids of commands and desktops
+    that the decision writes if it does not see them: these need not be looked for, as their keys would conflict.
     """
 
     commands: frozenset[str] = frozenset()
     desktops: frozenset[str] = frozenset()
     hosts: frozenset[str] = frozenset()
-    copies: bool = False
     host_commands: bool = False
+    new: frozenset[str] = frozenset()
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             self.commands | other.commands,
             self.desktops | other.desktops,
             self.hosts | other.hosts,
-            self.copies or other.copies,
             self.host_commands or other.host_commands,
+            self.new | other.new,
         )
 
 
 class Transaction:
     """What decisions see and change: plain values in memory, read before and written after them."""
 
-    def __init__(self, doubts: Mapping[str, Doubt] | None = None) -> None:
+    def __init__(self, known: Known | None = None, doubts: Mapping[str, Doubt] | None = None) -> None:
+        self._known = known = known or Known()
         self.doubts: dict[str, Doubt] = dict(doubts or {})
         self._doubts_held = dict(self.doubts)
         self.confirmed_before = 0
         self._repeated: set[str] = set()
         self.entries: dict[str, Entry] = {}
         self.desktops: dict[str, Placed] = {}
-        self.hosts: dict[str, HostEntry] = {}
-        self.images: dict[str, dict[str, Image]] = {}
-        self.starting: dict[str, int] = {}
+        self.hosts: dict[str, HostEntry] = dict(known.hosts)
+        self.images: dict[str, dict[str, Image]] = dict(known.images)
+        self.starting: dict[str, int] = dict(known.starting)
         self._entries_held: dict[str, Entry] = {}
         self._desktops_held: dict[str, Placed] = {}
-        self._hosts_held: dict[str, HostEntry] = {}
+        self._hosts_held = known.hosts
         self._accepted: dict[str, int] = {}
-        self._copies: dict[str, Sequence[tuple[Image, ImageSpec | None]]] = {}
+        self._copies: dict[str, Copies] = {}
         self._notes: dict[str, Note] = {}
         self.removed_hosts: set[str] = set()
 
@@ -149,7 +146,7 @@ class Transaction:
                     used_memory_mib=host.used_memory_mib + sign * one.memory_mib,
                     used_vcpus=host.used_vcpus + sign * one.vcpus,
                 )
-                if one.seen.state in STARTING_STATES:
+                if one.seen.state in STARTING:
                     self.starting[host.host.name] = self.starting.get(host.host.name, 0) + sign
 
     # Hosts and images
@@ -169,17 +166,17 @@ class Transaction:
         self.removed_hosts.add(name)
         self.put_copies(name, [])
 
-    def put_copies(self, host: str, copies: Sequence[tuple[Image, ImageSpec | None]]) -> None:
+    def put_copies(self, host: str, copies: Copies) -> None:
         """Replace the copies of one host; those not named are marked gone."""
         self._copies[host] = copies
         self.images[host] = {image.id: image for image, _ in copies if image.state is CopyState.READY}
 
     def image(self, image_id: str) -> Image | None:
-        """The image as some host has it ready. Needs `Needs.copies`."""
+        """The image as some host has it ready."""
         return next((images[image_id] for images in self.images.values() if image_id in images), None)
 
     def candidates(self, *, overcommit: float) -> list[Candidate]:
-        """The snapshot for placement. Needs `Needs.copies`."""
+        """The snapshot for placement."""
         return [
             Candidate(
                 name=entry.host.name,
@@ -237,40 +234,41 @@ class Transaction:
 
     # Between the database and memory
 
-    async def load(self, connection: Connection, needs: Needs) -> None:
-        for row in await connection.execute(_HOSTS_AND_STARTS if needs.copies else _HOSTS):
-            self.hosts[row.name] = HostEntry(
-                host_from_row(row), row.wanted, row.drained_by, row.used_memory_mib, row.used_vcpus
-            )
-            if needs.copies:
-                self.starting[row.name] = row.starting
-        if needs.copies:
-            await self._load_copies(connection)
-        if needs.desktops:
-            for row in await connection.execute(_DESKTOPS, {"ids": list(needs.desktops)}):
-                self.desktops[row.id] = placed_from_row(row)
-        if needs.hosts:
-            for row in await connection.execute(_ON_HOSTS, {"hosts": list(needs.hosts)}):
-                self.desktops[row.id] = placed_from_row(row)
-        about = needs.desktops | self.desktops.keys()
-        found = await connection.execute(_ENTRIES, {"ids": list(needs.commands), "about": list(about)})
+    async def load(self, connection: Connection, needs: Needs, *, search: bool = False) -> None:
+        """``search``: look for what `Needs.new` names as well."""
+        known, taken_for_new = self._known, frozenset() if search else needs.new
+        self.desktops = {id: known.desktops[id] for id in needs.desktops if id in known.desktops}
+        self.desktops |= {placed.seen.id: placed for placed in known.on(needs.hosts)}
+        found = [known.entries[id] for id in needs.commands if id in known.entries]
+        for desktop in needs.desktops | self.desktops.keys():
+            found += known.about(desktop)
         if needs.host_commands:
-            found += await connection.execute(_ABOUT_HOSTS)
-        for row in sorted(found, key=lambda row: row.id):
-            self.entries[row.id] = entry_from_row(row)
+            found += known.about(None)
+        if unknown := needs.desktops - self.desktops.keys() - taken_for_new:
+            for row in await connection.execute(_DESKTOPS, {"ids": list(unknown)}):
+                self.desktops[row.id] = placed_from_row(row)
+        if unknown := needs.commands - {entry.id for entry in found} - taken_for_new:
+            found += map(entry_from_row, await connection.execute(_ENTRIES, {"ids": list(unknown)}))
+        self.entries = {entry.id: entry for entry in sorted(found, key=lambda entry: entry.id)}
         self._entries_held, self._desktops_held = dict(self.entries), dict(self.desktops)
-        self._hosts_held = dict(self.hosts)
 
-    async def _load_copies(self, connection: Connection) -> None:
-        for row in await connection.execute(_READY_COPIES):
-            self.images.setdefault(row.host, {})[row.image] = image_from_row(row)
+    def keep(self, version: int) -> None:
+        """It is committed as ``version``: what it changed is known from here on."""
+        known = self._known
+        known.version = version
+        known.hosts, known.images, known.starting = self.hosts, self.images, self.starting
+        known.put_desktops(self._desktops_changed)
+        known.put_entries(entry for id, entry in self.entries.items() if self._entries_held.get(id) != entry)
+        for host, copies in self._copies.items():
+            known.put_specs(host, copies)
+
+    @property
+    def _desktops_changed(self) -> list[Placed]:
+        return [placed for id, placed in self.desktops.items() if self._desktops_held.get(id) != placed]
 
     async def save(self, connection: Connection, version: int) -> bool:
         """Write what has changed; False when nothing has. A row that stays as it is keeps its version."""
-        changed = [placed for id, placed in self.desktops.items() if self._desktops_held.get(id) != placed]
-        await upsert_rows(
-            connection, cluster_desktops, [{**desktop_values(one), "version": version} for one in changed]
-        )
+        changed = await self._save_desktops(connection, version)
         hosts = await self._save_hosts(connection, version)
         for host, copies in self._copies.items():
             hosts |= await self._save_copies(connection, host, copies, version)
@@ -281,6 +279,17 @@ class Transaction:
         if self._notes:
             await upsert_rows(connection, notes, [asdict(note) for note in self._notes.values()])
         return bool(changed or hosts or entries or doubts or self._repeated or self._notes)
+
+    async def _save_desktops(self, connection: Connection, version: int) -> bool:
+        changed = self._desktops_changed
+        rows = [{**desktop_values(one), "version": version} for one in changed]
+        new = [row for row, one in zip(rows, changed, strict=True) if one.seen.id not in self._desktops_held]
+        if new:  # not over one that is there after all
+            await connection.execute(_PLACE, new)
+        if len(new) < len(rows):
+            held = [row for row, one in zip(rows, changed, strict=True) if one.seen.id in self._desktops_held]
+            await upsert_rows(connection, cluster_desktops, held)
+        return bool(rows)
 
     async def _save_doubts(self, connection: Connection) -> bool:
         if self.confirmed_before:
@@ -328,9 +337,7 @@ class Transaction:
         if not taken.rowcount:
             raise Unavailable(f"The places of {entry.host.title} are not as they were. It is tried again.")
 
-    async def _save_copies(
-        self, connection: Connection, host: str, copies: Sequence[tuple[Image, ImageSpec | None]], version: int
-    ) -> bool:
+    async def _save_copies(self, connection: Connection, host: str, copies: Copies, version: int) -> bool:
         rows = [
             {
                 **copy_to_row(host, image),
@@ -362,25 +369,9 @@ class Transaction:
         return bool(new or ended)
 
 
-_HOSTS = select(cluster_hosts)
-_READY_COPIES = select(cluster_copies).where(cluster_copies.c.state == CopyState.READY, not_(cluster_copies.c.gone))
-_STARTS = (
-    select(func.count())
-    .where(cluster_desktops.c.state.in_(STARTING_STATES), cluster_desktops.c.host == cluster_hosts.c.name)
-    .scalar_subquery()
-)
-_HOSTS_AND_STARTS = select(cluster_hosts, _STARTS.label("starting"))
 _DESKTOPS = select(cluster_desktops).where(cluster_desktops.c.id.in_(bindparam("ids", expanding=True)))
-_ON_HOSTS = select(cluster_desktops).where(
-    cluster_desktops.c.host.in_(bindparam("hosts", expanding=True)), cluster_desktops.c.state.in_(THERE)
-)
-_ENTRIES = select(journal).where(
-    or_(
-        journal.c.id.in_(bindparam("ids", expanding=True)),
-        and_(journal.c.outcome.is_(None), journal.c.desktop.in_(bindparam("about", expanding=True))),
-    )
-)
-_ABOUT_HOSTS = select(journal).where(journal.c.outcome.is_(None), journal.c.desktop.is_(None))
+_ENTRIES = select(journal).where(journal.c.id.in_(bindparam("ids", expanding=True)))
+_PLACE = insert(cluster_desktops)
 _JOURNAL = insert(journal)
 _USED = cluster_hosts.c.used_memory_mib + bindparam("memory", type_=Integer())
 _GIVE_BACK = (
