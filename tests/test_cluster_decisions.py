@@ -15,8 +15,11 @@ from pupitre.domain.command import BootDesktop, CommandState, DestroyDesktop, Or
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
+from pupitre.errors import Unavailable
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.cluster_rows import Entry, Placed
+from pupitre.store.dialect import DriverConnection
+from pupitre.store.known import Known
 from pupitre.store.transaction import Needs, Transaction
 from pupitre.wire.messages import Report, Sighting
 from tests import databases
@@ -60,7 +63,8 @@ class Cluster:
         await self.store.change(Needs(), add)
 
     async def accept(self, given: Entry) -> bool:
-        return await self.store.change(needs_of(given), partial(accept, entry=given, now=1, overcommit=1))
+        needs = needs_of(given, is_new=True)
+        return await self.store.change(needs, partial(accept, entry=given, now=1, overcommit=1))
 
     async def abandon(self, given: Entry) -> None:
         await self.store.change(needs_of(given), partial(abandon, entry=given, now=2))
@@ -83,6 +87,13 @@ class Cluster:
         assert placed.seen.host is not None
         await self.report(report(placed.seen.host, Sighting(placed.seen.id, boot, state, reason)))
 
+    async def check_known(self) -> None:
+        """What the cluster has in memory is what its database holds."""
+        await self.store.change(Needs(), lambda _: None)
+        known = self.store._known
+        async with self.store.database.write() as connection:
+            assert known == await Known.read(connection, known.version)
+
     async def placed(self, given: Entry) -> Placed:
         assert isinstance(given.order, BootDesktop | DestroyDesktop)
         placed = await self.store.desktop(given.order.desktop)
@@ -98,7 +109,9 @@ class Cluster:
 @asynccontextmanager
 async def cluster(folder: Path) -> AsyncIterator[Cluster]:
     async with databases.database(folder, "cluster") as database:
-        yield Cluster(ClusterStore(database))
+        found = Cluster(ClusterStore(database))
+        yield found
+        await found.check_known()
 
 
 async def test_many_boots_at_once_never_use_more_memory_than_a_host_has(tmp_path: Path) -> None:
@@ -133,6 +146,59 @@ async def test_a_command_that_comes_twice_or_often_at_once_is_taken_once(tmp_pat
         sequence = (await here.placed(given)).seen
         assert not await here.accept(given)
         assert (await here.placed(given)).seen == sequence
+
+
+async def test_a_command_that_ended_long_ago_comes_again_among_new_ones(tmp_path: Path) -> None:
+    """It was taken for new; its key says that it is not, and of the others nothing is lost or done twice."""
+    async with cluster(tmp_path) as here:
+        await here.add_host()
+        old = boot()
+        await here.accept(old)
+        await here.see(old, DesktopState.RUNNING)
+        stopped = entry(DestroyDesktop((await here.placed(old)).seen.id))
+        await here.accept(stopped)
+        await here.see(old, DesktopState.GONE)
+        group = [boot(), old, stopped, boot()]
+        assert await asyncio.gather(*(here.accept(given) for given in group)) == [True, False, False, True]
+        assert (await here.placed(old)).seen.state is DesktopState.GONE
+        assert await here.used() == {"host-1": (512, 2)}
+
+
+async def test_a_boot_of_a_desktop_that_is_gone_is_refused(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as here:
+        await here.add_host()
+        first = boot()
+        await here.accept(first)
+        await here.see(first, DesktopState.GONE)
+        again = boot((await here.placed(first)).seen.id)
+        await here.accept(again)
+        assert await here.ended(again) == (CommandState.FAILED, "There is a desktop with this id already.")
+        assert (await here.placed(first)).seen.state is DesktopState.GONE
+
+
+async def test_a_commit_whose_answer_is_lost_is_known_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path) as here:
+        await here.add_host()
+        given = boot()
+        save = Transaction.save
+
+        async def commit_and_fail(transaction: Transaction, connection: DriverConnection, version: int) -> bool:
+            await save(transaction, connection, version)
+            await connection.commit(())
+            raise Unavailable("The answer was lost.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Transaction, "save", commit_and_fail)
+            with pytest.raises(Unavailable):
+                await here.accept(given)
+        desktop = (await here.placed(given)).seen.id
+        found = await here.store.look(desktop)
+        assert found is not None
+        assert found[1] == SPEC
+        assert not await here.accept(given)
+        assert await here.used() == {"host-1": (256, 1)}
 
 
 async def test_a_second_boot_of_the_same_desktop_is_refused(tmp_path: Path) -> None:

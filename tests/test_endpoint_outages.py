@@ -19,10 +19,12 @@ from pupitre.domain.host import HostState
 from pupitre.domain.status import Position, Rows
 from pupitre.endpoint.endpoint import WebServerEndpoint
 from pupitre.endpoint.status import Ask, StatusMirror
-from pupitre.errors import EndpointError, LinkDown, MessageError
+from pupitre.errors import EndpointError, LinkDown, MessageError, Unavailable
 from pupitre.host.simulated import Behaviour
+from pupitre.store.dialect import DriverConnection
 from pupitre.store.engine import open_database
 from pupitre.store.status import Status
+from pupitre.store.transaction import Transaction
 from pupitre.wire.link import Link
 from pupitre.wire.messages import Abandon, AnyMessage, Changed, Done, GetPage, Hello, Mark, Page, Report, Submit
 from pupitre.wire.subjects import Subjects
@@ -331,6 +333,25 @@ async def test_a_command_sent_again_and_again_is_one_command(tmp_path: Path) -> 
         await here.start_endpoint()
         await here.running()
         assert len(await host.hypervisor.guests()) == 2
+
+
+async def test_a_start_whose_commit_was_not_confirmed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster's database has it, and the cluster does not know: the command comes again and is taken up."""
+    save, failed = Transaction.save, asyncio.Event()
+
+    async def lose_the_answer(transaction: Transaction, connection: DriverConnection, version: int) -> bool:
+        wrote = await save(transaction, connection, version)
+        if transaction.desktops and not failed.is_set():
+            failed.set()
+            await connection.commit(())
+            raise Unavailable("The answer was lost.")
+        return wrote
+
+    async with room(tmp_path, connection_grace=30) as here:
+        await here.add_host()
+        monkeypatch.setattr(Transaction, "save", lose_the_answer)
+        await here.running()
+        assert failed.is_set()
 
 
 async def test_a_host_speaks_for_itself_alone(tmp_path: Path) -> None:

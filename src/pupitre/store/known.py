@@ -5,6 +5,7 @@ next version. So while the version that a transaction takes follows on the last 
 known here, nothing needs to be read again; where it does not, everything is.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -40,7 +41,7 @@ class Known:
     images: dict[str, dict[str, Image]] = field(default_factory=dict)
     specs: dict[tuple[str, str], ImageSpec | None] = field(default_factory=dict)
     desktops: dict[str, Placed] = field(default_factory=dict)
-    starting: dict[str, int] = field(default_factory=dict)
+    starting: Counter[str] = field(default_factory=Counter)
     entries: dict[str, Entry] = field(default_factory=dict)
     _about: dict[str | None, set[str]] = field(default_factory=dict)
 
@@ -57,10 +58,9 @@ class Known:
             if row.state == CopyState.READY and not row.gone:
                 known.images.setdefault(row.host, {})[row.image] = image_from_row(row)
         known.put_desktops(placed_from_row(row) for row in await connection.execute(_DESKTOPS))
-        known.starting = dict.fromkeys(known.hosts, 0)
         for placed in known.desktops.values():
-            if placed.seen.state in STARTING and (host := placed.counted_on) in known.hosts:
-                known.starting[str(host)] += 1
+            if placed.seen.state in STARTING and placed.seen.host in known.hosts:
+                known.starting[placed.seen.host] += 1
         known.put_entries(entry_from_row(row) for row in await connection.execute(_ENTRIES))
         return known
 

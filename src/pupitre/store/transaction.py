@@ -92,7 +92,7 @@ class Transaction:
         self.desktops: dict[str, Placed] = {}
         self.hosts: dict[str, HostEntry] = dict(known.hosts)
         self.images: dict[str, dict[str, Image]] = dict(known.images)
-        self.starting: dict[str, int] = dict(known.starting)
+        self.starting = known.starting.copy()
         self._entries_held: dict[str, Entry] = {}
         self._desktops_held: dict[str, Placed] = {}
         self._hosts_held = known.hosts
@@ -147,7 +147,7 @@ class Transaction:
                     used_vcpus=host.used_vcpus + sign * one.vcpus,
                 )
                 if one.seen.state in STARTING:
-                    self.starting[host.host.name] = self.starting.get(host.host.name, 0) + sign
+                    self.starting[host.host.name] += sign
 
     # Hosts and images
 
@@ -188,7 +188,7 @@ class Transaction:
                 disk_free_mib=entry.host.facts.disk_free_mib if entry.host.facts else 0,
                 used_memory_mib=entry.used_memory_mib,
                 used_vcpus=entry.used_vcpus,
-                starting=self.starting.get(entry.host.name, 0),
+                starting=self.starting[entry.host.name],
                 label=entry.host.title,
             )
             for _, entry in sorted(self.hosts.items())
