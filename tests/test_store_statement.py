@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import URL, bindparam, insert, select, tuple_
+from sqlalchemy import URL, bindparam, insert, select, tuple_, update
 
 from pupitre.errors import Unavailable
 from pupitre.store.pool import PATIENCE, SIZE, Pool
@@ -18,6 +18,7 @@ SOME = select(commands.c.id).where(
     commands.c.created > bindparam("after"),
     commands.c.state.not_in(["failed", "sent"]),
 )
+SOME_USERS = gates.c.user_id.in_(bindparam("users", expanding=True))
 
 
 def statements(kind: str) -> Statements:
@@ -59,6 +60,20 @@ def test_many_rows_are_one_insert_of_arrays() -> None:
     assert prepared.text_of_many is not None
     assert "SELECT * FROM unnest($1::VARCHAR[], $2::BIGINT[]) ON CONFLICT" in prepared.text_of_many
     assert statements("sqlite").prepare(upsert("sqlite", gates, ("user_id",)), {"user_id": "a"}).text_of_many is None
+
+
+def test_many_changes_are_one_update_from_arrays() -> None:
+    change = update(gates).where(gates.c.user_id == bindparam("user")).values(last=bindparam("at"))
+    values = {"user": "a", "at": 1}
+    prepared = statements("postgresql").prepare(change, values)
+    assert prepared.text_of_many == (
+        "UPDATE gates SET last=many.v1"
+        " FROM unnest($1::BIGINT[], $2::VARCHAR[]) AS many(v1, v2) WHERE gates.user_id = many.v2"
+    )
+    assert prepared.arguments(values) == [1, "a"]
+    for other in (change.returning(gates.c.last), update(gates).values(last=1), update(gates).where(SOME_USERS)):
+        assert statements("postgresql").prepare(other, {}).text_of_many is None
+    assert statements("sqlite").prepare(change, values).text_of_many is None
 
 
 @pytest.mark.parametrize("kind", DRIVERS)

@@ -71,7 +71,7 @@ class Prepared:
     truths: tuple[int, ...]
     defaults: dict[str, Any] = field(default_factory=dict)
     text_of_many: str | None = None
-    """The same for a list of each value, where the database takes lists and the statement adds rows."""
+    """The same for a list of each value, where the database takes lists and the statement changes row by row."""
 
     def arguments(self, values: Values) -> list[Any]:
         """In the order of ``text``."""
@@ -176,11 +176,32 @@ class Statements:
 
 
 def _of_many(text: str) -> str | None:
-    """One INSERT of many rows: to the server, a row of one statement costs a third of a statement for each row."""
+    """One change of many rows: to the server, a row of one statement costs a third of a statement for each row."""
+    if text.startswith("UPDATE "):
+        return _update_of_many(text)
     if (row := _ONE_ROW.search(text)) is None:
         return None
     lists = _PLACE.sub(lambda place: f"{place[0]}[]", row[1])
     return "".join((text[: row.start()], "SELECT * FROM unnest(", lists, ")", text[row.end() :]))
+
+
+def _update_of_many(text: str) -> str | None:
+    """Each value is the column of a table ``many``, which has a row for each row that is to change."""
+    changes, where, which = text.partition(" WHERE ")
+    places = sorted(set(_PLACE.findall(text)), key=lambda place: int(place[1:].partition(":")[0]))
+    if not where or " RETURNING " in text or "[]" in text:
+        return None
+    changes, which = (_PLACE.sub(lambda place: _many(place[0]), part) for part in (changes, which))
+    lists = ", ".join(f"{place}[]" for place in places)
+    return f"{changes} FROM unnest({lists}) AS many({', '.join(map(_column, places))}) WHERE {which}"
+
+
+def _column(place: str) -> str:
+    return "v" + place[1:].partition(":")[0]
+
+
+def _many(place: str) -> str:
+    return f"many.{_column(place)}"
 
 
 @lru_cache(maxsize=1000)
