@@ -154,14 +154,14 @@ class Status:
         return int((await self.database.select(_VERSION)).scalar_one())
 
     async def changes(self, after: int) -> StatusChanges:
-        async with self.database.read() as connection:
-            version, *newest = (await connection.execute(_NEWEST)).first()
-            host_rows, copy_rows, desktop_rows, link_rows = [
-                await connection.execute(query, {"after": after}) if latest is not None and latest > after else []
-                for query, latest in zip(_NEWER, newest, strict=True)
-            ]
-            # With every host that is taken away, its cluster's link takes the version: see `retain`.
-            names = [row.name for row in await connection.execute(_HOSTS)] if link_rows else None
+        # One statement's view each: what is committed in between is newer than ``version``, and comes again.
+        version, *newest = (await self.database.select(_NEWEST)).first()
+        host_rows, copy_rows, desktop_rows, link_rows = [
+            await self.database.select(query, {"after": after}) if latest is not None and latest > after else []
+            for query, latest in zip(_NEWER, newest, strict=True)
+        ]
+        # With every host that is taken away, its cluster's link takes the version: see `retain`.
+        names = [row.name for row in await self.database.select(_HOSTS)] if link_rows else None
         rows = Rows(
             hosts=tuple(host_from_row(row) for row in host_rows),
             copies=tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows),
