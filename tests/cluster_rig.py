@@ -140,6 +140,7 @@ class HostRig:
 
     settings: Settings
     hypervisor: SimulatedHypervisor
+    port: int = field(default_factory=free_port)
     agent: HostAgent = field(init=False)
     journal: Journal = field(init=False)
     link: Link = field(init=False)
@@ -159,7 +160,7 @@ class HostRig:
         self.overlays.open()
         self.journal = Journal(journal_path(settings))
         self.agent = HostAgent(settings, self.hypervisor, self.overlays, ImageStore(settings.images_dir), self.journal)
-        self.console = ConsoleServer(self.name, certificates, self.agent, settings.host_dir)
+        self.console = ConsoleServer(self.name, certificates, self.agent, settings.host_dir, port=self.port)
         tls = pki.client_context(certificates, role)
         self.registry = CollectorRegistry()
         self.link = Link(settings.nats_url, role, tls, registry=self.registry, on_change=self._changed)

@@ -239,6 +239,17 @@ async def test_what_does_not_wake_up_is_said_with_its_reason(tmp_path: Path) -> 
         await here.wait_host("host-1", HostState.READY)
 
 
+async def test_a_host_that_is_just_being_started_is_waited_for(tmp_path: Path) -> None:
+    async with room(tmp_path) as here:
+        host = await here.add_host(register=False)
+        await host.crash()
+        command = await here.ask(RegisterHost(name=host.name, address="127.0.0.1", port=host.port))
+        await asyncio.sleep(0.5)
+        await host.start()
+        await here.outcome(command, CommandState.SUCCEEDED)
+        await here.wait_host(host.name, HostState.READY)
+
+
 async def test_commands_about_no_host_or_several_name_those_there_are(tmp_path: Path) -> None:
     async with room(tmp_path) as here:
         for order, code in (

@@ -3,6 +3,7 @@
 Registering a host again has the same outcome, and brings its address up to date.
 """
 
+import asyncio
 from dataclasses import replace
 
 from pupitre.cluster.host_orders import READY
@@ -14,8 +15,11 @@ from pupitre.wire.link import Link
 from pupitre.wire.messages import Describe, Report
 from pupitre.wire.subjects import Subjects
 
-ANSWER_LIMIT = 5.0
+ANSWER_LIMIT = 2.0
 """Seconds that a host has to describe itself."""
+PATIENCE = 4.0
+"""Seconds for which one that does not is asked again: it may have just been started, or be back at once."""
+PAUSE = 0.25
 
 
 async def look(
@@ -24,8 +28,7 @@ async def look(
     """What the host says of itself, or why it cannot be registered."""
     where = f"{order.name} ({order.address}:{order.port})"
     try:
-        request = Describe(epoch=epoch)
-        report = await link.request(subjects.orders(order.name), request, Report, timeout=ANSWER_LIMIT)
+        report = await _described(link, subjects.orders(order.name), Describe(epoch=epoch))
     except (LinkDown, MessageError) as error:
         why = f"{where} does not answer: {error} Is `pupitre host` running there under this name?"
         return None, RegistrationFault(why)
@@ -34,6 +37,18 @@ async def look(
     if report.port != order.port:
         return None, RegistrationFault(f"{where}: its console server says that it listens on port {report.port}.")
     return report, None
+
+
+async def _described(link: Link, subject: str, request: Describe) -> Report:
+    loop = asyncio.get_running_loop()
+    last = loop.time() + PATIENCE
+    while True:
+        try:
+            return await link.request(subject, request, Report, timeout=ANSWER_LIMIT)
+        except LinkDown:
+            if loop.time() > last:
+                raise
+        await asyncio.sleep(PAUSE)
 
 
 def decide(
