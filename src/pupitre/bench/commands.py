@@ -44,8 +44,8 @@ from pupitre.store.schema import audit, commands, journal
 IMAGE = "tiny"
 PATIENCE = 30.0
 """Seconds until an outcome counts as lost."""
-IDLE_ROUNDS = 30
-"""Boots and destroys, one after the other, while nothing else happens."""
+WARM_UP, IDLE_ROUNDS = 5, 100
+"""Boots and destroys, one after the other, while nothing else happens: at first, and then those that count."""
 SERVERS: dict[str, type[DatabaseServer]] = {"postgresql": PostgresServer, "mariadb": MariaServer}
 DATABASES = (*SERVERS, "sqlite")
 
@@ -200,7 +200,7 @@ async def _measure(
     try:
         first = people[0]
         await first.begin()
-        for _ in range(3):
+        for _ in range(WARM_UP):
             await first.round()
         first.took.clear()
         for _ in range(IDLE_ROUNDS):
