@@ -1,11 +1,11 @@
-"""A guest under plain QEMU, seen through its serial line, its screen and its keyboard."""
+"""Machines and guests under plain QEMU, seen through their serial line, a guest's screen and its keyboard."""
 
 import json
 import select
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,18 +20,10 @@ SHIFTED = {"|": "backslash", "&": "7", "$": "4", "(": "9", ")": "0", "*": "8", "
 PLAIN = {";": "semicolon", ".": "dot", " ": "spc", "-": "minus", "/": "slash", "\n": "ret"}
 
 
-class Guest:
-    """``with Guest(store, "tiny", folder)``: boots the image on an overlay; gone at the end."""
+class Machine:
+    """``with Machine(["-m", "160", ...])``: QEMU with those arguments; its power is cut at the end."""
 
-    def __init__(self, store: ImageStore, image: str, folder: Path) -> None:
-        self.spec: ImageSpec = store.spec(image)
-        self.overlay = folder / "overlay.qcow2"
-        base = ["-b", str(store.blob(self.spec.disk)), "-F", str(self.spec.disk_format)]
-        if not self.overlay.exists():
-            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, self.overlay], check=True)
-        assert self.spec.kernel
-        assert self.spec.initrd
-        assert self.spec.cmdline
+    def __init__(self, arguments: Sequence[str | Path]) -> None:
         # Pairs of connected sockets: no path to be too long, nothing to connect to before it is there.
         self._serial, serial = socket.socketpair()
         self._qmp, qmp = socket.socketpair()
@@ -39,10 +31,7 @@ class Guest:
         self.process = subprocess.Popen(
             [
                 "qemu-system-x86_64", "-nodefaults", "-display", "none", "-machine", "q35", "-cpu", "max",
-                "-accel", "tcg,thread=multi", "-m", str(self.spec.memory_mib), "-smp", str(self.spec.vcpus),
-                "-kernel", store.blob(self.spec.kernel), "-initrd", store.blob(self.spec.initrd),
-                "-append", self.spec.cmdline, *VIDEO[self.spec.video],
-                "-drive", f"file={self.overlay},format=qcow2,if=virtio",
+                "-accel", "tcg,thread=multi", *arguments,
                 "-chardev", f"socket,id=serial,fd={serial.fileno()}", "-serial", "chardev:serial",
                 "-chardev", f"socket,id=qmp,fd={qmp.fileno()}", "-mon", "chardev=qmp,mode=control",
             ],
@@ -75,9 +64,58 @@ class Guest:
         self._said = self._said.split(words, 1)[1]
         return True
 
+    @property
+    def said(self) -> str:
+        """On the serial line, since the last words that were heard."""
+        return self._said.decode(errors="replace")
+
+    def lines(self, seconds: float) -> list[bytes]:
+        """The whole lines that the serial line says within that time."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) >= 0:
+            ready, _, _ = select.select([self._serial], [], [], left)
+            if not ready:
+                break
+            self._said += self._serial.recv(65536)
+        *lines, self._said = self._said.split(b"\n")
+        return [line.rstrip(b"\r") for line in lines]
+
     def say(self, text: str) -> None:
         """On the serial line."""
         self._serial.sendall(text.encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._answers.close()
+        self._qmp.close()
+        self._serial.close()
+
+
+class Guest(Machine):
+    """``with Guest(store, "tiny", folder)``: boots the image on an overlay; gone at the end."""
+
+    def __init__(self, store: ImageStore, image: str, folder: Path) -> None:
+        self.spec: ImageSpec = store.spec(image)
+        self.overlay = folder / "overlay.qcow2"
+        base = ["-b", str(store.blob(self.spec.disk)), "-F", str(self.spec.disk_format)]
+        if not self.overlay.exists():
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, self.overlay], check=True)
+        assert self.spec.kernel
+        assert self.spec.initrd
+        assert self.spec.cmdline
+        super().__init__([
+            "-m", str(self.spec.memory_mib), "-smp", str(self.spec.vcpus),
+            "-kernel", store.blob(self.spec.kernel), "-initrd", store.blob(self.spec.initrd),
+            "-append", self.spec.cmdline, *VIDEO[self.spec.video],
+            "-drive", f"file={self.overlay},format=qcow2,if=virtio",
+        ])  # fmt: skip
 
     def press(self, text: str) -> None:
         """On the keyboard; QEMU queues few keys, so each is held briefly and answered before the next."""
@@ -123,16 +161,3 @@ class Guest:
         """Pressed; the exit code once the guest has powered itself off."""
         self.qmp("system_powerdown")
         return self.process.wait(seconds)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._answers.close()
-        self._qmp.close()
-        self._serial.close()
