@@ -255,8 +255,11 @@ async def firmware_guest(site: Site, desktop: str) -> AsyncIterator[Path]:
         stdout=subprocess.PIPE,
     )
     try:
+        assert guest.stdin
         assert guest.stdout
-        await guest.stdout.readline()  # QMP greets when the VNC server listens
+        await guest.stdout.readline()
+        guest.stdin.write(b'{"execute": "qmp_capabilities"}\n')
+        await guest.stdout.readline()  # it answers once everything is set up, the VNC server too
         site.screens.sockets[desktop] = path
         yield path
     finally:

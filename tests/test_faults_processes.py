@@ -86,7 +86,7 @@ async def test_a_host_that_hangs_is_not_known_and_not_off(room: Rig) -> None:
 
 
 async def test_all_processes_die_at_once(room: Rig) -> None:
-    """Fault 9, the half of it that a test can make: whatever was answered is on disk, the rest is tried again."""
+    """Fault 9 as the processes see it: the rest is tried again. `test_faults_power` takes the memory away as well."""
     for _ in range(2):
         boots = await asyncio.gather(*(room.boot(seconds=60) for _ in range(8)))
         for part in room.parts.values():

@@ -53,7 +53,11 @@ class Screens:
             return ours
         console = socket.socket(socket.AF_UNIX)
         console.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(console, str(self.path))
+        try:
+            await asyncio.get_running_loop().sock_connect(console, str(self.path))
+        except BaseException:
+            console.close()
+            raise
         return console
 
     async def screenshot(self, desktop: str, boot: int) -> bytes:
@@ -84,8 +88,12 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
          "-vnc", f"unix:{path},share=force-shared", "-qmp", "stdio"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
+    assert process.stdin
     assert process.stdout
-    process.stdout.readline()  # QMP greets when the VNC server listens
+    process.stdout.readline()
+    process.stdin.write(b'{"execute": "qmp_capabilities"}\n')
+    process.stdin.flush()
+    process.stdout.readline()  # it answers once everything is set up, the VNC server too
     yield path
     lived = process.poll() is None
     process.kill()

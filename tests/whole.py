@@ -47,6 +47,8 @@ class Person:
     def outcome(self, command: str, seconds: float = 60) -> dict[str, Any]:
         """The command once it has its outcome."""
         for kind, data in self.events(seconds):
+            if kind == "ready":  # it may have ended before the events began
+                kind, data = "command", self.http.get(f"/commands/{command}").json()
             if kind == "command" and data["id"] == command and data["state"] in FINAL:
                 return data
         raise AssertionError("the event stream ended")
