@@ -93,7 +93,7 @@ def program(folder: Path) -> tuple[Path, str]:
         if path.name.startswith("ld-linux"):
             copy(path, root / "lib64" / path.name)
     for empty in ("data", "dev", "proc", "tmp"):
-        (root / empty).mkdir()
+        (root / empty).mkdir(exist_ok=True)
     libraries = {str(path.parent.relative_to(root)) for path in root.rglob("*.so*")}
     paths = ":".join(path for path in sys.path if path) + f":{Path(__file__).parents[1]}"
     environment = f"LD_LIBRARY_PATH={':'.join(f'/{path}' for path in sorted(libraries))} PYTHONPATH={paths}"

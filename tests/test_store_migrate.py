@@ -53,11 +53,11 @@ def test_a_counter_that_was_not_begun_is_begun(tmp_path: Path, name: DatabaseNam
     engine.dispose()
 
 
-def test_two_at_once_make_it_once(tmp_path: Path, name: DatabaseName) -> None:
+def test_several_at_once_make_it_once(tmp_path: Path, name: DatabaseName) -> None:
     program = "import sys; from pupitre.store import migrate; migrate.upgrade(*sys.argv[1:])"
     command = [sys.executable, "-c", program, name, url(tmp_path, name)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
-    for process in both:
+    several = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    for process in several:
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said.decode()
     assert not migrate.upgrade(name, url(tmp_path, name))

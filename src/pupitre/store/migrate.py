@@ -5,10 +5,12 @@ commit, so that of two at once one does it and the other finds it done.
 """
 
 import asyncio
+import fcntl
 import logging
+import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,12 +113,27 @@ async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
     if kind == "sqlite":
         event.listen(engine.sync_engine, "connect", _begin_ourselves)
     try:
-        async with engine.connect() as connection:
-            yield connection
+        with _alone(_file(url)):
+            async with engine.connect() as connection:
+                yield connection
     except (DBAPIError, OSError) as error:
         raise Unavailable(f"The database {where.database} is not upgraded: {said_by(error)}") from error
     finally:
         await engine.dispose()
+
+
+@contextmanager
+def _alone(path: Path | None) -> Iterator[None]:
+    """Wait for others that migrate a file: where two make it at once, SQLite tells one of them that it is locked."""
+    if path is None:
+        yield
+        return
+    folder = os.open(path.parent, os.O_RDONLY)  # not the file: to close it would take SQLite's own locks away
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _begin_ourselves(connection: Any, _record: object) -> None:
