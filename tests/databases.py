@@ -5,6 +5,9 @@ it, those of this worker's PostgreSQL or MariaDB server. Code under test that ha
 settings from that folder meets the same databases.
 """
 
+import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -53,3 +56,15 @@ async def commands(folder: Path) -> AsyncIterator[Commands]:
 async def status(folder: Path, *, read_only: bool = False) -> AsyncIterator[Status]:
     async with database(folder, "status", read_only=read_only) as opened:
         yield Status(opened)
+
+
+@asynccontextmanager
+async def out_of_order(path: Path) -> AsyncIterator[None]:
+    """SQLite's file is there and answers nothing of use: a table is gone for as long as this lasts."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)) as file:
+        # In a thread: who holds the lock may be waiting for this event loop.
+        await asyncio.to_thread(file.execute, "ALTER TABLE counter RENAME TO counter_away")
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(file.execute, "ALTER TABLE counter_away RENAME TO counter")

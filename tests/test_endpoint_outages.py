@@ -1,9 +1,8 @@
 """The cluster, the broker or a host away, and back: every command has its outcome, nothing is left behind."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from pupitre import pki
-from pupitre.config import DatabaseName, Settings
+from pupitre.config import DatabaseName
 from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
@@ -28,6 +27,7 @@ from pupitre.store.transaction import Transaction
 from pupitre.wire.link import Link
 from pupitre.wire.messages import Abandon, AnyMessage, Changed, Done, GetPage, Hello, Mark, Page, Report, Submit
 from pupitre.wire.subjects import Subjects
+from tests import databases
 from tests.cluster_rig import Room, eventually, room, wire_link
 
 pytestmark = pytest.mark.anyio
@@ -286,26 +286,13 @@ async def test_rows_foretold_by_an_outcome_never_undo_a_newer_change(tmp_path: P
             assert now.state is DesktopState.RUNNING
 
 
-@asynccontextmanager
-async def taken(settings: Settings, name: DatabaseName) -> AsyncIterator[None]:
-    """The database is there and takes no change: its table is gone for as long as this lasts."""
-    path = settings.home / "db" / f"{name}.sqlite"
-    with closing(sqlite3.connect(path, isolation_level=None, timeout=10, check_same_thread=False)) as connection:
-        # In a thread: who holds the lock may be waiting for this event loop.
-        await asyncio.to_thread(connection.execute, "ALTER TABLE counter RENAME TO counter_away")
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(connection.execute, "ALTER TABLE counter_away RENAME TO counter")
-
-
 @pytest.mark.parametrize("name", ["commands", "status", "cluster"])
 async def test_a_database_that_fails_for_a_while_ends_no_process(tmp_path: Path, name: DatabaseName) -> None:
     async with room(tmp_path, connection_grace=30, host_timeout=0.6) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
         await here.wait_desktop(boot, DesktopState.BOOTING)
-        async with taken(here.settings, name):
+        async with databases.out_of_order(here.settings.home / "db" / f"{name}.sqlite"):
             with capture_logs() as said:
                 host.hypervisor.step()
                 await eventually(lambda: host.journal.records[str(boot.desktop)].state is DesktopState.RUNNING)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +220,22 @@ async def test_a_host_that_is_taken_away_is_news_to_those_who_manage_hosts(tmp_p
             assert await hosts() == {"host-1"}
             await status.retain("main", Named(), Position(1, 2))
             assert await hosts() == {"host-1"}
+
+
+async def test_a_stream_that_came_before_the_databases_begins_anew_with_them(tmp_path: Path) -> None:
+    admin = User("0190aaaa-0000-7000-8000-0000000000a1", "admin", Role.ADMIN)
+    host = Host("host-1", HostState.READY, "127.0.0.1", 1, False, since=1)
+    async with databases.commands(tmp_path) as commands, databases.status(tmp_path) as status:
+        await status.apply("main", Rows(hosts=(host,)))
+        feed = Feed(commands, status, Metrics(), confirm_every=60)
+        async with AsyncExitStack() as exit:
+            async with databases.out_of_order(tmp_path / "status.sqlite"):
+                await exit.enter_async_context(feed.listening())
+                stream = await exit.enter_async_context(feed.stream(admin))
+                assert not feed.hosts
+            async with asyncio.timeout(10):
+                news = await stream.next()
+            assert news
+            assert news.resync
+            assert news.versions == feed.versions
+            assert feed.hosts == {"host-1": host}

@@ -1,4 +1,4 @@
-"""Work that is done until it is done: one worker for each object, and loops that persist.
+"""Work that is done until it is done: one worker for each object, loops that persist, and what waits to begin.
 
 Level-triggered: a step looks at what is wanted and what is seen, and takes the
 next step. Waking a worker twice before it looks is the same as waking it once.
@@ -8,14 +8,19 @@ With `Workers` an object's work is in order, and different objects' in parallel.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import structlog
 
-from pupitre.errors import PupitreError
+from pupitre.errors import PupitreError, Unavailable
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 LONGEST = 30.0
+LOOK_AGAIN = 1.0
+"""Seconds between two tries of what cannot begin without a database."""
 
 Step = Callable[[str], Awaitable[float | None]]
 """Takes the object's key; None when there is nothing more to do, else seconds until the next look."""
@@ -100,6 +105,16 @@ async def persist(
             pause, longer = None, pauses[0]
         else:
             pause, longer = longer, min(longer * 2, pauses[1])
+
+
+async def until_available(work: Callable[[], Awaitable[T]]) -> T:
+    """What ``work`` gives, once the database that it needs answers; until then it is tried again and again."""
+    while True:
+        try:
+            return await work()
+        except Unavailable as error:
+            log.warning("It has to wait for its database.", reason=str(error))
+            await asyncio.sleep(LOOK_AGAIN)
 
 
 async def rung(bell: asyncio.Event, seconds: float | None) -> None:

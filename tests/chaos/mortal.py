@@ -10,6 +10,7 @@ everything costs a tenth of starting one.
 """
 
 import asyncio
+import fcntl
 import functools
 import json
 import mmap
@@ -18,7 +19,8 @@ import signal
 import sqlite3
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,20 @@ OURS = ("/pupitre/", "/nats/aio/subscription")
 
 
 class Fuse:
-    """Two numbers in a file that harness and process share: steps left until the end (0: for ever), steps taken."""
+    """Two numbers in a file that harness and process share: steps left until the end (0: for ever), steps taken.
+
+    Whoever changes them holds the file's lock: a fuse that is put out either has killed or never will.
+    """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
             path.write_bytes(_NUMBERS.pack(0, 0))
-        with path.open("r+b") as file:
-            self._shared = mmap.mmap(file.fileno(), _NUMBERS.size)
+        self._file = path.open("r+b")
+        self._shared = mmap.mmap(self._file.fileno(), _NUMBERS.size)
+
+    def close(self) -> None:
+        self._shared.close()
+        self._file.close()
 
     @property
     def left(self) -> int:
@@ -55,18 +64,34 @@ class Fuse:
 
     def light(self, steps: int) -> None:
         """Die at the ``steps``-th step from now."""
-        self._shared[:] = _NUMBERS.pack(steps, 0)
+        with self._alone():
+            self._shared[:] = _NUMBERS.pack(steps, 0)
 
-    def put_out(self) -> None:
-        self.light(0)
+    def put_out(self) -> bool:
+        """Whether it came in time: False when the process is dead of it."""
+        with self._alone():
+            in_time = self.left > 0
+            self._shared[:] = _NUMBERS.pack(0, 0)
+        return in_time
 
     def burn(self) -> None:
-        left, taken = _NUMBERS.unpack(self._shared[:])
-        if not left:
+        if not self.left:
             return
-        self._shared[:] = _NUMBERS.pack(left - 1, taken + 1)
-        if left == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self._alone():
+            left, taken = _NUMBERS.unpack(self._shared[:])
+            if not left:
+                return
+            self._shared[:] = _NUMBERS.pack(left - 1, taken + 1)
+            if left == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 class Traces:

@@ -147,6 +147,9 @@ class Morgue(Room):
 
     async def close(self) -> None:
         await super().close()
+        for part in self.parts.values():
+            if isinstance(part, Mortal):
+                part.fuse.close()
         self._nursery.close()
 
 

@@ -12,13 +12,19 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from pupitre import pki
 from pupitre.bench.database_servers import DatabaseServer
 from pupitre.bench.history import Violation
+from pupitre.bench.room import BROKER
+from pupitre.domain.command import RegisterHost
+from pupitre.up.ports import free_port
 from tests.chaos.crowd import Crowd
 from tests.chaos.rig import Rig, pause, repeating, rig
 from tests.chaos.schedule import Action, draw
+from tests.cluster_rig import eventually
 from tests.database_servers import Servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.slow]
@@ -70,3 +76,37 @@ async def test_nothing_is_lost_doubled_or_untrue(tmp_path: Path, server: Databas
         assert not room.ended(), story(seed, schedule, wrong, room)
         assert len(room.answered) >= COMMANDS
         assert repeater.repeated > 0
+
+
+async def readiness(port: int) -> int:
+    async with httpx2.AsyncClient() as client:
+        return (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code
+
+
+@pytest.mark.parametrize("server", ["postgresql"], indirect=True)
+async def test_what_starts_while_its_database_is_away_waits_for_it(tmp_path: Path, server: DatabaseServer) -> None:
+    (host,) = HOSTS[:1]
+    async with rig(tmp_path, (host,), start=False) as room:
+        for role in ("portal", "gateway"):
+            pki.ensure_certificate(room.settings, role)
+        port = free_port()
+        web = room.add("web", portal_port=str(port))
+        others = [part for name, part in room.parts.items() if name != BROKER]
+        await room.parts[BROKER].start()
+        await asyncio.to_thread(server.crash)
+        try:
+            for part in others:
+                await part.start(wait=False)
+            await web.wait_ready()
+            assert await readiness(port) == 503
+            await eventually(lambda: room.tail().count("It has to wait for its database.") >= 6)
+            assert not room.ended(), room.tail()
+            assert not room.parts["endpoint"].ready.is_set()
+            assert not room.parts["cluster"].ready.is_set()
+        finally:
+            await asyncio.to_thread(server.start)
+        for part in others:
+            await part.wait_ready()
+        assert await readiness(port) == 200
+        await room.succeed(RegisterHost(name=host, address="127.0.0.1", port=room.console_port(host)))
+        assert not await room.settled()

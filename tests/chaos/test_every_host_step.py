@@ -39,17 +39,16 @@ async def killed_during(room: Morgue, victim: str, steps: int, order: Order, *an
 
     async def again() -> None:
         await part.ended()
-        if not part.fuse.left:
+        if not part.fuse.left:  # else it has ended as it was to
             await part.start(wait=False)
 
     part.fuse.light(steps)
     begins_again = asyncio.create_task(again())
     ended = await room.outcome(await room.ask(order, seconds=60))
     assert ended.state is CommandState.SUCCEEDED, f"{victim} killed at step {steps} of {ended}\n{room.tail()}"
-    if killed := not part.fuse.left:
+    if killed := not part.fuse.put_out():
         await begins_again
     else:
-        part.fuse.put_out()
         begins_again.cancel()
     for name in anew:
         await room.parts[name].kill()

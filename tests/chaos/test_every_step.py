@@ -40,8 +40,7 @@ async def sweep(room: Morgue, name: str, operation: Operation) -> int:
         assert ended.state is CommandState.SUCCEEDED, f"killed at step {steps}: {ended}\n{room.tail()}"
         wrong = await room.settled()
         assert not wrong, f"killed at step {steps}: {[str(one) for one in wrong]}\n{room.tail()}"
-        if part.fuse.left:  # all is done, and it was not reached
-            part.fuse.put_out()
+        if part.fuse.put_out():  # all is done, and it was not reached
             begins_again.cancel()
             return kills
         await begins_again

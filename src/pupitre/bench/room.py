@@ -201,8 +201,22 @@ class Room:
         ended: dict[str, Command] = {}
         wanted = {command.id for command in given}
         left = max((command.deadline for command in given), default=0) - now_ms()
+        try:
+            async with asyncio.timeout(max(left, 0) / 1000 + PATIENCE):
+                await self._note_outcomes(wanted, ended)
+        except TimeoutError as error:
+            silent = ", ".join(sorted(wanted - ended.keys())[:5])
+            gone = ", ".join(self.ended()) or "none"
+            raise TimeoutError(
+                f"{len(wanted - ended.keys())} of {len(wanted)} commands have no outcome: {silent}. "
+                f"Processes that are gone: {gone}.\n{self.tail()}"
+            ) from error
+        return [ended[command.id] for command in given]
+
+    async def _note_outcomes(self, wanted: set[str], ended: dict[str, Command]) -> None:
+        """Return once all of ``wanted`` are in ``ended``."""
         version = 0
-        async with self.commands.database.listen(ANSWERED) as listener, asyncio.timeout(max(left, 0) / 1000 + PATIENCE):
+        async with self.commands.database.listen(ANSWERED) as listener:
             while not wanted <= ended.keys():
                 try:
                     changes = await self.commands.changes(version)
@@ -216,7 +230,6 @@ class Room:
                         ended[change.command.id] = change.command
                 if not wanted <= ended.keys():
                     await listener.heard()
-        return [ended[command.id] for command in given]
 
     async def freeze(self, name: str) -> None:
         """SIGSTOP, but not while the process holds SQLite's lock on a file: that would freeze everybody.

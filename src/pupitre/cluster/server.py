@@ -41,7 +41,7 @@ from pupitre.wire.messages import (
     encode,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers, persist
+from pupitre.workers import Workers, persist, until_available
 
 log = structlog.get_logger(__name__)
 
@@ -93,15 +93,7 @@ class ClusterServer:
         Raises `Deposed` when another cluster server takes over.
         """
         await self._stand_by()
-        while True:
-            try:
-                self._epoch = await self._store.begin_epoch(now=now_ms())
-                self._published = await self._store.sequence()
-                await self._store.forget(now_ms() - KEEP_MS)
-                break
-            except Unavailable as error:
-                log.warning("The cluster's database does not answer yet.", reason=str(error))
-                await asyncio.sleep(1)
+        await until_available(self._begin)
         await self._link.serve(self._subjects.commands, self._on_command)
         await self._hosts.serve()
         try:
@@ -123,6 +115,11 @@ class ClusterServer:
         finally:
             await self._desktops.close()
             await self._hosts.close()
+
+    async def _begin(self) -> None:
+        self._epoch = await self._store.begin_epoch(now=now_ms())
+        self._published = await self._store.sequence()
+        await self._store.forget(now_ms() - KEEP_MS)
 
     @property
     def leads(self) -> bool:
@@ -166,19 +163,18 @@ class ClusterServer:
 
     async def resume(self) -> None:
         """Look at everything again: after a start, and when the broker is back."""
-        while True:
-            try:
-                unsettled, unfinished = await self._store.unsettled(), await self._store.unfinished()
-                await self._hosts.resume(unfinished)
-                break
-            except Unavailable as error:
-                log.warning("The cluster's database does not answer yet.", reason=str(error))
-                await asyncio.sleep(1)
+        unsettled, unfinished = await until_available(self._unfinished)
         for desktop in unsettled:
             self._desktops.wake(desktop)
         if any(isinstance(entry.order, Halt) for entry in unfinished):
             self._halting.begin()
         self._wake()
+
+    async def _unfinished(self) -> tuple[list[str], list[Entry]]:
+        """Desktops and commands that are under way; those about hosts have been taken up."""
+        unsettled, unfinished = await self._store.unsettled(), await self._store.unfinished()
+        await self._hosts.resume(unfinished)
+        return unsettled, unfinished
 
     def _wake(self) -> None:
         """Look at the database again for all there is to tell."""

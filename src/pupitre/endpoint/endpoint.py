@@ -39,7 +39,7 @@ from pupitre.wire.messages import (
     Page,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import rung
+from pupitre.workers import rung, until_available
 
 log = structlog.get_logger(__name__)
 
@@ -129,7 +129,7 @@ class WebServerEndpoint:
         try:
             async with asyncio.timeout(answer_within):
                 await self._link.open()
-                await self._mirror.open()
+                await until_available(self._mirror.open)
                 await self._link.serve(self._subjects.outcomes, self._on_outcome)
                 await self._link.serve(self._subjects.status, self._on_status, in_order=True)
                 while not await self._greet():  # noqa: ASYNC110 - the broker says nothing when the cluster comes

@@ -28,6 +28,7 @@ from pupitre.portal.metrics import Metrics
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.dialect import Listening
 from pupitre.store.status import CHANGED, Status
+from pupitre.workers import until_available
 
 log = structlog.get_logger()
 BACK_OFF = 1.0
@@ -138,23 +139,45 @@ class Feed:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["Feed"]:
+        """Never waits for a database: until both answer there are no news."""
         commands, status = self._commands.database, self._status.database
-        async with commands.listen(ANSWERED) as answered, status.listen(CHANGED) as changed:
+        async with (
+            commands.listen(ANSWERED) as answered,
+            status.listen(CHANGED) as changed,
+            asyncio.TaskGroup() as tasks,
+        ):
+            tried = asyncio.Event()
+            worker = tasks.create_task(self._work(answered, changed, tried))
+            await tried.wait()
+            try:
+                yield self
+            finally:
+                self.close()
+                worker.cancel()
+
+    async def _work(self, answered: Listening, changed: Listening, tried: asyncio.Event) -> None:
+        """``tried`` is set once it was tried to begin, whatever came of it."""
+
+        async def begin() -> None:
+            try:
+                await self._begin()
+            finally:
+                tried.set()
+
+        await until_available(begin)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(answered, self._tell_commands))
+            tasks.create_task(self._follow(changed, self._tell_status))
+            tasks.create_task(self._confirm())
+
+    async def _begin(self) -> None:
+        async with self._turn:
             self._versions = Versions(await self._commands.version(), await self._status.version())
+            self._latest.forget()  # what was read while the other database was away
             self._latest.begin(await self._status.hosts(), await self._status.links())
             self._ready_images = await self._read_ready_images()
-            async with asyncio.TaskGroup() as tasks:
-                workers = [
-                    tasks.create_task(self._follow(answered, self._tell_commands)),
-                    tasks.create_task(self._follow(changed, self._tell_status)),
-                    tasks.create_task(self._confirm()),
-                ]
-                try:
-                    yield self
-                finally:
-                    self.close()
-                    for worker in workers:
-                        worker.cancel()
+            for stream in self._streams:
+                stream.put(News(self._versions, resync=True))
 
     @asynccontextmanager
     async def stream(self, user: User) -> AsyncIterator[Stream]:

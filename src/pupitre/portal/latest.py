@@ -64,7 +64,7 @@ class Latest:
             self.hosts = {name: self.hosts[name] for name in names if name in self.hosts}
 
     def forget(self) -> None:
-        """Nobody watches any more, so nobody reads what changes."""
+        """What is watched: nobody reads, or has read, what changes."""
         self._desktops.clear()
 
     def begin(self, hosts: Iterable[Host], links: list[Link]) -> None:
