@@ -144,6 +144,8 @@ async def test_the_first_late_outcome_is_kept_and_only_after_giving_up(tmp_path:
         await commands.advance(
             given_up[1].id, CommandEvent.FAIL, now=2, fault=Fault("CONNECTION_ERROR", "away"), abandon=True
         )
+        # Whoever gives up and is not told that it was written does so again.
+        assert not await commands.advance(given_up[1].id, CommandEvent.FAIL, now=3, abandon=True)
         await commands.advance(done.id, CommandEvent.FAIL, now=2, fault=Fault("VM_BOOT_FAILURE", "no"))
         for command in (*given_up, done):
             assert not await commands.advance(command.id, CommandEvent.SUCCEED, now=3)

@@ -71,7 +71,7 @@ class ClusterServer:
         self._link = link
         self._subjects = Subjects(settings.cluster)
         self._store = store
-        store.on_commit = self._on_commit
+        store.on_commit, store.on_unsure = self._on_commit, self._on_unsure
         self._committed: list[Committed] = []
         # Outcomes that were just written; all of them are to be read where some may be missing here.
         self._ended: list[tuple[int, Entry, Rows]] = []
@@ -196,6 +196,15 @@ class ClusterServer:
             self._finished.set()
         if committed.notes:
             self._noted.set()
+
+    def _on_unsure(self) -> None:
+        log.warning("Whether a change was written is not known; everything is looked at again.")
+        self._link.spawn(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        await until_available(self._store.catch_up)
+        self._removed = True
+        await self.resume()
 
     # From the endpoint
 

@@ -89,16 +89,19 @@ class Carrier:
             await self._senders.close()
 
     async def end(self, command: str, event: CommandEvent, fault: Fault | None, *, abandon: bool = False) -> None:
-        """Write an outcome; a second one changes nothing but what is remembered as late."""
+        """Write an outcome; a second one changes nothing but what is remembered as late.
+
+        Raises `Unavailable`, also when it was written and the answer lost: then this has to be done again.
+        """
         moved = await self._commands.advance(command, event, now=now_ms(), fault=fault, abandon=abandon)
         self._forget(command)
         if moved:
             self._outcomes.labels(outcome=fault.code if fault else str(event)).inc()
             if fault:
                 log.info("Command ended.", command=command, outcome=str(event), reason=fault.reason)
-            self._to_abandon |= abandon
-            if self._more or abandon:
-                self._wake.set()  # another one may have its turn
+        self._to_abandon |= abandon
+        if (moved and self._more) or abandon:
+            self._wake.set()  # another one may have its turn
 
     async def _listen(self) -> None:
         async with self._commands.database.listen(ASKED) as listener:
@@ -202,11 +205,13 @@ class Carrier:
         return all_done
 
     async def _time_out_commands(self) -> None:
+        due: list[Command] = []
         while True:
             try:
+                await self._time_out(due)
                 deadline = await self._commands.next_deadline()
                 if deadline is not None and deadline <= self._clock.now():
-                    await self._time_out_due()
+                    due += await self._due()
                     continue
             except Unavailable as error:
                 log.warning("The commands database does not answer.", reason=str(error))
@@ -218,13 +223,16 @@ class Carrier:
             left = max(deadline - self._clock.now(), 1) / 1000
             await asyncio.sleep(min(left, self._check_interval))
 
-    async def _time_out_due(self) -> None:
+    async def _due(self) -> list[Command]:
         now = self._clock.now()
-        for command in await self._commands.unfinished():
-            if command.deadline <= now:
-                seconds = (command.deadline - command.created) / 1000
-                rest = (
-                    "It is still tried." if command.kind is CommandKind.DESTROY_DESKTOP else "What was begun is undone."
-                )
-                fault = Fault(TimedOut.code, f"There was no outcome within {seconds:g} seconds. {rest}")
-                await self.end(command.id, CommandEvent.TIME_OUT, fault, abandon=True)
+        return [command for command in await self._commands.unfinished() if command.deadline <= now]
+
+    async def _time_out(self, due: list[Command]) -> None:
+        """Empties ``due``; who remains in it, since the database did not answer, may have been timed out or not."""
+        while due:
+            command = due[0]
+            seconds = (command.deadline - command.created) / 1000
+            rest = "It is still tried." if command.kind is CommandKind.DESTROY_DESKTOP else "What was begun is undone."
+            fault = Fault(TimedOut.code, f"There was no outcome within {seconds:g} seconds. {rest}")
+            await self.end(command.id, CommandEvent.TIME_OUT, fault, abandon=True)
+            due.pop(0)

@@ -73,9 +73,18 @@ _REPORTED = update(journal).where(journal.c.id.in_(bindparam("ids", expanding=Tr
 
 
 class ClusterStore:
-    """``on_commit`` is called after each transaction that wrote."""
+    """``on_commit`` is called after each transaction that wrote, ``on_unsure`` when it is not known whether one did.
 
-    def __init__(self, database: Database, *, on_commit: Callable[[Committed], None] = lambda _: None) -> None:
+    Whoever is told of the latter calls `catch_up`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        on_commit: Callable[[Committed], None] = lambda _: None,
+        on_unsure: Callable[[], None] = lambda: None,
+    ) -> None:
         self.database = database
         self.epoch = 0
         self.version = 0
@@ -84,6 +93,7 @@ class ClusterStore:
         self._past: dict[int, int] = {}
         self._deposed = asyncio.Event()
         self.on_commit = on_commit
+        self.on_unsure = on_unsure
         self._known = Known()
         self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
 
@@ -159,7 +169,16 @@ class ClusterStore:
                 raise
             return await self._transact(group, search=True)
 
+    async def catch_up(self) -> None:
+        """After a commit whose answer was lost: it has been made when this returns, or never will be.
+
+        What is held in memory is as it is on disk.
+        """
+        await self.change(Needs(), lambda _: None)  # takes the counter after whoever still holds it
+        await self.look_at_doubts()
+
     async def _transact(self, group: Sequence[tuple[Needs, Decision]], *, search: bool = False) -> list[Any]:
+        wrote = False
         try:
             async with self.database.write() as connection:
                 version = await self._next_version(connection)
@@ -171,11 +190,13 @@ class ClusterStore:
         except Conflict:
             raise
         except BaseException:
-            self._known = Known()  # whether it was committed is not known
+            self._known = Known()
+            if wrote:  # the answer to the commit is missing
+                self.on_unsure()
             raise
+        self.version = version if wrote else version - 1
         if wrote:
             transaction.keep(version)
-            self.version = version
             self.doubts = transaction.doubts
             self.confirmed = max(self.confirmed, transaction.confirmed_before)
             self.on_commit(

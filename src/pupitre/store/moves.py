@@ -89,7 +89,7 @@ def _after(held: _Held, move: Move) -> _Held | None:
     gave_up = command.state is CommandState.TIMED_OUT or (
         command.fault is not None and command.fault.code == ConnectionFault.code
     )
-    if late in _OUTCOMES and gave_up and command.late is None:
+    if late in _OUTCOMES and gave_up and command.late is None and not move.abandon:  # who gives up again is not late
         return replace(held, command=replace(command, late=late))
     return None
 
