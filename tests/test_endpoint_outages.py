@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 
 from pupitre import pki
 from pupitre.config import DatabaseName
-from pupitre.domain.command import CommandState
+from pupitre.domain.command import CommandEvent, CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
 from pupitre.domain.status import Position, Rows
@@ -20,6 +21,7 @@ from pupitre.endpoint.endpoint import WebServerEndpoint
 from pupitre.endpoint.status import Ask, StatusMirror
 from pupitre.errors import EndpointError, LinkDown, MessageError, Unavailable
 from pupitre.host.simulated import Behaviour
+from pupitre.store.commands import Commands
 from pupitre.store.dialect import DriverConnection
 from pupitre.store.engine import open_database
 from pupitre.store.status import Status
@@ -339,6 +341,39 @@ async def test_a_start_whose_commit_was_not_confirmed_goes_on(tmp_path: Path, mo
         monkeypatch.setattr(Transaction, "save", lose_the_answer)
         await here.running()
         assert failed.is_set()
+
+
+async def test_a_command_that_was_given_up_unconfirmed_is_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its CONNECTION_ERROR is written and the answer lost; then the cluster is back, and takes the command."""
+    advance, given_up = Commands.advance, asyncio.Event()
+    told: list[AnyMessage] = []
+
+    async def lose_the_answer(commands: Commands, command: str, event: CommandEvent, **more: Any) -> bool:
+        moved = await advance(commands, command, event, **more)
+        if event is CommandEvent.FAIL and not given_up.is_set():
+            given_up.set()
+            raise Unavailable("The answer was lost.")
+        return moved
+
+    async def cluster(message: AnyMessage) -> AnyMessage:
+        if isinstance(message, Hello):
+            return Mark(epoch=1, sequence=0)
+        if isinstance(message, Submit) and not given_up.is_set():
+            raise LinkDown("no answer")
+        told.append(message)
+        return Done()
+
+    monkeypatch.setattr(Commands, "advance", lose_the_answer)
+    async with (
+        room(tmp_path, start=("endpoint",), connection_grace=0.1) as here,
+        wire_link(here.settings, "cluster") as link,
+    ):
+        await link.serve(Subjects(here.settings.cluster).commands, cluster)
+        boot = await here.boot()
+        await here.outcome(boot, CommandState.FAILED)
+        await eventually(lambda: boot.id in {one.id for one in told if isinstance(one, Abandon)})
 
 
 async def test_a_host_speaks_for_itself_alone(tmp_path: Path) -> None:

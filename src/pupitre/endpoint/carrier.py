@@ -57,9 +57,11 @@ class Carrier:
         self._clock = SteadyClock()  # a clock that jumps times nobody out
         self._grace_ms = int(grace * 1000)
         self._starts_per_user = starts_per_user
-        # Whether there is more to send when something ends, and whether the cluster has yet to be told of an end.
+        # Whether there is more to send when something ends, whether the cluster has yet to be told of an end, and
+        # whether something may have ended without our knowing.
         self._more = False
         self._to_abandon = True
+        self._unsure = False
         self._wake = asyncio.Event()
         self._asked_since = asyncio.Event()
         # Commands until they have left the states in which `_look` finds them; of those that the cluster has
@@ -91,16 +93,21 @@ class Carrier:
     async def end(self, command: str, event: CommandEvent, fault: Fault | None, *, abandon: bool = False) -> None:
         """Write an outcome; a second one changes nothing but what is remembered as late.
 
-        Raises `Unavailable`, also when it was written and the answer lost: then this has to be done again.
+        Raises `Unavailable`; then it may have been written all the same.
         """
-        moved = await self._commands.advance(command, event, now=now_ms(), fault=fault, abandon=abandon)
+        try:
+            moved = await self._commands.advance(command, event, now=now_ms(), fault=fault, abandon=abandon)
+        except Unavailable:
+            self._unsure = True
+            self._wake.set()
+            raise
         self._forget(command)
         if moved:
             self._outcomes.labels(outcome=fault.code if fault else str(event)).inc()
             if fault:
                 log.info("Command ended.", command=command, outcome=str(event), reason=fault.reason)
         self._to_abandon |= abandon
-        if (moved and self._more) or abandon:
+        if self._more or abandon:
             self._wake.set()  # another one may have its turn
 
     async def _listen(self) -> None:
@@ -112,6 +119,13 @@ class Carrier:
 
     async def _look(self) -> bool:
         """Begin to send what waits; True when there is nothing to look for again."""
+        if self._unsure:
+            self._unsure, self._to_abandon = False, True
+            try:
+                await self._commands.catch_up()
+            except Unavailable:
+                self._unsure = True
+                raise
         self._more = True  # what ends meanwhile may give another one its turn
         waiting, self._more = await self._commands.to_send(starts_per_user=self._starts_per_user, limit=PAGE)
         for command in waiting:
@@ -205,13 +219,11 @@ class Carrier:
         return all_done
 
     async def _time_out_commands(self) -> None:
-        due: list[Command] = []
         while True:
             try:
-                await self._time_out(due)
                 deadline = await self._commands.next_deadline()
                 if deadline is not None and deadline <= self._clock.now():
-                    due += await self._due()
+                    await self._time_out_due()
                     continue
             except Unavailable as error:
                 log.warning("The commands database does not answer.", reason=str(error))
@@ -223,16 +235,13 @@ class Carrier:
             left = max(deadline - self._clock.now(), 1) / 1000
             await asyncio.sleep(min(left, self._check_interval))
 
-    async def _due(self) -> list[Command]:
+    async def _time_out_due(self) -> None:
         now = self._clock.now()
-        return [command for command in await self._commands.unfinished() if command.deadline <= now]
-
-    async def _time_out(self, due: list[Command]) -> None:
-        """Empties ``due``; who remains in it, since the database did not answer, may have been timed out or not."""
-        while due:
-            command = due[0]
-            seconds = (command.deadline - command.created) / 1000
-            rest = "It is still tried." if command.kind is CommandKind.DESTROY_DESKTOP else "What was begun is undone."
-            fault = Fault(TimedOut.code, f"There was no outcome within {seconds:g} seconds. {rest}")
-            await self.end(command.id, CommandEvent.TIME_OUT, fault, abandon=True)
-            due.pop(0)
+        for command in await self._commands.unfinished():
+            if command.deadline <= now:
+                seconds = (command.deadline - command.created) / 1000
+                rest = (
+                    "It is still tried." if command.kind is CommandKind.DESTROY_DESKTOP else "What was begun is undone."
+                )
+                fault = Fault(TimedOut.code, f"There was no outcome within {seconds:g} seconds. {rest}")
+                await self.end(command.id, CommandEvent.TIME_OUT, fault, abandon=True)

@@ -159,6 +159,12 @@ class Commands:
         """
         return await self._moves.do(Move(command_id, event, now, fault, abandon))
 
+    async def catch_up(self) -> None:
+        """After a write whose answer was lost: it has been made when this returns, or never will be."""
+        async with self.database.write() as connection:
+            await next_version(connection, commands_counter)  # after whoever still holds it
+            await connection.rollback()
+
     async def _move(self, group: Sequence[Move]) -> list[bool]:
         async with self.database.write(ANSWERED) as connection:
             return await write_moves(connection, group, await next_version(connection, commands_counter))
