@@ -183,6 +183,8 @@ async def test_a_commit_whose_answer_is_lost_is_known_all_the_same(
         await here.add_host()
         given = boot()
         save = Transaction.save
+        unsure: list[int] = []
+        here.store.on_unsure = lambda: unsure.append(here.store.version)
 
         async def commit_and_fail(transaction: Transaction, connection: DriverConnection, version: int) -> bool:
             await save(transaction, connection, version)
@@ -197,8 +199,11 @@ async def test_a_commit_whose_answer_is_lost_is_known_all_the_same(
         found = await here.store.look(desktop)
         assert found is not None
         assert found[1] == SPEC
+        assert len(unsure) == 1, "it was written by somebody, as far as we know"
         assert not await here.accept(given)
         assert await here.used() == {"host-1": (256, 1)}
+        await here.accept(boot())
+        assert len(unsure) == 1
 
 
 async def test_a_second_boot_of_the_same_desktop_is_refused(tmp_path: Path) -> None:

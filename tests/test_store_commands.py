@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uuid_utils
@@ -21,7 +22,9 @@ from pupitre.domain.command import (
     Fault,
 )
 from pupitre.errors import LimitReached, TooEarly
+from pupitre.store import moves
 from pupitre.store.commands import Commands
+from pupitre.store.dialect import Connection
 from pupitre.store.requests import Allowance
 from tests import databases
 
@@ -155,6 +158,32 @@ async def test_the_first_late_outcome_is_kept_and_only_after_giving_up(tmp_path:
         assert {command.id for command in await commands.to_abandon()} == {command.id for command in given_up}
         await commands.abandoned(given_up[0].id)
         assert [command.id for command in await commands.to_abandon()] == [given_up[1].id]
+
+
+async def test_a_late_outcome_does_not_ask_again_to_tell_that_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster answers, and its outcome comes at the same time."""
+    told: list[asyncio.Task[None]] = []
+    async with databases.commands(tmp_path) as commands:
+        command = await commands.request(boot(), interval_ms=0)
+        await commands.advance(command.id, CommandEvent.TIME_OUT, now=2, abandon=True)
+        read = moves._held
+
+        async def meanwhile(connection: Connection, ids: set[str]) -> Any:
+            found = await read(connection, ids)
+            # It has to wait for this transaction, which has begun.
+            told.append(asyncio.create_task(commands.abandoned(command.id)))
+            await asyncio.wait(told, timeout=0.3)
+            return found
+
+        monkeypatch.setattr(moves, "_held", meanwhile)
+        await commands.advance(command.id, CommandEvent.SUCCEED, now=3)
+        await told[0]
+        assert not await commands.to_abandon()
+        found = await commands.get(command.id)
+        assert found
+        assert found.late is CommandState.SUCCEEDED
 
 
 async def test_one_of_many_outcomes_at_once_wins(tmp_path: Path) -> None:

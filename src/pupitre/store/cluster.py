@@ -73,9 +73,10 @@ _REPORTED = update(journal).where(journal.c.id.in_(bindparam("ids", expanding=Tr
 
 
 class ClusterStore:
-    """``on_commit`` is called after each transaction that wrote, ``on_unsure`` when it is not known whether one did.
+    """``on_commit`` is called after each transaction that wrote.
 
-    Whoever is told of the latter calls `catch_up`.
+    ``on_unsure`` is called when the answer to a commit was lost, and when somebody else has written, as the cluster
+    process before this one may at its very end. Whoever is told calls `catch_up`, and then looks at everything.
     """
 
     def __init__(
@@ -189,12 +190,15 @@ class ClusterStore:
                     await connection.rollback()  # nothing to write is nothing to wait for
         except Conflict:
             raise
-        except BaseException:
+        except BaseException as error:
             self._known = Known()
-            if wrote:  # the answer to the commit is missing
+            if wrote and isinstance(error, Exception):  # the answer to the commit is missing, and we go on
                 self.on_unsure()
             raise
+        others_wrote = version != self.version + 1
         self.version = version if wrote else version - 1
+        if others_wrote:
+            self.on_unsure()
         if wrote:
             transaction.keep(version)
             self.doubts = transaction.doubts

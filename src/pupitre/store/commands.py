@@ -176,4 +176,6 @@ class Commands:
     async def abandoned(self, command_id: str) -> None:
         """The cluster has confirmed that it knows nobody waits."""
         async with self.database.write() as connection:
+            # In its turn: a late outcome that was read before and is written after would ask for it again.
+            await next_version(connection, commands_counter)
             await connection.execute(update(commands).where(commands.c.id == command_id).values(abandon=false()))
