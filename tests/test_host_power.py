@@ -13,7 +13,17 @@ from pupitre.host.process import shut_machine_down
 from pupitre.host.simulated import Behaviour
 from pupitre.images.store import ImageStore
 from pupitre.wire.link import Link
-from pupitre.wire.messages import AnyMessage, Done, EnsureDesktop, EnsureGone, Farewell, PowerOff, Refused, Report
+from pupitre.wire.messages import (
+    AnyMessage,
+    Describe,
+    Done,
+    EnsureDesktop,
+    EnsureGone,
+    Farewell,
+    PowerOff,
+    Refused,
+    Report,
+)
 from pupitre.wire.subjects import Subjects
 from tests.cluster_rig import IMAGE, HostRig, Room, eventually, new_id, room, wire_link
 
@@ -41,6 +51,10 @@ class Cluster:
         await self.say(EnsureDesktop(epoch=1, desktop=desktop, boot=1, spec=self._spec))
         await eventually(lambda: self.host.journal.records[desktop].state is DesktopState.RUNNING)
         return desktop
+
+    async def run(self) -> str:
+        """Which process of the host this is, as it says itself."""
+        return (await self._link.request(ORDERS, Describe(epoch=1), Report)).run
 
     @property
     def gone(self) -> set[str]:
@@ -128,6 +142,22 @@ async def test_at_once_overtakes_in_order(tmp_path: Path) -> None:
         assert isinstance(refused, Refused)
         assert refused.code == "shutting_down"
         await cluster.say(PowerOff(epoch=1, at_once=True))
+        assert await cluster.host.ended() is True
+
+
+async def test_a_copy_that_comes_late_does_not_end_the_next_process(tmp_path: Path) -> None:
+    async with host_and_cluster(tmp_path, Behaviour.PROMPT) as cluster:
+        order = PowerOff(epoch=1, run=await cluster.run())
+        await cluster.say(order)
+        assert await cluster.host.ended() is True
+        await cluster.host.crash()
+        await cluster.host.start()
+        assert await cluster.run() != order.run
+        refused = await cluster.host.agent._on_order(order)
+        assert isinstance(refused, Refused)
+        assert refused.code == "old_run"
+        assert cluster.host.lives()
+        await cluster.say(PowerOff(epoch=1, run=await cluster.run()))
         assert await cluster.host.ended() is True
 
 

@@ -73,7 +73,7 @@ async def test_nothing_is_lost_doubled_or_untrue(tmp_path: Path, server: Databas
         await room.outcomes(crowd.given)
         wrong = await room.settled()
         assert not wrong, story(seed, schedule, wrong, room)
-        assert not room.ended(), story(seed, schedule, wrong, room)
+        assert not room.ended(), f"{room.ended()} {story(seed, schedule, wrong, room)}"
         assert len(room.answered) >= COMMANDS
         assert repeater.repeated > 0
 

@@ -320,7 +320,7 @@ class Hosts:
             log.warning("A host is not woken yet.", reason=str(error))
 
     async def _power_off(self, name: str, *, at_once: bool) -> None:
-        order = PowerOff(epoch=self._store.epoch, at_once=at_once)
+        order = PowerOff(epoch=self._store.epoch, at_once=at_once, run=self._liveness.run(name))
         try:
             await self._link.request(self._subjects.orders(name), order, Done)
             self._leaving.add(name)

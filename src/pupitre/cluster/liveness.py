@@ -83,6 +83,10 @@ class Liveness:
             latest = 0
         self._latest[host] = (run, max(latest, number))
 
+    def run(self, host: str) -> str:
+        """The host's process of which a report was written last; empty where there is none."""
+        return self._latest.get(host, ("", 0))[0]
+
     def took(self, host: str, run: str, number: int) -> None:
         self._told[host] = (run, number)
 

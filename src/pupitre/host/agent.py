@@ -149,6 +149,8 @@ class HostAgent:
             self._console.audience.sign_ins_ended(message.bearers)
             return Done()
         if isinstance(message, PowerOff):
+            if not self._reporter.is_meant(message.run):
+                return Refused(code="old_run", reason="The order was for an earlier process of this host.")
             return await self._departure.order(message)
         if isinstance(message, EnsureGone):
             await self._take_away(message.desktop, after(message.grace))

@@ -62,6 +62,10 @@ class Reporter:
         self._link = link
         self._console = console
 
+    def is_meant(self, run: str) -> bool:
+        """Whether an order for this run of the host is for this process."""
+        return run in {"", self._run}
+
     async def run(self) -> None:
         """Report and beat until cancelled."""
         async with asyncio.TaskGroup() as tasks:

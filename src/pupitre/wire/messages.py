@@ -175,11 +175,13 @@ class EnsureGone(Message, frozen=True, tag="ensure_gone"):
 class PowerOff(Message, frozen=True, tag="power_off"):
     """Cluster: no desktop shall be left, then this machine shall shut down. Answered by `Done`.
 
-    Sent until the host says `Farewell`. ``at_once``: guests end without being asked to shut down.
+    Sent until the host says `Farewell`. ``at_once``: guests end without being asked to shut down. ``run`` is the
+    process that is meant, as its reports say, if one was heard: a copy that comes late must not end the next one.
     """
 
     epoch: Number
     at_once: bool = False
+    run: Line = ""
 
 
 class Sighting(msgspec.Struct, frozen=True):
