@@ -14,8 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-import structlog
-
 from pupitre.batch import Batch
 from pupitre.domain.access import User, may_manage_hosts
 from pupitre.domain.command import Command
@@ -30,9 +28,6 @@ from pupitre.store.dialect import Listening
 from pupitre.store.status import CHANGED, Status
 from pupitre.workers import until_available
 
-log = structlog.get_logger()
-BACK_OFF = 1.0
-"""Seconds until the databases are asked again after they did not answer."""
 MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.015
 """After so many changes at once, for how long each stream gathers its own news, and for how long (s)."""
 LINKS_FRESH = 1.0
@@ -238,16 +233,14 @@ class Feed:
 
     async def _follow(self, bell: Listening, tell: Callable[[], Awaitable[int]]) -> None:
         """Tell what is new at every ring; many changes at once make the next ones wait for each other."""
+
+        async def in_turn() -> int:
+            async with self._turn:
+                return await tell()
+
         while True:
             await bell.heard()
-            while True:
-                try:
-                    async with self._turn:
-                        told = await tell()
-                    break
-                except Unavailable as error:
-                    log.warning("live events wait for a database", reason=error.reason)
-                    await asyncio.sleep(BACK_OFF)
+            told = await until_available(in_turn)
             if told > 1:
                 await asyncio.sleep(GATHER)
             if told >= MANY:
