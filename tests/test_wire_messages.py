@@ -28,6 +28,7 @@ from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
 from pupitre.domain.status import HostImage, Rows
+from pupitre.domain.warning import HostWarning
 from pupitre.errors import MessageError
 from pupitre.wire.messages import (
     MAX_SIZE,
@@ -129,6 +130,12 @@ GROWN: dict[str, AnyMessage] = {
     "ensure_gone-grace": EnsureGone(epoch=3, desktop=DESKTOP_ID, grace=30),
     "report-findings": Report(
         host="host-1", run="r1", number=7, full=False, port=4433, viewer_port=5999, findings=(FINDING,)
+    ),
+    "report-warnings": Report(
+        host="host-1", run="r1", number=7, full=False, port=4433, warnings=(HostWarning("clock_ahead", 40, "why"),)
+    ),
+    "changed-host-warnings": Changed(
+        epoch=3, after=13, sequence=14, rows=Rows(hosts=(replace(HOST, warnings=(HostWarning("newer_code", -1),)),))
     ),
     "changed-host": Changed(epoch=3, after=13, sequence=14, rows=Rows(hosts=(HOST,))),
     **{

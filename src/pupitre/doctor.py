@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+from sqlalchemy import select
 
 from pupitre import pki
 from pupitre.config import Settings
@@ -23,7 +24,8 @@ from pupitre.host import isolation, kvm
 from pupitre.images.programs import DEBIAN_PACKAGE, find
 from pupitre.images.store import ImageStore
 from pupitre.store import migrate
-from pupitre.store.schema import DATABASES
+from pupitre.store.rows import host_from_row
+from pupitre.store.schema import DATABASES, hosts
 from pupitre.up.children import program
 from pupitre.up.ports import is_free
 from pupitre.up.prepare import ROLES
@@ -42,6 +44,7 @@ DRIVER = "libvirt/connection-driver/libvirt_driver_qemu.so"
 LEAST_DISK_GIB = 6
 LEAST_MEMORY_MIB = 2048
 GIB = 2**30
+_HOSTS = select(hosts).order_by(hosts.c.name)
 RENEW_SOON = datetime.timedelta(days=30)
 
 
@@ -185,6 +188,19 @@ def _databases(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"database {name}", well, found, "" if well else "pupitre db upgrade")
 
 
+def _hosts(settings: Settings) -> Iterator[Finding]:
+    """What the website was last told of the hosts, where its database is at hand."""
+    try:
+        if settings.database_urls() is None and not (settings.home / "db").is_dir():
+            return
+        rows = migrate.inspect(settings.database_url("status"), lambda connection: list(connection.execute(_HOSTS)))
+    except (SetupError, Unavailable):
+        return  # said above
+    for host in map(host_from_row, rows):
+        for warning in host.warnings:
+            yield Finding(f"host {host.title}", False, warning.sentence(host.title), minor=True)
+
+
 def _images(settings: Settings) -> Iterator[Finding]:
     store = ImageStore(settings.images_dir)
     copies = store.copies()
@@ -218,5 +234,6 @@ def _network(settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _python, _programs, _libvirt, _kvm, _memory, _disk, _home, _port, _certificates, _databases, _images, _network,
+    _python, _programs, _libvirt, _kvm, _memory, _disk, _home, _port, _certificates, _databases, _hosts, _images,
+    _network,
 )  # fmt: skip

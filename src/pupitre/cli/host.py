@@ -112,7 +112,16 @@ def list_(who: As = None, as_json: Json = False) -> None:
     columns = {"name": "Host", "label": "Label", "state": "State", "desktops": "Desktops", "address": "Address",
                "port": "Port", "edition": "Edition", "since": "Since", "reason": "Reason"}  # fmt: skip
     if not as_json:
-        hosts = [host | {"label": host["label"] or None, "since": short_time(host["since"])} for host in hosts]
+        hosts = [
+            host
+            | {
+                "label": host["label"] or None,
+                "since": short_time(host["since"]),
+                "reason": " ".join(filter(None, [host["reason"], *(one["sentence"] for one in host["warnings"])]))
+                or None,
+            }
+            for host in hosts
+        ]
     print_items(hosts, columns, as_json=as_json, none="No hosts yet. Register one: pupitre host register --help")
 
 
@@ -134,6 +143,7 @@ def show(host: Name, who: As = None, as_json: Json = False) -> None:
             "State": found["state"],
             "Since": short_time(found["since"]),
             "Reason": found["reason"],
+            "Warnings": " ".join(warning["sentence"] for warning in found["warnings"]) or None,
             "Consoles": f"{found['address']}:{found['port']}",
             "Native viewers": f"port {found['viewer_port']}" if found["viewer_port"] else "not let in",
             "Edition": found["edition"],

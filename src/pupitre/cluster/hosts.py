@@ -11,17 +11,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from pupitre.clock import now_ms
 from pupitre.cluster import host_life, registration
 from pupitre.cluster.decisions import WAITS, Findings, Stance, apply_report, lose_desktops, report_needs
 from pupitre.cluster.host_life import Limits, Step
 from pupitre.cluster.host_orders import HEARD, READY, HostOrder, host_of
+from pupitre.cluster.host_warnings import HostWarnings, Warnings
 from pupitre.cluster.liveness import Liveness
 from pupitre.config import Settings
 from pupitre.domain.command import RegisterHost
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HOST_LIFE, HostEvent, HostState
+from pupitre.domain.warning import WarningCode, kind_of, warn
 from pupitre.errors import LinkDown, MessageError, Unavailable
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.cluster_rows import Doubt, Entry
@@ -54,6 +57,7 @@ class Hosts:
         store: ClusterStore,
         link: Link,
         *,
+        registry: CollectorRegistry,
         wake_desktop: Callable[[str], None],
         on_move: Callable[[], None],
     ) -> None:
@@ -73,6 +77,7 @@ class Hosts:
         self._departed: dict[str, frozenset[str]] = {}
         self._described: set[str] = set()
         self._reconciled: dict[str, Heard] = {}
+        self._warnings = HostWarnings(registry)
 
     def takes_orders(self, host: str) -> bool:
         """Whether it is known what runs there, and that this database knows no less than the host."""
@@ -80,8 +85,16 @@ class Hosts:
 
     async def serve(self) -> None:
         """Begin to hear the hosts."""
-        await self._link.serve(self._subjects.reports("*"), self._on_report, in_order=True, due_on=self._due_on)
-        await self._link.serve(self._subjects.heartbeats("*"), self._on_heartbeat, due_on=self._due_on)
+        await self._link.serve(
+            self._subjects.reports("*"),
+            self._on_report,
+            in_order=True,
+            due_on=self._due_on,
+            on_refused=self._on_refused,
+        )
+        await self._link.serve(
+            self._subjects.heartbeats("*"), self._on_heartbeat, due_on=self._due_on, on_refused=self._on_refused
+        )
         for host in await self._store.hosts():
             if HOST_LIFE.allows(host.state, HostEvent.MISS):
                 self._liveness.expect(host.name)
@@ -124,6 +137,22 @@ class Hosts:
             return self._subjects.reports(message.host)
         return self._subjects.heartbeats(message.host) if isinstance(message, Heartbeat) else None
 
+    def _on_refused(self, subject: str, reason: str) -> None:
+        """A host said what nobody can read or use: that host is set aside, and nothing else."""
+        self._refuse(self._subjects.host_of(subject), reason)
+
+    def _refuse(self, host: str, reason: str) -> None:
+        self._link.spawn(self._warn(host, "reports", (warn(WarningCode.REPORTS_REFUSED, text=reason),)))
+
+    async def _warn(self, host: str, source: str, warnings: Warnings) -> None:
+        """Show what ``source`` has found out about a registered host."""
+
+        def write(transaction: Transaction) -> None:
+            if (seen := transaction.host(host)) and self._warnings.put(host, source, warnings):
+                transaction.put_host(replace(seen, warnings=self._warnings.of(host)))
+
+        await self._store.change(Needs(), write)
+
     async def _on_report(self, message: AnyMessage) -> AnyMessage:
         if isinstance(message, Farewell):
             await self._on_farewell(message)
@@ -162,7 +191,11 @@ class Hosts:
         """Ask the host for everything; silence is noticed elsewhere."""
         try:
             report = await self._link.request(self._subjects.orders(host), Describe(epoch=self._store.epoch), Report)
-        except (LinkDown, MessageError) as error:
+        except MessageError as error:
+            log.warning("What a host says of itself is refused.", host=host, reason=str(error)[:500])
+            self._refuse(host, str(error))
+            return
+        except LinkDown as error:
             log.debug("A host did not describe itself.", host=host, reason=str(error))
             return
         if report.host == host:
@@ -222,6 +255,7 @@ class Hosts:
             facts=report.facts or host.facts,
             port=report.port,
             viewer_port=report.viewer_port,
+            warnings=self._warned(report),
         )
         transaction.put_host(seen, wanted=wanted, drained_by=None if wanted == READY else held.drained_by)
         if report.copies is not None:
@@ -231,6 +265,14 @@ class Hosts:
         pending = transaction.doubts.get(host.name)
         described = pending is None or not pending.confirmed
         return _Taken(findings, moves=moved or wanted != READY, described=described)
+
+    def _warned(self, report: Report) -> Warnings:
+        """The host's warnings, now that this report of it can be used."""
+        self._warnings.put(report.host, "reports", ())
+        if report.warnings is not None:
+            claims = [one for one in report.warnings if (kind := kind_of(one.code)) and kind.by_host]
+            self._warnings.put(report.host, "host", tuple(claims))
+        return self._warnings.of(report.host)
 
     def _judge(self, transaction: Transaction, report: Report, *, is_new: bool, now: int) -> tuple[Stance, int]:
         """How to take this report, and since when its host is known to know more than this database."""
@@ -301,6 +343,7 @@ class Hosts:
         if step.removed:
             log.info("A host was unregistered.", host=name)
             self._leaving.discard(name)
+            self._warnings.forget(name)
             self._liveness.forget(name)
         if step.describe:
             self._link.spawn(self._describe(name))

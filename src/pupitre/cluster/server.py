@@ -77,7 +77,14 @@ class ClusterServer:
         self._ended: list[tuple[int, Entry, Rows]] = []
         self._all_outcomes = True
         self._desktops = Workers(self._settle, retry=1.0)
-        self._hosts = Hosts(settings, store, link, wake_desktop=self._desktops.wake, on_move=self._host_moved)
+        self._hosts = Hosts(
+            settings,
+            store,
+            link,
+            registry=registry,
+            wake_desktop=self._desktops.wake,
+            on_move=self._host_moved,
+        )
         self._halting = Halting(store, self._hosts)
         self._changed = asyncio.Event()
         self._finished = asyncio.Event()

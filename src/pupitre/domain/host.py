@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pupitre.domain.machine import Machine
+from pupitre.domain.warning import HostWarning
 from pupitre.errors import Invalid
 
 
@@ -66,6 +67,7 @@ class Host:
 
     ``name`` is the agent's own: it stands in its certificate and never changes. ``label`` is what people
     call the host. ``mac`` wakes its machine. ``viewer_port`` serves native viewers, where the host allows them.
+    ``warnings`` are what is wrong with it, or soon will be.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Host:
     label: str = ""
     mac: str | None = None
     viewer_port: int | None = None
+    warnings: tuple[HostWarning, ...] = ()
 
     @property
     def title(self) -> str:

@@ -30,7 +30,7 @@ class Candidate:
     """A host in the snapshot. ``used_*`` count every desktop placed there that is not gone.
 
     ``vcpus`` is how many virtual CPUs may be given out, over-commit included; ``starting`` counts
-    desktops that are placed there and do not run yet.
+    desktops that are placed there and do not run yet. ``aside`` says why nothing is started there, if so.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Candidate:
     used_vcpus: int = 0
     starting: int = 0
     label: str = ""
+    aside: str = ""
 
     @property
     def title(self) -> str:
@@ -80,6 +81,8 @@ def choose(need: Need, candidates: Sequence[Candidate]) -> str | NoPlace:
 def _obstacle(need: Need, host: Candidate) -> str | None:
     if host.state is not HostState.READY:
         return str(host.state).replace("_", " ")
+    if host.aside:
+        return host.aside
     if host.edition != need.edition:
         return "for editing images only" if host.edition else "not for editing images"
     if need.image not in host.images:

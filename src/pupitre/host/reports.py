@@ -14,6 +14,7 @@ import structlog
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
+from pupitre.domain.warning import MOST_WARNINGS, HostWarning
 from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError, Unavailable
 from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Hypervisor
@@ -52,6 +53,8 @@ class Reporter:
         self._copies_dirty = False
         self._facts_dirty = False
         self._told: HostFacts | None = None
+        self._warnings: dict[str, tuple[HostWarning, ...]] = {}
+        self._warnings_dirty = False
         self._full_due = True
         self._soon: asyncio.TimerHandle | None = None
         self.due = asyncio.Event()
@@ -94,6 +97,13 @@ class Reporter:
         self._found = (*self._found, finding)[-MOST_FINDINGS:]
         self.due.set()
 
+    def warn(self, source: str, *warnings: HostWarning) -> None:
+        """What ``source`` finds wrong with this host now, in place of what it found before; each code is `by_host`."""
+        if self._warnings.get(source, ()) != warnings:
+            self._warnings[source] = warnings
+            self._warnings_dirty = True
+            self.due.set()
+
     def everything(self) -> None:
         """The cluster may have missed anything."""
         self._full_due = True
@@ -102,9 +112,10 @@ class Reporter:
     async def send(self) -> bool:
         """Send what has changed; False when it must be sent again. A desktop told to be gone is forgotten."""
         full, copies, facts, dirty = self._full_due, self._copies_dirty, self._facts_dirty, frozenset(self._dirty)
-        if not (full or copies or facts or dirty or self._found):
+        warned = self._warnings_dirty
+        if not (full or copies or facts or warned or dirty or self._found):
             return True
-        self._full_due = self._copies_dirty = self._facts_dirty = False
+        self._full_due = self._copies_dirty = self._facts_dirty = self._warnings_dirty = False
         self._dirty -= dirty
         try:
             report = await self.full() if full else await self._changes(dirty, copies=copies, facts=facts)
@@ -118,6 +129,7 @@ class Reporter:
             self._full_due |= full
             self._copies_dirty |= copies
             self._facts_dirty |= facts
+            self._warnings_dirty |= warned
             self._dirty |= dirty
             return False
         self._found = tuple(finding for finding in self._found if finding not in report.findings)
@@ -178,6 +190,7 @@ class Reporter:
             copies=None if found is None else tuple(Copy(copy.image, copy.spec) for copy in found),
             findings=self._found,
             heard=heard,
+            warnings=tuple(one for said in self._warnings.values() for one in said)[:MOST_WARNINGS],
         )
 
     async def _beat(self) -> None:

@@ -154,6 +154,14 @@ class FactsOut(BaseModel):
     version: str
 
 
+class WarningOut(BaseModel):
+    """What is wrong with a host, or soon will be. ``number`` is in the unit that ``sentence`` says."""
+
+    code: str
+    number: int
+    sentence: str
+
+
 class HostOut(BaseModel):
     """``name`` is the agent's own and never changes; ``label`` is what people call the host.
 
@@ -176,6 +184,7 @@ class HostOut(BaseModel):
     stale: bool
     age_s: float | None
     facts: FactsOut | None
+    warnings: list[WarningOut]
 
 
 class HostRequest(BaseModel):
@@ -355,6 +364,9 @@ def host_out(seen: SeenHost) -> HostOut:
         )
         if facts
         else None,
+        warnings=[
+            WarningOut(code=one.code, number=one.number, sentence=one.sentence(host.title)) for one in host.warnings
+        ],
     )
 
 

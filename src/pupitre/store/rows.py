@@ -1,13 +1,15 @@
 """Hosts, copies and desktops as rows: ``status`` and ``cluster`` hold the same columns."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, Image
+from pupitre.domain.warning import HostWarning
 
+T = TypeVar("T")
 AnyRow = Any
 """A named tuple: see `pupitre.store.statement`."""
 
@@ -25,6 +27,7 @@ def host_to_row(host: Host) -> dict[str, object]:
         "label": host.label,
         "mac": host.mac,
         "viewer_port": host.viewer_port,
+        "warnings": msgspec.json.encode(host.warnings).decode() if host.warnings else None,
     }
 
 
@@ -37,11 +40,20 @@ def host_from_row(row: AnyRow) -> Host:
         edition=row.edition,
         since=row.since,
         reason=row.reason,
-        facts=msgspec.json.decode(row.facts, type=HostFacts) if row.facts else None,
+        facts=_shown(row.facts, HostFacts),
         label=row.label,
         mac=row.mac,
         viewer_port=row.viewer_port,
+        warnings=_shown(row.warnings, tuple[HostWarning, ...]) or (),
     )
+
+
+def _shown(text: str | None, kind: type[T]) -> T | None:
+    """What was written as JSON; None for what an earlier version took and nobody can use."""
+    try:
+        return msgspec.json.decode(text, type=kind) if text else None
+    except msgspec.MsgspecError:
+        return None
 
 
 def copy_to_row(host: str, image: Image) -> dict[str, object]:

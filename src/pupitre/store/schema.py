@@ -158,6 +158,8 @@ def _host() -> "tuple[Column[Any], ...]":
         Column("label", _NAME, nullable=False),
         Column("mac", String(17)),
         Column("viewer_port", Integer),
+        # What is wrong with it, as JSON; see `pupitre.domain.warning`.
+        Column("warnings", Text),
     )
 
 

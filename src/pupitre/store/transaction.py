@@ -19,6 +19,7 @@ from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
 from pupitre.domain.placement import Candidate
 from pupitre.domain.status import Rows
+from pupitre.domain.warning import set_aside_by
 from pupitre.errors import Unavailable
 from pupitre.store.cluster_rows import (
     Doubt,
@@ -190,6 +191,7 @@ class Transaction:
                 used_vcpus=entry.used_vcpus,
                 starting=self.starting[entry.host.name],
                 label=entry.host.title,
+                aside=_why_aside(entry.host),
             )
             for _, entry in sorted(self.hosts.items())
         ]
@@ -385,6 +387,11 @@ _FINISH = (
     .where(journal.c.id == bindparam("entry"), journal.c.outcome.is_(None))
     .values(outcome=bindparam("ended"), fault_code=bindparam("code"), fault_reason=bindparam("why"))
 )
+
+
+def _why_aside(host: Host) -> str:
+    warning = set_aside_by(host.warnings)
+    return f"set aside ({warning.code.replace('_', ' ')})" if warning else ""
 
 
 def _host_of(entry: HostEntry | None) -> Host | None:

@@ -231,12 +231,19 @@ class Link:
                 log.debug("A notice was lost.", subject=subject, error=str(error))
 
     async def serve(
-        self, subject: str, handler: Handler, *, in_order: bool = False, due_on: DueOn | None = None
+        self,
+        subject: str,
+        handler: Handler,
+        *,
+        in_order: bool = False,
+        due_on: DueOn | None = None,
+        on_refused: Callable[[str, str], None] = lambda _subject, _reason: None,
     ) -> None:
         """Give each message on ``subject`` to ``handler``; what it returns is the answer.
 
         Messages are handled side by side, or one after the other when ``in_order``. The broker
         holds each sender to its subjects; ``due_on`` holds what is said to the subject it came on.
+        ``on_refused`` is called with the subject of what cannot be read or used, and why.
         """
 
         async def answer(data: bytes, due: str) -> AnyMessage | None:
@@ -251,6 +258,7 @@ class Link:
             except MessageError as error:
                 self._set_aside.labels(subject=subject).inc()
                 log.warning("A message was set aside.", subject=due, reason=str(error)[:500])
+                on_refused(due, str(error))
                 return Refused(code=error.code, reason=str(error)[:500])
             except PupitreError as error:
                 # No answer: the sender keeps the message and sends it again.
@@ -258,6 +266,7 @@ class Link:
             except Exception:  # a fault of ours with one message must neither end the link nor go unseen
                 self._set_aside.labels(subject=subject).inc()
                 log.exception("A message was set aside: it could not be handled.", subject=due)
+                on_refused(due, "the cluster could not handle it; its log says why")
             return None
 
         async def one(message: Msg) -> None:

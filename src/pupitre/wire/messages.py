@@ -16,6 +16,7 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
 from pupitre.domain.image import Image, ImageSpec
 from pupitre.domain.status import Rows
+from pupitre.domain.warning import HostWarning
 from pupitre.errors import MessageError
 
 VERSIONS = (1,)
@@ -231,6 +232,7 @@ class Report(Message, frozen=True, tag="report"):
     ``full`` report names every desktop and every image; what it does not name is not there.
     ``port`` is where its console server listens now, ``viewer_port`` where it lets native viewers in.
     ``heard`` is what it heard of the cluster process before this one, until a report is kept.
+    ``warnings`` are what it finds wrong with itself; None says that they are as they were.
     """
 
     host: str
@@ -244,6 +246,7 @@ class Report(Message, frozen=True, tag="report"):
     copies: tuple[Copy, ...] | None = None
     findings: tuple[Finding, ...] = ()
     heard: Heard | None = None
+    warnings: tuple[HostWarning, ...] | None = None
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):

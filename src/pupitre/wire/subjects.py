@@ -41,6 +41,11 @@ class Subjects:
         """Requests from one host to the cluster. ``*`` for all hosts."""
         return f"{self._root}.host.{host}.reports"
 
+    @staticmethod
+    def host_of(subject: str) -> str:
+        """The host whose subject this is."""
+        return subject.split(".")[-2]
+
     def heartbeats(self, host: str) -> str:
         return f"{self._root}.host.{host}.heartbeats"
 
