@@ -199,7 +199,7 @@ async def console_rig(home: Path, origin: str = ORIGIN) -> AsyncIterator[Rig]:
     }
     with log.open("wb") as output:
         gateway = subprocess.Popen(  # noqa: ASYNC220  # it returns at once
-            [sys.executable, "-m", "pupitre.gateway"], env=environment, stdout=output, stderr=output
+            [sys.executable, "-m", "pupitre", "gateway"], env=environment, stdout=output, stderr=output
         )
     try:
         await listening(settings.gateway_port, gateway, log)

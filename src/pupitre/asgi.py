@@ -49,10 +49,11 @@ async def serve(
     **options: Any,
 ) -> None:
     """Serve until cancelled; then ``on_stop`` ends what is open for long, and the rest has `GRACE` seconds."""
-    # The Date header would need the clock; who wants one adds it to each answer.
+    # The Date header would need the clock; who wants one adds it to each answer. Whose forwarded addresses count,
+    # `middleware.Forwarded` decides: by default uvicorn believes whoever runs on this machine.
     config = uvicorn.Config(
         app, ws=ws, http="httptools", lifespan="off", log_config=None, access_log=False, date_header=False,
-        server_header=False, timeout_graceful_shutdown=GRACE, **options,
+        server_header=False, proxy_headers=False, timeout_graceful_shutdown=GRACE, **options,
     )  # fmt: skip
     server = EventServer(config, on_started)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="asgi")

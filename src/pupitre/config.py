@@ -4,15 +4,23 @@ Read from ``$PUPITRE_HOME/pupitre.toml`` and from the environment, which wins:
 ``PUPITRE_PORTAL_PORT=9000`` is ``portal_port = 9000``.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from pupitre.errors import SetupError
+from pupitre.peer import LOOPBACK, Network, TrustedProxies, parse_network
 
 DatabaseName = Literal["accounts", "commands", "status", "cluster"]
 DatabaseRole = Literal["portal", "endpoint", "cluster", "owner"]
@@ -33,6 +41,25 @@ def default_home() -> Path:
     """
     usual = Path("/var/lib/pupitre") if os.geteuid() == 0 else Path.home() / ".local/share/pupitre"
     return Path(os.environ.get("PUPITRE_HOME") or usual).absolute()
+
+
+def _words(value: object) -> object:
+    """A list as the environment writes it, separated by commas or as JSON."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip().startswith("["):
+        return [word for word in value.split(",") if word.strip()]
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("the list cannot be read: separate its words by commas, without brackets") from None
+
+
+def _networks(value: object) -> object:
+    words = _words(value)
+    if not isinstance(words, list | tuple):
+        raise ValueError('a list of addresses and networks is needed, as ["10.0.0.5", "10.1.0.0/24"]')
+    return tuple(parse_network(word) if isinstance(word, str) else word for word in words)
 
 
 class Settings(BaseSettings):
@@ -63,6 +90,11 @@ class Settings(BaseSettings):
     )
     extra_origins: tuple[str, ...] = Field((), description="Further origins from which a page may open a console.")
     behind_proxy: bool = Field(False, description="A reverse proxy ends TLS and sets X-Forwarded-*.")
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = Field(
+        LOOPBACK,
+        description='Addresses and networks of those proxies, as ["10.0.0.5"]; what anyone else forwards is not read.'
+        " Default: this machine.",
+    )
     tls_cert: Path | None = Field(None, description="PEM certificate of the web process, with tls_key.")
     tls_key: Path | None = None
     web_packages: Path | None = Field(
@@ -181,6 +213,8 @@ class Settings(BaseSettings):
             )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
+        if "trusted_proxies" in self.model_fields_set and not self.behind_proxy:
+            raise ValueError("trusted_proxies is set, but behind_proxy is not: set behind_proxy = true as well")
         return self
 
     @property
@@ -213,6 +247,11 @@ class Settings(BaseSettings):
     @property
     def packages_dir(self) -> Path:
         return self.web_packages or Path(__file__).parents[2] / "node_modules"
+
+    @property
+    def proxies(self) -> TrustedProxies:
+        """Those whose forwarded addresses are read."""
+        return TrustedProxies(self.trusted_proxies if self.behind_proxy else ())
 
     @property
     def origin(self) -> str:

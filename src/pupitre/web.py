@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pupitre.asgi import listen, serve
 from pupitre.config import Settings
+from pupitre.middleware import Forwarded
 from pupitre.ops import Ops
 
 log = structlog.get_logger(__name__)
@@ -72,12 +73,11 @@ async def _run(
         for part in parts:
             await lifespans.enter_async_context(part.router.lifespan_context(part))
         await serve(
-            Outermost(app),
+            Forwarded(Outermost(app), settings.proxies),
             listener,
             on_started=ops.ready,
             on_stop=lambda: _end_event_streams(parts),
             ws=ws,
-            proxy_headers=settings.behind_proxy,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
         )

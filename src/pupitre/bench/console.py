@@ -173,7 +173,7 @@ def _ours(home: Path, target: int) -> Iterator[tuple[Peer, psutil.Process]]:
     host = [sys.executable, "-m", "pupitre.bench.console_target", "host", str(target)]
     with (
         _process(host, environment) as server,
-        _process([sys.executable, "-m", "pupitre.gateway"], environment) as gateway,
+        _process([sys.executable, "-m", "pupitre", "gateway"], environment) as gateway,
     ):
         console_port = _announced(server)
 
