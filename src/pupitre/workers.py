@@ -7,12 +7,13 @@ With `Workers` an object's work is in order, and different objects' in parallel.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import structlog
 
 from pupitre.errors import PupitreError, Unavailable
+from pupitre.timeouts import timeout
 
 log = structlog.get_logger(__name__)
 
@@ -124,5 +125,23 @@ async def rung(bell: asyncio.Event, seconds: float | None) -> None:
     with what it waits for, and a loop that is to end goes on for ever.
     """
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with timeout(seconds):
             await bell.wait()
+
+
+@contextlib.contextmanager
+def ungrouped(*kinds: type[Exception]) -> Iterator[None]:
+    """Around a `asyncio.TaskGroup`: where all errors are of these ``kinds``, the first is raised without its group.
+
+    Not by ``except*``: what is raised inside one comes out in another group, before Python 3.11.4.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        matching, others = group.split(kinds)
+        if matching is None or others is not None:
+            raise
+        error: BaseException = matching
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None

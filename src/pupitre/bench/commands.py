@@ -40,6 +40,7 @@ from pupitre.errors import SetupError, Unavailable
 from pupitre.store.accounts import Accounts, SessionKind
 from pupitre.store.engine import Database, open_database
 from pupitre.store.schema import audit, commands, journal
+from pupitre.timeouts import timeout
 
 IMAGE = "tiny"
 PATIENCE = 30.0
@@ -127,7 +128,7 @@ class _Person:
         self.accepted.append(command)
         if (seen := self._ended.pop(command, None)) is None:
             self._waiting[command] = asyncio.get_running_loop().create_future()
-            async with asyncio.timeout(PATIENCE):
+            async with timeout(PATIENCE):
                 seen = await self._waiting[command]
             self._ended.pop(command, None)
         self.took.append(_Took(command, begun, answered, seen))

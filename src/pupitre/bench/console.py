@@ -27,6 +27,7 @@ from pupitre.bench.console_load import Peer
 from pupitre.config import Settings
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.splice import prepare_process
+from pupitre.timeouts import timeout
 from pupitre.up.ports import free_port
 
 GIB = 1 << 30
@@ -200,7 +201,7 @@ def _websockify(target: int) -> Iterator[tuple[Peer, psutil.Process]]:
 
 
 async def _listening(port: int) -> None:
-    async with asyncio.timeout(20):
+    async with timeout(20):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from websockets.speedups import apply_mask
 
 from pupitre.bench.console_target import ORDER
+from pupitre.timeouts import timeout
 
 FRAME = 64 << 10
 MASK = b"\x5a\xa5\x3c\xc3"
@@ -131,7 +132,7 @@ async def open_rate(peer: Peer, count: int, at_once: int = 16) -> float:
             writer.close()
 
     begin = time.perf_counter()
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with timeout(60), asyncio.TaskGroup() as group:
         for _ in range(at_once):
             group.create_task(worker())
     return count / (time.perf_counter() - begin)

@@ -26,6 +26,7 @@ from pupitre.domain.command import FINAL_STATES, BootDesktop, Command, CommandSt
 from pupitre.errors import CommandError, SetupError, Unavailable
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.engine import open_database
+from pupitre.timeouts import timeout
 from pupitre.up.child import Child, ChildSpec, describe_exit
 from pupitre.up.children import program
 from pupitre.up.ports import free_port
@@ -65,7 +66,7 @@ class Part:
         ended = asyncio.ensure_future(self._child.ended())
         ready = asyncio.ensure_future(self.ready.wait())
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with timeout(PATIENCE):
                 await asyncio.wait({ended, ready}, return_when=asyncio.FIRST_COMPLETED)
             if not self.ready.is_set():
                 raise SetupError(f"{self.spec.name} ended with {describe_exit(ended.result())}.", "See its log.")
@@ -89,7 +90,7 @@ class Part:
     async def ended(self) -> int:
         """Its exit code, once it has ended by itself."""
         assert self._child is not None
-        async with asyncio.timeout(PATIENCE):
+        async with timeout(PATIENCE):
             return await self._child.ended()
 
     @property
@@ -202,7 +203,7 @@ class Room:
         wanted = {command.id for command in given}
         left = max((command.deadline for command in given), default=0) - now_ms()
         try:
-            async with asyncio.timeout(max(left, 0) / 1000 + PATIENCE):
+            async with timeout(max(left, 0) / 1000 + PATIENCE):
                 await self._note_outcomes(wanted, ended)
         except TimeoutError as error:
             silent = ", ".join(sorted(wanted - ended.keys())[:5])
@@ -236,7 +237,7 @@ class Room:
 
         A server's lock waits for nobody like that: there it is frozen at once.
         """
-        async with asyncio.timeout(PATIENCE):
+        async with timeout(PATIENCE):
             while True:
                 self.parts[name].signal(signal.SIGSTOP)
                 if not await asyncio.to_thread(_is_locked, self.settings):

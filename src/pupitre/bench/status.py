@@ -35,6 +35,7 @@ from pupitre.store.cluster_rows import Placed
 from pupitre.store.engine import open_database
 from pupitre.store.status import CHANGED, Status
 from pupitre.store.transaction import Needs, Transaction
+from pupitre.timeouts import timeout
 from pupitre.up.child import Child, ChildSpec
 from pupitre.up.children import program
 from pupitre.up.ports import free_port
@@ -138,7 +139,7 @@ class _Portal:
 
     async def until(self, many: int | None = None, change: str | None = None) -> None:
         """As soon as so many desktops, or this change, are there."""
-        async with asyncio.timeout(PATIENCE):
+        async with timeout(PATIENCE):
             while (many is not None and len(self.running) < many) or (change is not None and change not in self.seen):
                 self._news.clear()
                 await self._news.wait()
@@ -249,7 +250,7 @@ async def _processes(stack: AsyncExitStack, settings: Settings) -> list[Child]:
         child = await Child.start(spec, sockets=settings.run_dir, stream=out, on_ready=ready.set)
         stack.push_async_callback(child.stop, spec.stop_within)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with timeout(PATIENCE):
                 await ready.wait()
         except TimeoutError as error:
             raise SetupError(f"The {spec.name} to be measured did not start.", "") from error

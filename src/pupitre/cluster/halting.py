@@ -19,6 +19,7 @@ from pupitre.errors import Halted
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.cluster_rows import Entry
 from pupitre.store.transaction import Needs, Transaction
+from pupitre.timeouts import timeout
 from pupitre.workers import rung
 
 log = structlog.get_logger(__name__)
@@ -88,7 +89,7 @@ class Halting:
 
     async def _until_reported(self) -> None:
         try:
-            async with asyncio.timeout(REPORT_LIMIT):
+            async with timeout(REPORT_LIMIT):
                 while (await self._store.unreported())[1]:
                     self.moved.clear()
                     await rung(self.moved, LOOK_AGAIN)

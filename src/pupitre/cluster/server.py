@@ -1,6 +1,7 @@
 """The cluster server's loops: what comes in over NATS, and what goes out until it is taken."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
@@ -41,7 +42,7 @@ from pupitre.wire.messages import (
     encode,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers, persist, until_available
+from pupitre.workers import Workers, persist, ungrouped, until_available
 
 log = structlog.get_logger(__name__)
 
@@ -104,24 +105,24 @@ class ClusterServer:
         await self._link.serve(self._subjects.commands, self._on_command)
         await self._hosts.serve()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(persist(self._report_outcomes, self._finished, pauses=(SHORTEST, RESEND)))
-                tasks.create_task(persist(self._publish_changes, self._changed))
-                tasks.create_task(persist(self._send_notes, self._noted, pauses=(SHORTEST, RESEND)))
-                tasks.create_task(self._publish_marks())
-                tasks.create_task(self._hosts.watch())
-                tasks.create_task(self._watch_doubts())
-                tasks.create_task(self._until_halted())
-                tasks.create_task(self._store.until_deposed())
-                self._link.spawn(self.resume())
-                on_started()
-        except* Deposed as several:
-            raise several.exceptions[0] from None
-        except* _Halted:
-            pass
+            with contextlib.suppress(_Halted), ungrouped(Deposed, _Halted):
+                await self._serve(on_started)
         finally:
             await self._desktops.close()
             await self._hosts.close()
+
+    async def _serve(self, on_started: Callable[[], None]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(persist(self._report_outcomes, self._finished, pauses=(SHORTEST, RESEND)))
+            tasks.create_task(persist(self._publish_changes, self._changed))
+            tasks.create_task(persist(self._send_notes, self._noted, pauses=(SHORTEST, RESEND)))
+            tasks.create_task(self._publish_marks())
+            tasks.create_task(self._hosts.watch())
+            tasks.create_task(self._watch_doubts())
+            tasks.create_task(self._until_halted())
+            tasks.create_task(self._store.until_deposed())
+            self._link.spawn(self.resume())
+            on_started()
 
     async def _begin(self) -> None:
         self._epoch = await self._store.begin_epoch(now=now_ms())

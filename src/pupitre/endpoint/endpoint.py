@@ -26,6 +26,7 @@ from pupitre.store.commands import Commands
 from pupitre.store.endings import Endings
 from pupitre.store.engine import Database
 from pupitre.store.status import Status
+from pupitre.timeouts import timeout
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
     AnyMessage,
@@ -39,7 +40,7 @@ from pupitre.wire.messages import (
     Page,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import rung, until_available
+from pupitre.workers import rung, ungrouped, until_available
 
 log = structlog.get_logger(__name__)
 
@@ -127,7 +128,7 @@ class WebServerEndpoint:
             self._cluster, self._status, self._page, heard_every=heard_every, registry=self._registry
         )
         try:
-            async with asyncio.timeout(answer_within):
+            async with timeout(answer_within):
                 await self._link.open()
                 await until_available(self._mirror.open)
                 await self._link.serve(self._subjects.outcomes, self._on_outcome)
@@ -145,11 +146,8 @@ class WebServerEndpoint:
 
     async def run(self) -> None:
         """Serve until cancelled, or until the cluster is halted."""
-        with contextlib.suppress(_End):
-            try:
-                await self._serve()
-            except* _End as several:
-                raise several.exceptions[0] from None
+        with contextlib.suppress(_End), ungrouped(_End):
+            await self._serve()
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:

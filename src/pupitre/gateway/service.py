@@ -14,6 +14,7 @@ from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
 from pupitre.errors import LinkDown, MessageError, PupitreError
 from pupitre.gateway.admission import Admission
 from pupitre.splice import End
+from pupitre.timeouts import timeout
 
 DIAL_LIMIT = 10.0
 """Seconds from dialling a host to its answer."""
@@ -85,7 +86,7 @@ class Gateway:
         end: End | None = None
         name = pki.host_dns_name(ticket.host)
         try:
-            async with asyncio.timeout(DIAL_LIMIT):
+            async with timeout(DIAL_LIMIT):
                 _, end = await asyncio.get_running_loop().create_connection(
                     End,
                     ticket.address,
@@ -118,7 +119,7 @@ class Gateway:
         """The desktop's screen as PNG. Raises as `dial` does."""
         end = await self.dial(ticket, text)
         try:
-            async with asyncio.timeout(DIAL_LIMIT):
+            async with timeout(DIAL_LIMIT):
                 (size,) = console_link.PICTURE_SIZE.unpack(await end.read_exactly(console_link.PICTURE_SIZE.size))
                 if size > console_link.MAX_PICTURE:
                     raise MessageError(f"a picture of {size} bytes")

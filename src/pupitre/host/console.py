@@ -21,6 +21,7 @@ from pupitre.host.audience import Audience, Screens, Viewing
 from pupitre.host.door import Door
 from pupitre.host.viewer import ViewerServer
 from pupitre.splice import join
+from pupitre.timeouts import timeout
 
 HANDSHAKE_LIMIT = 5.0
 """Seconds for TLS, and again for the greeting."""
@@ -84,7 +85,7 @@ class ConsoleServer:
     async def _serve(self, connection: socket.socket) -> None:
         end = Viewing(self.audience)  # what uvloop's connect_accepted_socket returns is not the protocol
         try:
-            async with asyncio.timeout(HANDSHAKE_LIMIT):
+            async with timeout(HANDSHAKE_LIMIT):
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
                 )
@@ -111,7 +112,7 @@ class ConsoleServer:
         role = pki.peer_role(end.transport.get_extra_info("ssl_object"))
         if role != "gateway":
             raise MessageError(f"Role {role or 'unknown'} has no business on the console port.")
-        async with asyncio.timeout(HANDSHAKE_LIMIT):
+        async with timeout(HANDSHAKE_LIMIT):
             hello = console_link.decode_hello(await end.read_line(console_link.MAX_LINE))
         ticket = self.audience.admit(hello.ticket, Purpose.CONSOLE, Purpose.SCREENSHOT)
         self._door.admitted()

@@ -15,6 +15,7 @@ from pupitre.errors import PupitreError
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.journal import Journal
 from pupitre.host.reports import Reporter
+from pupitre.timeouts import timeout
 from pupitre.wire.messages import Done, PowerOff
 from pupitre.workers import rung
 
@@ -70,7 +71,7 @@ class Departure:
                 log.warning("Not everything can be removed yet.", reason=str(error))
                 await asyncio.sleep(1)
         try:
-            async with asyncio.timeout(LIMIT):
+            async with timeout(LIMIT):
                 while not await self._reporter.farewell():
                     self.moved.clear()
                     await rung(self.moved, 1.0)
@@ -81,7 +82,7 @@ class Departure:
     async def take_all(self) -> None:
         """The process stops, and its guests with it."""
         try:
-            async with asyncio.timeout(LIMIT):
+            async with timeout(LIMIT):
                 await self._remove_all(STOPPED)
                 for _ in range(3):
                     if await self._reporter.send():

@@ -34,6 +34,7 @@ from pupitre.errors import HypervisorError, NoSuchDomain, SetupError
 from pupitre.host import domain_xml
 from pupitre.host.diagnosis import explain
 from pupitre.host.hypervisor import Guest, GuestState, SeenGuest
+from pupitre.timeouts import timeout
 
 # Read when libvirt is imported. What it refuses, it raises; otherwise it would also print it,
 # and a warning at every start. Set the variable to see them.
@@ -292,7 +293,7 @@ class LibvirtHypervisor:
             dom = await self._find(desktop)
             await self._call(dom.destroy)
             if desktop in self._boots:
-                async with asyncio.timeout(EVENT_LIMIT):
+                async with timeout(EVENT_LIMIT):
                     await stopped.wait()
         except libvirt.libvirtError as error:
             if error.get_error_code() not in _GONE:
@@ -328,7 +329,7 @@ class LibvirtHypervisor:
         """Run in the pool. A call that outlives ``limit`` keeps its thread until libvirt returns."""
         future = asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
         try:
-            async with asyncio.timeout(limit):
+            async with timeout(limit):
                 return await future
         except TimeoutError:
             raise HypervisorError(f"libvirt gave no answer within {limit:.0f} seconds.") from None

@@ -14,6 +14,7 @@ from typing import Protocol
 from pupitre.errors import ImageFault
 from pupitre.host.diagnosis import LEAST_FREE_MIB, is_qcow2
 from pupitre.host.domain_xml import desktop_id, is_desktop_id
+from pupitre.timeouts import timeout
 
 SUFFIX = ".qcow2"
 LIMIT = 60.0
@@ -112,7 +113,7 @@ class Overlays:
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(LIMIT):
+            async with timeout(LIMIT):
                 _, said = await process.communicate()
         except TimeoutError:
             process.kill()

@@ -20,6 +20,7 @@ from pupitre.host import rfb
 from pupitre.host.audience import Audience, Viewing
 from pupitre.host.door import Door
 from pupitre.splice import End, join
+from pupitre.timeouts import timeout
 
 HANDSHAKE_LIMIT = 10.0
 """Seconds from the first byte to the guest's screen."""
@@ -55,7 +56,7 @@ class ViewerServer:
     async def _serve(self, connection: socket.socket) -> None:
         end = Viewing(self._audience)
         try:
-            async with asyncio.timeout(HANDSHAKE_LIMIT):
+            async with timeout(HANDSHAKE_LIMIT):
                 await rfb.agree_on_tls(rfb.Plain(connection))
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
@@ -92,7 +93,7 @@ class ViewerServer:
 async def _shake_hands(screen: End) -> None:
     """Raises `Unavailable`."""
     try:
-        async with asyncio.timeout(GUEST_LIMIT):
+        async with timeout(GUEST_LIMIT):
             await rfb.enter_guest(screen)
     except (OSError, MessageError) as error:
         screen.transport.abort()

@@ -18,6 +18,7 @@ from pupitre.errors import Conflict, Invalid, SetupError, Unavailable
 from pupitre.store.dialect import Connection, Dialect, DriverConnection, Listening
 from pupitre.store.pool import Pool
 from pupitre.store.statement import Result, Values
+from pupitre.timeouts import timeout
 
 LEAVE_WITHIN = 5.0
 """Seconds that transactions under way may take when a database is closed."""
@@ -101,7 +102,7 @@ class Database:
     async def close(self) -> None:
         """Let transactions under way end, for a while, then let go."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_WITHIN):
+            async with timeout(LEAVE_WITHIN):
                 while self._under_way:
                     self._ended.clear()
                     await self._ended.wait()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 from pupitre.errors import Unavailable
+from pupitre.timeouts import timeout
 
 SIZE = 8
 PATIENCE = 10.0
@@ -101,7 +102,7 @@ class Pool(Generic[C]):
             await self._slots.acquire()
             return
         try:
-            async with asyncio.timeout(self._patience):
+            async with timeout(self._patience):
                 await self._slots.acquire()
         except TimeoutError as error:
             raise Unavailable(f"The database {self._name} has too much to do.") from error

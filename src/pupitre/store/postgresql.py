@@ -17,6 +17,7 @@ from pupitre.store.dialect import DriverConnection, Listening
 from pupitre.store.listener import RemoteListener
 from pupitre.store.pool import Pool
 from pupitre.store.statement import Result, Statements, Values
+from pupitre.timeouts import timeout
 
 CHECK = 30.0
 """Seconds after which a silent listener asks whether the server is still there."""
@@ -136,7 +137,8 @@ class PostgresConnection:
 
     async def close(self) -> None:
         try:
-            await self._raw.close(timeout=GOOD_BYE)
+            async with timeout(GOOD_BYE):
+                await self._raw.close()
         except _FAILURES:
             self._raw.terminate()
 
@@ -166,7 +168,7 @@ class PostgresListener(RemoteListener):
 async def _until_lost(connection: "asyncpg.Connection[asyncpg.Record]", lost: asyncio.Event) -> None:
     while not lost.is_set():
         try:
-            async with asyncio.timeout(CHECK):
+            async with timeout(CHECK):
                 await lost.wait()
         except TimeoutError:
             await connection.execute("SELECT 1", timeout=10)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pupitre.errors import SetupError
+from pupitre.timeouts import timeout
 from pupitre.up.notify import Notifications
 from pupitre.up.stream import Lines, LogStream
 
@@ -95,7 +96,7 @@ class Child:
             code = await self._process.wait()
             # A grandchild may hold the pipe open for ever: what is already there is enough.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
+                async with timeout(0.5):
                     await reading
             return code
         finally:
@@ -131,7 +132,7 @@ class Child:
         """Ask it to stop, insist after ``within`` seconds; True when asking was enough."""
         self._signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(within):
+            async with timeout(within):
                 await self.ended()
         except TimeoutError:
             self.kill()

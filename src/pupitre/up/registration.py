@@ -19,6 +19,7 @@ from pupitre.store.accounts import Accounts
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.engine import Database, open_database
 from pupitre.up.hosts import OwnHost, own_hosts
+from pupitre.workers import ungrouped
 
 
 async def register(settings: Settings, ports: dict[str, int]) -> None:
@@ -29,12 +30,11 @@ async def register(settings: Settings, ports: dict[str, int]) -> None:
     accounts, commands = (open_database(settings, "portal", name) for name in ("accounts", "commands"))
     try:
         admin = await _administrator(Accounts(accounts))
-        async with asyncio.TaskGroup() as tasks:
-            for host in own_hosts(settings):
-                if host.name in ports:
-                    tasks.create_task(_register(settings, admin, commands, host, ports[host.name]))
-    except* RegistrationFault as several:
-        raise several.exceptions[0] from None
+        with ungrouped(RegistrationFault):
+            async with asyncio.TaskGroup() as tasks:
+                for host in own_hosts(settings):
+                    if host.name in ports:
+                        tasks.create_task(_register(settings, admin, commands, host, ports[host.name]))
     finally:
         await accounts.close()
         await commands.close()

@@ -13,7 +13,7 @@ from pupitre.errors import SetupError
 from pupitre.up.child import Child, ChildSpec, describe_exit
 from pupitre.up.life import CHILD_LIFE, ChildEvent, ChildState, Life
 from pupitre.up.stream import LogStream
-from pupitre.workers import rung
+from pupitre.workers import rung, ungrouped
 
 SETUP_FAULT = 2
 """Exit code of a Pupitre process that lacks something which only a person can mend."""
@@ -189,12 +189,10 @@ class Supervisor:
     async def start(self, on_ready: Callable[[str, float], None]) -> None:
         """``on_ready`` hears each child's name and the seconds it took. Raises `SetupError`."""
         for stage in self._stages:
-            try:
+            with ungrouped(SetupError):
                 async with asyncio.TaskGroup() as starting:
                     for keeper in stage:
                         starting.create_task(self._start(keeper, on_ready))
-            except* SetupError as several:
-                raise several.exceptions[0] from None
 
     async def _start(self, keeper: Keeper, on_ready: Callable[[str, float], None]) -> None:
         begun = time.monotonic()

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from pupitre.batch import Batch
 from pupitre.errors import LinkDown, MessageError, PupitreError
+from pupitre.timeouts import timeout
 from pupitre.wire.messages import (
     MAX_SIZE,
     Abandon,
@@ -312,7 +313,7 @@ class Link:
     async def _flush(self) -> None:
         """Have what was said sent, if that takes no more than a moment."""
         with contextlib.suppress(NatsError, TimeoutError):
-            async with asyncio.timeout(1):
+            async with timeout(1):
                 await self._client.flush()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -6,7 +6,6 @@ that returns with the ``Last-Event-ID`` it had and missed nothing gets ``ready``
 ``resync``: the client was too slow; all there is follows.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from pupitre.portal.events import News
 from pupitre.portal.hosts import hosts_of
 from pupitre.portal.sessions import Caller, SignedIn, caller_of
 from pupitre.portal.shapes import command_out, desktop_out, host_out, image_out, link_out
+from pupitre.timeouts import timeout
 
 router = APIRouter(tags=["events"])
 PING = 15.0
@@ -52,7 +52,7 @@ async def _told(request: Request, caller: Caller, last_event_id: str | None) -> 
         yield first + format_sse_event(event="ready", data_str="{}", id=str(versions), retry=2000)
         while True:
             try:
-                async with asyncio.timeout(PING):
+                async with timeout(PING):
                     news = await stream.next()
             except TimeoutError:
                 yield KEEPALIVE_COMMENT
