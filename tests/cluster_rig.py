@@ -83,14 +83,22 @@ class Broker:
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        # The kernel ends it with the test worker, however that ends.
         self._process = await asyncio.create_subprocess_exec(
-            str(PROGRAM), "-c", str(self._config), stdout=subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            *("setpriv", "--pdeathsig", "KILL", "--", str(PROGRAM), "-c", str(self._config)),
+            stdout=subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
         )
         assert self._process.stderr is not None
         async with asyncio.timeout(PATIENCE):
             while b"Server is ready" not in (line := await self._process.stderr.readline()):
                 assert line, "nats-server ended"
         self._reader = asyncio.create_task(self._drain(self._process.stderr))
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     async def kill(self) -> None:
         if self._process is None:
@@ -209,12 +217,12 @@ class Room:
         self.changed = Topic(self.status.database, CHANGED)
 
     async def start_cluster(self) -> None:
-        self._start("cluster", run_cluster)
+        self.start("cluster", run_cluster)
 
     async def start_endpoint(self) -> None:
-        self._start("endpoint", run_endpoint)
+        self.start("endpoint", run_endpoint)
 
-    def _start(self, name: str, run: Callable[[Settings, Ops], Awaitable[None]]) -> None:
+    def start(self, name: str, run: Callable[[Settings, Ops], Awaitable[None]]) -> None:
         self.ops[name] = Ops(name)
         self._tasks[name] = asyncio.create_task(_run(run, self.settings, self.ops[name]), name=name)
 
@@ -320,14 +328,16 @@ class Room:
         await until(self.changed, link, lambda now: now is connected)
 
     async def close(self) -> None:
-        for name in list(self._tasks):
-            await self.stop(name)
-        for host in self.hosts:
-            await host.crash()
-            await host.hypervisor.close()
-        await self.commands.database.close()
-        await self.status.database.close()
-        await self.broker.kill()
+        """Everything ends, the broker last, also where one of them ended in the failure that the test is about."""
+        async with AsyncExitStack() as exit:
+            exit.push_async_callback(self.broker.kill)
+            for database in (self.status.database, self.commands.database):
+                exit.push_async_callback(database.close)
+            for host in self.hosts:
+                exit.push_async_callback(host.hypervisor.close)
+                exit.push_async_callback(host.crash)
+            for name in reversed(self._tasks):
+                exit.push_async_callback(self.stop, name)
 
 
 async def until(topic: Topic, look: Callable[[], Awaitable[T]], condition: Callable[[T], bool]) -> T:

@@ -1,5 +1,6 @@
 """Fixtures of many tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from playwright.sync_api import Browser, sync_playwright
 from pupitre import config
 from pupitre.images.recipes import recipe
 from pupitre.images.store import ImageStore
-from tests import database_servers
+from tests import database_servers, leftovers
 from tests.database_servers import Provisioned, Servers
 from tests.stack import Stack
 
@@ -22,6 +23,21 @@ CHROMIUM = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        leftovers.set_mark()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No process outlives the run: one that does is ended, and the run has failed."""
+    if hasattr(session.config, "workerinput"):
+        return
+    if left := leftovers.end(os.environ[leftovers.MARK]):
+        print("\nThe tests left processes behind:", *left, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture

@@ -55,7 +55,11 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.wait_until("everything is ready", self.is_ready, START_LIMIT)
+        try:
+            self.wait_until("everything is ready", self.is_ready, START_LIMIT)
+        except BaseException:
+            self.kill()  # nobody else would: what did not start has no end either
+            raise
         return self
 
     def is_ready(self) -> bool:

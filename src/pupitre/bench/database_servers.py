@@ -240,8 +240,9 @@ SERVERS: dict[str, type[DatabaseServer]] = {server.kind: server for server in (P
 _ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
-    # Only a mark, for who clears up after a run that was killed.
+    # Only marks, for who clears up after a run that was killed.
     "STARTED_FROM_TMPDIR": tempfile.gettempdir(),
+    "STARTED_BY": os.environ.get("STARTED_BY", ""),
 }
 
 
