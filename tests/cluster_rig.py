@@ -31,7 +31,8 @@ from pupitre.host.console import ConsoleServer
 from pupitre.host.journal import Journal
 from pupitre.host.overlays import Overlays
 from pupitre.host.simulated import Behaviour, SimulatedHypervisor
-from pupitre.images.store import ImageStore, Manifest
+from pupitre.images.manifest import Manifest
+from pupitre.images.store import ImageStore
 from pupitre.ops import Ops
 from pupitre.store import migrate
 from pupitre.store.commands import ANSWERED, Commands

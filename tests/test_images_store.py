@@ -13,7 +13,8 @@ import pytest
 
 from pupitre.domain.image import CopyState, DiskFormat, ImageSpec
 from pupitre.errors import Conflict, Invalid, NotFound, SetupError
-from pupitre.images.store import ImageStore, Manifest
+from pupitre.images.manifest import Manifest
+from pupitre.images.store import ImageStore
 
 pytestmark = pytest.mark.anyio
 SPEC = ImageSpec(id="one", disk="disk", disk_format=DiskFormat.RAW, memory_mib=64, vcpus=1, kernel="kernel")

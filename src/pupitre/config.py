@@ -78,6 +78,10 @@ class Settings(BaseSettings):
         description="Folder of images, shared by all homes of a user. Default: /var/cache/pupitre/images for root,"
         " else ~/.cache/pupitre/images.",
     )
+    image_look: float = Field(
+        30, gt=0, le=60,
+        description="A host looks this often for images that came by rsync or a network share: no event tells of them.",
+    )  # fmt: skip
     demo_images: bool = Field(True, description="`up` builds `tiny`, then `debian-desktop` in the background.")
 
     # Web

@@ -19,9 +19,10 @@ from sqlalchemy import select
 
 from pupitre import pki
 from pupitre.config import Settings
-from pupitre.errors import NotFound, PupitreError, SetupError, Unavailable
+from pupitre.errors import PupitreError, SetupError, Unavailable
 from pupitre.host import isolation, kvm
 from pupitre.images.programs import DEBIAN_PACKAGE, find
+from pupitre.images.recipes import RECIPES
 from pupitre.images.store import ImageStore
 from pupitre.store import migrate
 from pupitre.store.rows import host_from_row
@@ -203,16 +204,19 @@ def _hosts(settings: Settings) -> Iterator[Finding]:
 
 def _images(settings: Settings) -> Iterator[Finding]:
     store = ImageStore(settings.images_dir)
-    copies = store.copies()
+    try:
+        copies = store.copies()
+    except SetupError as error:
+        yield Finding("images", False, error.reason, error.mend)
+        return
     for copy in copies:
-        try:
-            spec = store.spec(copy.image.id)
-            for digest in filter(None, (spec.disk, spec.kernel, spec.initrd)):
-                store.blob(digest)
-            yield Finding(f"image {copy.image.id}", True, copy.image.name)
-        except NotFound as error:
-            mend = f"pupitre image build {copy.image.id}"
-            yield Finding(f"image {copy.image.id}", False, copy.image.reason or str(error), mend, minor=True)
+        image = copy.image
+        if copy.spec is None and image.progress is None:
+            again = f"pupitre image build {image.id}" if image.id in RECIPES else "import it again"
+            mend = f"{again}, or take it away: pupitre image remove {image.id}"
+            yield Finding(f"image {image.id}", False, image.reason or image.state, mend, minor=True)
+        else:
+            yield Finding(f"image {image.id}", True, image.reason or image.name)
     if not copies:
         yield Finding(
             "images", False, f"There are none in {settings.images_dir}", "pupitre image build tiny", minor=True

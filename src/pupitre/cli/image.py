@@ -17,7 +17,8 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from pupitre import config
-from pupitre.domain.image import DiskFormat, ImageCopy
+from pupitre.domain.image import LEAST_MEMORY_MIB, MOST_MEMORY_MIB, MOST_VCPUS, DiskFormat, ImageCopy
+from pupitre.domain.text import shown
 from pupitre.errors import PupitreError
 from pupitre.images.importer import DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, import_image
 from pupitre.images.progress import Progress
@@ -56,17 +57,23 @@ def import_(
     disk_format: Annotated[
         DiskFormat | None, typer.Option("--format", help="Default: what the file's name and first bytes agree on.")
     ] = None,
-    memory: Annotated[int, typer.Option(min=64, help="Memory of a desktop in MiB.")] = DEFAULT_MEMORY_MIB,
-    vcpus: Annotated[int, typer.Option(min=1, max=64, help="Processors of a desktop.")] = DEFAULT_VCPUS,
+    memory: Annotated[
+        int, typer.Option(min=LEAST_MEMORY_MIB, max=MOST_MEMORY_MIB, help="Memory of a desktop in MiB.")
+    ] = DEFAULT_MEMORY_MIB,
+    vcpus: Annotated[int, typer.Option(min=1, max=MOST_VCPUS, help="Processors of a desktop.")] = DEFAULT_VCPUS,
+    new_id: Annotated[
+        str | None, typer.Option("--id", help="What programs call it. Default: made from the name.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Take a disk image into the store, after checking that it is what it claims and refers to no other file."""
     with _outcome(as_json):
         store, begun = open_store(), time.monotonic()
-        with _shown(f"Importing {file.name}") as progress:
+        with _shown(f"Importing {shown(file.name, 60)}") as progress:
             manifest = import_image(
-                store, file, name=name, disk_format=disk_format, memory_mib=memory, vcpus=vcpus, progress=progress
-            )
+                store, file, name=name, new_id=new_id, disk_format=disk_format, memory_mib=memory, vcpus=vcpus,
+                progress=progress,
+            )  # fmt: skip
         _print_image(store, manifest.spec.id, as_json, seconds=round(time.monotonic() - begun, 3))
 
 
@@ -82,9 +89,12 @@ def list_(as_json: Json = False) -> None:
         for copy in copies:
             image = copy.image
             state = image.state if image.progress is None else f"{image.state} {image.progress:.0%}"
-            told = image.description if image.reason is None else f"{image.description} ({image.reason})"
-            table.add_row(image.id, image.name, state, f"{image.memory_mib} MiB", str(image.vcpus), told)
-        Console().print(table if copies else "No images yet. Build one: pupitre image build tiny")
+            told = " ".join(filter(None, (image.description, f"({image.reason})" if image.reason else "")))
+            memory, vcpus = (f"{image.memory_mib} MiB", str(image.vcpus)) if image.memory_mib else ("", "")
+            table.add_row(image.id, image.name, state, memory, vcpus, told)
+        # A name in brackets is a name, and no markup.
+        console = Console(markup=False, emoji=False, highlight=False)
+        console.print(table if copies else "No images yet. Build one: pupitre image build tiny")
 
 
 @app.command()
@@ -115,9 +125,9 @@ def _outcome(as_json: bool) -> Iterator[None]:
         yield
     except PupitreError as error:
         if as_json:
-            print(json.dumps({"error": {"code": error.code, "reason": str(error)}}))
+            print(json.dumps({"error": {"code": error.code, "reason": shown(str(error), 4000)}}))
         else:
-            print(f"pupitre: {error}", file=sys.stderr)
+            print(f"pupitre: {shown(str(error), 4000)}", file=sys.stderr)
         raise typer.Exit(1) from error
 
 

@@ -6,12 +6,14 @@ cluster has taken it; steps that follow each other quickly are reported as one.
 """
 
 import asyncio
+import contextlib
 import socket
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
+from pupitre.bell import Listener
 from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
@@ -32,6 +34,7 @@ from pupitre.host.overlays import Disks
 from pupitre.host.reports import Reporter
 from pupitre.host.sweep import Sweep
 from pupitre.images.store import ImageStore, bell
+from pupitre.timeouts import timeout
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
     AnyMessage,
@@ -335,12 +338,25 @@ class HostAgent:
             await self._put(record.seen(DesktopState.FAILED, seen.reason))
 
     async def _watch_images(self) -> None:
-        """Someone built, imported or removed an image, or a build moved on."""
+        """Someone built, imported or removed an image, or a build moved on; or files came that rang no bell.
+
+        No event tells of what another machine writes to a network share: for that the store is looked at.
+        """
         # Under its own path: the store that desktops start from may be mounted read-only.
-        async with bell(self._settings.images_dir).listen() as listener:
+        async with contextlib.AsyncExitStack() as stack:
+            listener: Listener | None = None
+            try:
+                listener = await stack.enter_async_context(bell(self._settings.images_dir).listen())
+            except OSError as error:
+                log.warning("No bell can be hung up in the image store; it is looked at instead.", error=str(error))
+            self._reporter.copies()
             while True:
-                self._reporter.copies()
-                await listener.heard()
+                try:
+                    async with timeout(self._settings.image_look):
+                        await (listener.heard() if listener else asyncio.Event().wait())
+                    self._reporter.copies()
+                except TimeoutError:
+                    await self._reporter.look_at_copies()
 
     # Every change of a record is told
 

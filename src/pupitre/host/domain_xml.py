@@ -17,13 +17,12 @@ from typing import Literal
 
 from lxml import etree
 
-from pupitre.domain.image import DiskFormat
+from pupitre.domain.image import VIDEO_MODELS, DiskFormat
 from pupitre.errors import HypervisorError
 from pupitre.host.hypervisor import Guest
 
 NAMESPACE = "https://pupitre.invalid/domain/1"
 """Of our metadata element; a name, not an address."""
-VIDEO_MODELS = frozenset({"vga", "virtio"})
 SOCKET_PATH_LIMIT = 107
 """Bytes of ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""
 TRANSLATION_CACHE_MIB = 128

@@ -27,6 +27,8 @@ import structlog
 from pupitre.config import Settings
 from pupitre.errors import SetupError
 from pupitre.host import kvm
+from pupitre.images.faults import store_faults
+from pupitre.images.files import make_folder
 from pupitre.sockets import LONGEST
 
 SHORT = Path("/run/pupitre")
@@ -68,7 +70,8 @@ def _make(settings: Settings) -> Paths:
     for folder in (paths.embed, paths.overlays, paths.serials):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o711)  # to be passed through by QEMU's user, not listed
-    paths.images.mkdir(parents=True, exist_ok=True)
+    with store_faults(paths.images):
+        make_folder(paths.images)
     return paths
 
 

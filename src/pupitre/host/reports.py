@@ -14,8 +14,9 @@ import structlog
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
+from pupitre.domain.image import ImageCopy
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning
-from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError, Unavailable
+from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError, SetupError, Unavailable
 from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.journal import Journal, Record
@@ -51,6 +52,7 @@ class Reporter:
         self._dirty: set[str] = set()
         self._found: tuple[Finding, ...] = ()
         self._copies_dirty = False
+        self._told_copies: list[ImageCopy] | None = None
         self._facts_dirty = False
         self._told: HostFacts | None = None
         self._warnings: dict[str, tuple[HostWarning, ...]] = {}
@@ -91,6 +93,11 @@ class Reporter:
         """The images of this host have changed."""
         self._copies_dirty = True
         self.due.set()
+
+    async def look_at_copies(self) -> None:
+        """For changes of the images that rang no bell: files that came by rsync, or over a network share."""
+        if await asyncio.to_thread(self._image_copies) != self._told_copies:
+            self.copies()
 
     def found(self, finding: Finding) -> None:
         """Something was settled here that nobody asked for."""
@@ -175,7 +182,8 @@ class Reporter:
         number = self._number
         marks = self._journal.marks
         heard = Heard(marks.before_epoch, marks.before_sequence) if marks.before_epoch and not marks.told else None
-        found = await asyncio.to_thread(self._images.copies) if copies else None
+        found = await asyncio.to_thread(self._image_copies) if copies else None
+        self._told_copies = self._told_copies if found is None else found
         if facts:
             self._told = await self._hypervisor.facts()
         return Report(
@@ -192,6 +200,14 @@ class Reporter:
             heard=heard,
             warnings=tuple(one for said in self._warnings.values() for one in said)[:MOST_WARNINGS],
         )
+
+    def _image_copies(self) -> list[ImageCopy]:
+        """A store that cannot be used has no images; what else this host knows is reported all the same."""
+        try:
+            return self._images.copies()
+        except SetupError as error:
+            log.warning("The image store cannot be used.", reason=str(error))
+            return []
 
     async def _beat(self) -> None:
         while True:

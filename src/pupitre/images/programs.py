@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pupitre.errors import ImageFault, SetupError
+from pupitre.images.faults import disk_full
 
 DEBIAN_PACKAGE = {
     "apt-cache": "apt",
@@ -101,11 +102,3 @@ def _fault(program: str, code: int, lines: list[str], folder: Path) -> Exception
     if any("Could not resolve" in line or "Unable to fetch" in line or "Failed to fetch" in line for line in lines):
         return SetupError("Debian's packages could not be fetched.", "Check the network, then run: sudo apt-get update")
     return ImageFault(f"{program} ended with code {code}: {' / '.join(said[-LINES_IN_REASON:])[-600:] or 'no message'}")
-
-
-def disk_full(folder: Path) -> SetupError:
-    free = shutil.disk_usage(folder).free >> 20
-    return SetupError(
-        f"The disk that holds {folder} is full ({free} MiB free).",
-        "Free some space, or move the images with PUPITRE_IMAGE_STORE.",
-    )

@@ -14,63 +14,41 @@ that are there. Removing a blob does not disturb a guest that has it open.
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
-import psutil
 
 from pupitre.bell import Bell
 from pupitre.clock import now_ms
-from pupitre.domain.image import CopyState, Image, ImageCopy, ImageSpec
-from pupitre.errors import Conflict, ImageFault, Invalid, NotFound, PupitreError
-from pupitre.images.programs import disk_full, find, run
+from pupitre.domain.image import (
+    DIGEST,
+    ID_RULE,
+    IMAGE_ID,
+    CopyState,
+    Image,
+    ImageCopy,
+    ImageSpec,
+    name_fault,
+    spec_fault,
+)
+from pupitre.domain.text import shown
+from pupitre.errors import ImageFault, Invalid, NotFound, PupitreError
+from pupitre.images.build_state import BuildState, born, read_state
+from pupitre.images.faults import store_fault, store_faults
+from pupitre.images.files import empty, lock, make_folder, sync_folder, write, write_passing
+from pupitre.images.manifest import Manifest, read_manifest
 from pupitre.images.progress import Progress, part, silent
 
-ID = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
-DIGEST = re.compile(r"[0-9a-f]{64}")
 CHUNK = 1 << 20
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """A published image. ``created`` is in Unix milliseconds; ``recipe`` is the digest of what made it."""
-
-    spec: ImageSpec
-    name: str
-    description: str
-    created: int
-    recipe: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BuildState:
-    """A build's last word. ``born`` is the builder's start time, so that a reused pid is told apart."""
-
-    id: str
-    name: str
-    description: str
-    started: int
-    pid: int
-    born: float
-    step: str = ""
-    fraction: float = 0.0
-    failed: str | None = None
-
-    def failure(self) -> str | None:
-        """Why it failed; None while its process lives."""
-        if self.failed is None and _born(self.pid) != self.born:
-            return f"The build ended half-way: its process {self.pid} is gone. Build the image again."
-        return self.failed
+ARRIVING_FOR = 3600
+"""Seconds for which a blob that no manifest names may be one that is being copied here, manifest last."""
+DROPPED = 0
+"""The time of change of a blob that an image was the last to name: nobody waits for it."""
 
 
 class Build:
@@ -109,23 +87,25 @@ class ImageStore:
         self._work = root / "work"
         self._locks = root / "locks"
 
-    # Reading
+    # Reading. Raises `SetupError` where the store cannot be used.
 
     def copies(self) -> list[ImageCopy]:
-        """Every image that is here, being made, or failed to be made, by id."""
-        ids = {path.stem for folder in (self._manifests, self._states) for path in folder.glob("*.json")}
-        found = (self._copy(image_id) for image_id in sorted(ids))
+        """Every image that is here, on its way, being made, damaged, or failed to be made, by id."""
+        with store_faults(self.root):
+            ids = {image_id for folder in (self._manifests, self._states) for image_id in _ids(folder)}
+            found = [self._copy(image_id) for image_id in sorted(ids)]
         return [copy for copy in found if copy]
 
     def manifest(self, image_id: str) -> Manifest:
-        """Raises `NotFound`, `Invalid`."""
-        manifest = _read(self._manifests / f"{_checked(image_id)}.json", Manifest)
+        """Raises `NotFound`, `Invalid`, and `ImageFault` where it is damaged."""
+        with store_faults(self.root):
+            manifest = read_manifest(self._manifests / f"{_checked(image_id)}.json")
         if manifest is None:
             raise NotFound(f"There is no image {image_id}.")
         return manifest
 
     def spec(self, image_id: str) -> ImageSpec:
-        """What a host needs to boot it. Raises `NotFound`, `Invalid`."""
+        """What a host needs to boot it. Raises as `manifest` does."""
         return self.manifest(image_id).spec
 
     def blob(self, digest: str) -> Path:
@@ -138,138 +118,195 @@ class ImageStore:
     # Changing
 
     @contextlib.contextmanager
-    def build(self, image_id: str, name: str, description: str) -> Iterator[Build]:
+    def build(
+        self, image_id: str, name: str, description: str, again: str = "Build the image again."
+    ) -> Iterator[Build]:
         """A build under the image's lock; waits for another builder of the same image.
 
         What it leaves: the published image, or the reason why not. Its folder is emptied either way.
         """
         _checked(image_id)
-        self._make_folders()
-        with _lock(self._locks / f"{image_id}.lock"):
+        if fault := name_fault(name, description):
+            raise Invalid(fault)
+        with store_faults(self.root), self._locked(image_id):
             folder = self._work / image_id
-            _empty(folder)
+            empty(folder)
             self._collect_garbage()
-            _make_folder(folder)
-            started = now_ms()
-            state = BuildState(image_id, name, description, started, os.getpid(), _born(os.getpid()) or 0.0, "Starting")
+            make_folder(folder)
+            state = BuildState(
+                image_id, name, description, now_ms(), os.getpid(), born(os.getpid()) or 0.0, "Starting",
+                machine=os.uname().nodename, again=again,
+            )  # fmt: skip
             build = Build(self, state, folder)
             try:
                 self._write_state(state)
                 yield build
             except BaseException as error:
+                with contextlib.suppress(OSError, PupitreError):
+                    empty(folder)  # first of all: on a full disk this makes room for the reason
                 self._fail(build._state, error)
-                if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                    raise disk_full(self.root) from error
                 raise
             else:
                 (self._states / f"{image_id}.json").unlink(missing_ok=True)
             finally:
-                _empty(folder)
+                empty(folder)
                 self._ring()
 
     def publish(self, manifest: Manifest, files: Mapping[str, Path], progress: Progress = silent) -> Manifest:
         """Moves ``files`` (on the store's file system) in and writes the manifest: all or nothing, on disk when told.
 
-        ``manifest.spec`` names its files by the keys of ``files``.
+        ``manifest.spec`` names its files by the keys of ``files``. Raises `Invalid` for what no manifest may say.
         """
-        _checked(manifest.spec.id)
-        self._make_folders()
-        total = sum(path.stat().st_size for path in files.values()) or 1
-        digests, done = {}, 0
-        for key, path in files.items():
-            size = path.stat().st_size
-            digests[key] = _digest(path, part(progress, done / total, (done + size) / total))
-            done += size
         spec = manifest.spec
-        published = replace(
-            manifest,
-            spec=replace(
-                spec,
-                disk=digests[spec.disk],
-                kernel=digests[spec.kernel] if spec.kernel else None,
-                initrd=digests[spec.initrd] if spec.initrd else None,
-            ),
-        )
-        with _lock(self._locks / "blobs"):
+        if fault := spec_fault(spec) or name_fault(manifest.name, manifest.description):
+            raise Invalid(fault)
+        with store_faults(self.root):
+            self._make_folders()
+            total = sum(path.stat().st_size for path in files.values()) or 1
+            digests, sizes, done = {}, {}, 0
             for key, path in files.items():
-                path.chmod(0o444)
-                path.rename(self._blobs / digests[key])
-            _sync_folder(self._blobs)
-            _write(self._manifests / f"{spec.id}.json", published)
+                size = path.stat().st_size
+                digests[key] = _digest(path, part(progress, done / total, (done + size) / total))
+                sizes[digests[key]] = size
+                done += size
+            published = replace(
+                manifest,
+                sizes=sizes,
+                spec=replace(
+                    spec,
+                    disk=digests[spec.disk],
+                    kernel=digests[spec.kernel] if spec.kernel else None,
+                    initrd=digests[spec.initrd] if spec.initrd else None,
+                ),
+            )
+            target = self._manifests / f"{spec.id}.json"
+            with lock(self._locks / "blobs"):
+                for key, path in files.items():
+                    path.chmod(0o444)
+                    path.rename(self._blobs / digests[key])
+                sync_folder(self._blobs)
+                before = _digests_in(target)
+                write(target, published)
+                self._drop(before - set(published.blobs()))
         self._ring()
         return published
 
     def remove(self, image_id: str) -> None:
         """Takes the image away, and the blobs that only it needed. Raises `NotFound`, `Conflict`."""
         _checked(image_id)
-        self._make_folders()
-        with _lock(self._locks / f"{image_id}.lock", wait=f"The image {image_id} is being built. Try again later."):
-            known = [path for path in (self._manifests, self._states) if (path / f"{image_id}.json").exists()]
+        with (
+            store_faults(self.root),
+            self._locked(image_id, wait=f"The image {image_id} is being built. Try again later."),
+        ):
+            known = [folder for folder in (self._manifests, self._states) if (folder / f"{image_id}.json").exists()]
             if not known:
                 raise NotFound(f"There is no image {image_id}.")
+            before = _digests_in(self._manifests / f"{image_id}.json")
             for folder in known:
                 (folder / f"{image_id}.json").unlink(missing_ok=True)
-                _sync_folder(folder)
-            _empty(self._work / image_id)
+                sync_folder(folder)
+            self._drop(before)
+            empty(self._work / image_id)
             self._collect_garbage()
         self._ring()
 
     # Inside
 
     def _copy(self, image_id: str) -> ImageCopy | None:
-        manifest = _read(self._manifests / f"{image_id}.json", Manifest)
-        build = _read(self._states / f"{image_id}.json", BuildState)
-        failure = build.failure() if build else None
+        build, quiet = read_state(self._states / f"{image_id}.json")
+        failure = build.failure(quiet) if build else None
         progress = build.fraction if build and not failure else None
         reason = failure or (build.step if build else None)
+        try:
+            manifest = read_manifest(path := self._manifests / f"{image_id}.json")
+        except ImageFault as error:
+            since = int(path.stat().st_mtime * 1000)
+            return ImageCopy(Image(image_id, image_id, "", CopyState.FAILED, since, reason=shown(str(error))))
         if manifest:
-            spec = manifest.spec
+            spec, state = manifest.spec, CopyState.READY
+            if build is None and (missing := self._missing(manifest)):
+                state, reason, progress = missing
             ready = Image(
-                image_id, manifest.name, manifest.description, CopyState.READY, manifest.created,
-                spec.memory_mib, spec.vcpus, progress, reason,
+                image_id, manifest.name, manifest.description, state, manifest.created,
+                spec.memory_mib, spec.vcpus, progress, _reason(reason),
             )  # fmt: skip
-            return ImageCopy(ready, spec)
+            return ImageCopy(ready, spec if state is CopyState.READY else None)
         if build:
             state = CopyState.FAILED if failure else CopyState.FETCHING
+            name, description = shown(build.name, 255), shown(build.description)
             return ImageCopy(
-                Image(image_id, build.name, build.description, state, build.started, progress=progress, reason=reason)
+                Image(image_id, name, description, state, build.started, progress=progress, reason=_reason(reason))
             )
         return None
 
+    def _missing(self, manifest: Manifest) -> tuple[CopyState, str, float | None] | None:
+        """What an image that was copied here still lacks: its state, the reason, how much has come."""
+        here = total = 0
+        whole = True
+        for digest in manifest.blobs():
+            try:
+                found = (self._blobs / digest).lstat()
+            except FileNotFoundError:
+                found = None
+            size = found.st_size if found and stat.S_ISREG(found.st_mode) else 0
+            wanted = manifest.sizes.get(digest)
+            here, total = here + size, total + (size if wanted is None else wanted)
+            whole &= found is not None and (wanted is None or size == wanted)
+            if found and os.geteuid() == 0 and not found.st_mode & stat.S_IROTH:
+                reason = f"Guests may not read {self._blobs / digest}: chmod a+r mends it."
+                return CopyState.FAILED, reason, None
+        if whole:
+            return None
+        reason = f"Its files are not all here: {here >> 20} of {total >> 20} MiB."
+        return CopyState.FETCHING, reason, min(here / total, 1.0) if total else None
+
     def _write_state(self, state: BuildState) -> None:
-        _write(self._states / f"{state.id}.json", state, durable=False)
+        write_passing(self._states / f"{state.id}.json", state)
         self._ring()
 
     def _fail(self, state: BuildState, error: BaseException) -> None:
-        if isinstance(error, PupitreError):
-            reason = error.reason if not str(error) else str(error)
-        elif isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            reason = str(disk_full(self.root))
+        if isinstance(error, OSError):
+            reason = str(store_fault(self.root, error))
+        elif isinstance(error, PupitreError):
+            reason = str(error)
         elif isinstance(error, KeyboardInterrupt | SystemExit):
-            reason = "The build was stopped. Build the image again."
+            reason = f"The build was stopped. {state.again}"
         else:
             reason = f"The build failed: {str(error) or type(error).__name__}."
-        # On a full disk even this may fail; then the state left behind names a process that is gone.
+        # A disk may be gone altogether; then the state left behind names a process that is gone.
         with contextlib.suppress(OSError):
-            self._write_state(replace(state, failed=reason))
+            self._write_state(replace(state, failed=shown(reason)))
+
+    def _drop(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self._blobs / digest, (DROPPED, DROPPED))
 
     def _collect_garbage(self) -> None:
-        """Blobs that no manifest names: of builds that died, and of images replaced or removed."""
-        with _lock(self._locks / "blobs"):
-            named: set[str | None] = set()
-            for path in self._manifests.glob("*.json"):
-                if manifest := _read(path, Manifest):
-                    named |= {manifest.spec.disk, manifest.spec.kernel, manifest.spec.initrd}
+        """Blobs that no manifest names: of builds that died, and of images replaced or removed.
+
+        A damaged manifest still names its blobs, and what has come lately may be named by one that comes later.
+        """
+        with lock(self._locks / "blobs"):
+            named: set[str] = set()
+            for image_id in _ids(self._manifests):
+                named |= _digests_in(self._manifests / f"{image_id}.json")
             for blob in self._blobs.iterdir():
-                if blob.name not in named:
-                    blob.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    seen = blob.lstat()
+                    is_fresh = seen.st_mtime != DROPPED and time.time() - seen.st_ctime < ARRIVING_FOR
+                    if blob.name not in named and not is_fresh:
+                        blob.unlink()
+
+    @contextlib.contextmanager
+    def _locked(self, image_id: str, *, wait: str | None = None) -> Iterator[None]:
+        self._make_folders()
+        with lock(self._locks / f"{image_id}.lock", wait=wait):
+            yield
 
     def _make_folders(self) -> None:
-        try:
-            for folder in (self._blobs, self._manifests, self._states, self._work, self._locks):
-                _make_folder(folder)
-        except PermissionError as error:
-            raise ImageFault(f"The image store {self.root} cannot be written: {error.strerror}.") from error
+        for folder in (self._blobs, self._manifests, self._states, self._work, self._locks):
+            make_folder(folder)
 
     def _ring(self) -> None:
         self.bell.ring()
@@ -281,69 +318,30 @@ def bell(root: Path) -> Bell:
 
 
 def _checked(image_id: str) -> str:
-    if not ID.fullmatch(image_id):
-        raise Invalid("An image's id is 1 to 48 small letters, digits and hyphens, and begins with no hyphen.")
+    if not IMAGE_ID.fullmatch(image_id):
+        raise Invalid(ID_RULE)
     return image_id
 
 
-def _born(pid: int) -> float | None:
+def _ids(folder: Path) -> list[str]:
+    """Of the images that have a file in ``folder``; what someone else put there is none of ours."""
     try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _make_folder(folder: Path) -> None:
-    """With its parents, and open to read whatever the umask: the emulator may run as another user."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o755)
-
-
-@contextlib.contextmanager
-def _lock(path: Path, *, wait: str | None = None) -> Iterator[None]:
-    """An exclusive lock that ends with the process. With ``wait``: raises `Conflict` with it instead of waiting."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if wait else 0))
-        except BlockingIOError as error:
-            raise Conflict(str(wait)) from error
-        yield
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        names = os.listdir(folder)
     except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise ImageFault(f"{path} is damaged ({error}). Remove it, then build or import the image again.") from error
+        return []
+    return [name[:-5] for name in names if name.endswith(".json") and IMAGE_ID.fullmatch(name[:-5])]
 
 
-def _write(path: Path, value: object, *, durable: bool = True) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+def _digests_in(manifest: Path) -> set[str]:
+    """All that a manifest may name, were it damaged."""
     try:
-        with partial.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(value), indent=2))
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        partial.chmod(0o644)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    if durable:
-        _sync_folder(path.parent)
+        return set(re.findall(DIGEST.pattern, manifest.read_text(errors="replace")))
+    except FileNotFoundError:
+        return set()
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _reason(text: str | None) -> str | None:
+    return shown(text) if text else None
 
 
 def _digest(path: Path, progress: Progress) -> str:
@@ -356,15 +354,3 @@ def _digest(path: Path, progress: Progress) -> str:
             progress("Reading the image", done / size)
         os.fsync(file.fileno())
     return digest.hexdigest()
-
-
-def _empty(folder: Path) -> None:
-    """Removes the folder, files of subordinate users included (an ordinary user's mmdebstrap leaves such)."""
-    if not folder.exists():
-        return
-    try:
-        shutil.rmtree(folder)
-    except PermissionError:
-        if os.geteuid() == 0 or find("mmdebstrap") is None:
-            raise
-        run(["mmdebstrap", "--unshare-helper", "rm", "-rf", folder])

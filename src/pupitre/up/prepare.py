@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from pupitre import config, pki
 from pupitre.config import Settings
-from pupitre.errors import NotFound, PupitreError, SetupError
+from pupitre.errors import ImageFault, NotFound, PupitreError, SetupError
 from pupitre.images.store import ImageStore
 from pupitre.store import migrate
 from pupitre.up.children import PUPITRE
@@ -56,7 +56,7 @@ def ensure_certificates(settings: Settings) -> None:
 def _has_image(settings: Settings, image: str) -> bool:
     try:
         ImageStore(settings.images_dir).manifest(image)
-    except NotFound:
+    except (NotFound, ImageFault):
         return False
     return True
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pupitre.domain.image import ImageSpec
-from pupitre.errors import NotFound, SetupError
+from pupitre.errors import ImageFault, NotFound, SetupError
+from pupitre.images.manifest import Manifest
 from pupitre.images.programs import require
 from pupitre.images.progress import Progress, part, silent
-from pupitre.images.store import Build, ImageStore, Manifest
+from pupitre.images.store import Build, ImageStore
 
 SHARED = ("debian.py", "initramfs.py", "../cpio.py", "../modules.py")
 
@@ -50,7 +51,7 @@ class Recipe:
     def is_built(self, store: ImageStore) -> bool:
         try:
             return store.manifest(self.id).recipe == self.digest()
-        except NotFound:
+        except (NotFound, ImageFault):  # a damaged one is made anew
             return False
 
     def build(self, store: ImageStore, progress: Progress = silent) -> Manifest:
