@@ -16,8 +16,9 @@ from pupitre.wire.subjects import Subjects, inbox
 class HostileHost:
     """`hostile_host` makes it. ``number`` grows as a real host's reports do."""
 
-    def __init__(self, name: str, settings: Settings, client: Client) -> None:
+    def __init__(self, name: str, settings: Settings, client: Client, memory_mib: int) -> None:
         self.name = name
+        self.memory_mib = memory_mib
         self.client = client
         self.number = 0
         self._subjects = Subjects(settings.cluster)
@@ -33,7 +34,7 @@ class HostileHost:
             "full": False,
             "port": 4433,
             "facts": {
-                "memory_mib": 65536,
+                "memory_mib": self.memory_mib,
                 "vcpus": 64,
                 "disk_free_mib": 90000,
                 "hypervisor": "test",
@@ -53,8 +54,8 @@ class HostileHost:
 
 
 @asynccontextmanager
-async def hostile_host(settings: Settings, name: str) -> AsyncIterator[HostileHost]:
-    """Connected with the certificate of the host ``name``."""
+async def hostile_host(settings: Settings, name: str, *, memory_mib: int = 65536) -> AsyncIterator[HostileHost]:
+    """Connected with the certificate of the host ``name``; it claims to have ``memory_mib``."""
     role = pki.host_role(name)
     certificates = pki.ensure_certificate(settings, role)
     client = Client()
@@ -62,6 +63,6 @@ async def hostile_host(settings: Settings, name: str) -> AsyncIterator[HostileHo
         settings.nats_url, tls=pki.client_context(certificates, role), inbox_prefix=inbox(role).encode()
     )
     try:
-        yield HostileHost(name, settings, client)
+        yield HostileHost(name, settings, client, memory_mib)
     finally:
         await client.close()

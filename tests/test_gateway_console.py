@@ -90,7 +90,7 @@ async def test_tickets_that_are_not_good_get_no_byte_and_open_nothing(rig: Rig) 
     expired = rig.ticket()
     for text in (
         sign(rig.ticket(), stranger),
-        rig.sign(rig.ticket(expires=expired.expires - 31)),
+        rig.sign(rig.ticket(expires=expired.expires - 61)),
         rig.sign(rig.ticket(bearer=theirs)),
         rig.sign(rig.ticket(desktop="d2")),
         rig.sign(rig.ticket(boot=6)),
@@ -292,3 +292,11 @@ async def test_a_gateway_that_talks_nonsense_gets_nothing(rig: Rig, greeting: by
         pass
     await hang_up(writer)
     assert rig.guests.opened == []
+
+
+async def test_a_clock_40_s_ahead_opens_a_console_once(rig: Rig) -> None:
+    """A portal's ticket is good for 30 s; to a machine whose clock is 40 s ahead it has expired when it is made."""
+    late = rig.sign(rig.ticket(expires=time.time() + 30 - 40))
+    async with rig.connect(late) as viewer:
+        await viewer.recv()
+    assert await refusal(rig.connect(late)) == 403

@@ -192,7 +192,7 @@ async def test_what_is_no_good_ticket_is_refused_with_the_reason_and_opens_nothi
         "": "not",
         "secret": "not a ticket",
         used: "has been used",
-        rig.password(expires=time.time() - 1): "expired",
+        rig.password(expires=time.time() - 31): "expired",
         rig.password(until=time.time() - 1): "sign-in",
         rig.password(expires=time.time() + 3600): "longer than any",
         sign(rig.ticket(), Ed25519PrivateKey.generate()): "not one that this portal signed",

@@ -1,6 +1,10 @@
 """Who did what, from where: in the audit log, whole, without a secret, and for administrators alone."""
 
+import asyncio
+import os
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ import httpx2
 import pytest
 
 from pupitre.domain.command import DestroyDesktop
+from pupitre.store.audit import AuditEntry, AuditLog
 from tests.portal_site import PASSWORD, Site, open_site
 
 pytestmark = pytest.mark.anyio
@@ -157,3 +162,30 @@ async def test_without_a_proxy_nobody_chooses_their_origin(site: Site) -> None:
         await client.post("/api/v1/sessions", json={"name": "student", "password": "wrong"})
     (found,) = await entries(site, action="sign_in")
     assert found["origin"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("at", [2**62, -(2**62), 253_402_300_800_000])
+async def test_a_stored_time_that_none_has_is_shown_unknown(site: Site, at: int) -> None:
+    """Earlier versions took any number that a host named."""
+    line = AuditEntry(at=at, actor="cluster", actor_name="cluster", action="overlay_removed", detail="from before")
+    await AuditLog(site.endpoint.commands.database).add(line)
+    [entry] = await entries(site, action="overlay_removed")
+    assert (entry["id"], entry["at"], entry["detail"]) == (line.id, None, "from before")
+    async with site.in_browser("admin") as admin:
+        page = await admin.get("/admin/audit", params={"action": "overlay_removed"})
+        assert page.status_code == 200
+        assert "time unknown" in page.text
+    async with site.as_user("admin") as admin:
+        environment = {
+            "PUPITRE_TOKEN": admin.headers["authorization"].split()[1],
+            "PUPITRE_HOME": str(site.settings.home),
+        }
+        url = {"PUPITRE_PORTAL_PORT": site.url.rsplit(":", 1)[1]}
+        command = [sys.executable, "-m", "pupitre", "audit", "--action", "overlay_removed"]
+        for option, shown in (("--limit=9", "unknown"), ("--csv", "from before"), ("--json", '"at": null')):
+            ran = await asyncio.to_thread(
+                subprocess.run, [*command, option], env=os.environ | environment | url, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+            assert ran.returncode == 0, ran.stderr
+            assert shown in ran.stdout

@@ -25,7 +25,7 @@ from pupitre.domain.command import (
     RetireHost,
 )
 from pupitre.domain.desktop import Desktop, DesktopState
-from pupitre.domain.host import Host, HostFacts, HostState
+from pupitre.domain.host import Host, HostAct, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.domain.warning import HostWarning
@@ -103,7 +103,7 @@ SAMPLES: dict[str, AnyMessage] = {
     "done": Done(),
     "refused": Refused(code="message_error", reason="why"),
 }  # fmt: skip
-FINDING = Finding(NOTE, 1700000000000, "overlay_removed", DESKTOP_ID, "why")
+FINDING = Finding(NOTE, 1700000000000, HostAct.OVERLAY_REMOVED, DESKTOP_ID, "why")
 HOST = Host(
     "host-1",
     HostState.DRAINING,

@@ -50,7 +50,10 @@ def audit(
         elif as_csv:
             _print_csv(entries)
         else:
-            rows = [entry | {"at": short_time(entry["at"])} for entry in islice(entries, limit)]
+            rows = [
+                entry | {"at": short_time(entry["at"]) if entry["at"] else "unknown"}
+                for entry in islice(entries, limit)
+            ]
             print_items(rows, COLUMNS, as_json=False, none="Nothing of that kind is in the audit log.")
 
 

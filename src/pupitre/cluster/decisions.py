@@ -5,6 +5,8 @@ is then still to do follows from the difference between wanted and seen alone.
 Nothing here waits, and whatever raises does so before it has changed anything.
 """
 
+import hashlib
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -12,6 +14,7 @@ from enum import Enum
 from pupitre.cluster import host_orders
 from pupitre.cluster.host_orders import HostOrder
 from pupitre.domain import placement
+from pupitre.domain.bounds import MOST_GUESTS, time_near
 from pupitre.domain.command import (
     BootDesktop,
     CommandKind,
@@ -229,10 +232,15 @@ class Stance(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Of a report: desktops to look at again, and guests that belong to no desktop."""
+    """Of a report: desktops to look at again, and guests that belong to no desktop.
+
+    ``lines`` were noted for the audit log, and ``refused`` were not, since one host may say only so much.
+    """
 
     wake: frozenset[str] = frozenset()
     orphans: frozenset[str] = frozenset()
+    lines: int = 0
+    refused: int = 0
 
 
 def report_needs(report: Report) -> Needs:
@@ -251,14 +259,16 @@ def apply_report(
     noted: Collection[str] = frozenset(),
     stance: Stance = Stance.USUAL,
     since: int = 0,
+    may_note: int = MOST_GUESTS,
 ) -> Findings:
     """Write what a host reports of its desktops. Only that host's desktops are touched.
 
     ``noted`` are guests of this host that the audit log has been told of already. With `Stance.ADOPT`,
-    desktops made after ``since`` are not missing yet.
+    desktops made after ``since`` are not missing yet. No more than ``may_note`` lines are noted on the host's word.
     """
     wake: set[str] = set()
     orphans: set[str] = set()
+    lines = refused = 0
     for sighting in report.desktops:
         placed = transaction.desktop(sighting.desktop)
         if placed is None or placed.seen.host != report.host or placed.seen.state is DesktopState.GONE:
@@ -269,7 +279,10 @@ def apply_report(
                 wake.add(sighting.desktop)
             else:
                 orphans.add(sighting.desktop)
-                if sighting.desktop not in noted:
+                if sighting.desktop not in noted and lines >= may_note:
+                    refused += 1
+                elif sighting.desktop not in noted:
+                    lines += 1
                     detail = f"{report.host} has it, and no desktop here belongs to it; it is removed."
                     transaction.note("guest_removed", sighting.desktop, detail, now=now)
             continue
@@ -281,7 +294,7 @@ def apply_report(
             reason = sighting.reason[:MOST_REASON].replace("\0", "") if sighting.reason else None
             observe(transaction, placed, event, reason=reason, now=now)
         wake.add(sighting.desktop)
-    if report.full:
+    if report.full and not any(one.kind == "desktops" for one in report.left_out):
         named = {sighting.desktop for sighting in report.desktops}
         for placed in transaction.desktops_on(report.host):
             if placed.seen.id in named:
@@ -295,9 +308,24 @@ def apply_report(
                 reason = f"{report.host} no longer has this desktop: it was restarted."
                 observe(transaction, placed, DesktopEvent.FAIL, reason=reason, now=now)
     for finding in report.findings:
+        if lines >= may_note:
+            refused += 1
+            continue
+        lines += 1
+        at = time_near(finding.at, now)
         detail = f"{report.host}: {finding.detail}"
-        transaction.note(finding.action, finding.desktop, detail, now=finding.at, id=finding.id)
-    return Findings(frozenset(wake), frozenset(orphans))
+        transaction.note(finding.action, finding.desktop, detail, now=at, id=_note_id(report.host, finding.id, at))
+    return Findings(frozenset(wake), frozenset(orphans), lines, refused)
+
+
+def _note_id(host: str, finding: str, at: int) -> str:
+    """The same for the same finding, its host's own, and in its place by time whatever the host calls it."""
+    random = hashlib.sha256(f"{host} {finding}".encode()).digest()[:10]
+    return str(
+        uuid.UUID(
+            bytes=at.to_bytes(6) + bytes([0x70 | random[0] & 0x0F, random[1], 0x80 | random[2] & 0x3F]) + random[3:]
+        )
+    )
 
 
 def _adopt(transaction: Transaction, host: str, sighting: Sighting, *, now: int) -> None:

@@ -5,7 +5,10 @@ They stand in the host's row, so that pages and commands show them, and in the c
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from pupitre.domain.warning import MOST_WARNINGS, HostWarning
+from pupitre.domain.bounds import MOST_GUESTS, MOST_IMAGES
+from pupitre.domain.warning import MOST_WARNINGS, HostWarning, WarningCode, kind_of, warn
+from pupitre.wire.messages import Report
+from pupitre.wire.salvage import LeftOut
 
 Warnings = tuple[HostWarning, ...]
 
@@ -29,6 +32,27 @@ class HostWarnings:
         self._show(host)
         return True
 
+    def report(self, report: Report) -> Warnings:
+        """The host's warnings, now that this report of it can be used."""
+        host = report.host
+        self.put(host, "reports", ())
+        if report.warnings is not None:
+            claims = [one for one in report.warnings if (kind := kind_of(one.code)) and kind.by_host]
+            self.put(host, "host", tuple(claims))
+        left_out = {one.kind: one for one in report.left_out}
+        said = {
+            "desktops": report.full,
+            "copies": report.copies is not None,
+            "findings": report.full or bool(report.findings),
+            "facts": report.facts is not None,
+            "heard": report.full,
+            "warnings": report.warnings is not None,
+        }
+        for part, is_said in said.items():
+            if part in left_out or is_said:
+                self.put(host, part, (_left_out(left_out[part]),) if part in left_out else ())
+        return self.of(host)
+
     def of(self, host: str) -> Warnings:
         """From every source; of one code the first."""
         every = {one.code: one for said in reversed(self._by_host.get(host, {}).values()) for one in reversed(said)}
@@ -47,3 +71,12 @@ class HostWarnings:
             self._gauge.labels(host, one.code).set(one.number or 1)
         if now:
             self._shown[host] = now
+
+
+def _left_out(part: LeftOut) -> HostWarning:
+    match part.kind:
+        case "desktops" if part.there > MOST_GUESTS:
+            return warn(WarningCode.TOO_MANY_GUESTS, part.there)
+        case "copies" if part.there > MOST_IMAGES:
+            return warn(WarningCode.TOO_MANY_IMAGES, part.there)
+    return warn(WarningCode.PARTS_REFUSED, part.unused, f"{part.kind}: {part.reason}")

@@ -6,6 +6,8 @@ judged by what it says, never by its connection. What a process of a host said b
 does not count any more after it.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,16 +17,19 @@ from prometheus_client import CollectorRegistry
 
 from pupitre.clock import now_ms
 from pupitre.cluster import host_life, registration
+from pupitre.cluster.allowance import Allowance
+from pupitre.cluster.clocks import Clocks
 from pupitre.cluster.decisions import WAITS, Findings, Stance, apply_report, lose_desktops, report_needs
 from pupitre.cluster.host_life import Limits, Step
 from pupitre.cluster.host_orders import HEARD, READY, HostOrder, host_of
 from pupitre.cluster.host_warnings import HostWarnings, Warnings
-from pupitre.cluster.liveness import Liveness
+from pupitre.cluster.liveness import RUNS, Liveness
 from pupitre.config import Settings
+from pupitre.domain.bounds import MOST_GUESTS
 from pupitre.domain.command import RegisterHost
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HOST_LIFE, HostEvent, HostState
-from pupitre.domain.warning import WarningCode, kind_of, warn
+from pupitre.domain.warning import WarningCode, warn
 from pupitre.errors import LinkDown, MessageError, Unavailable
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.cluster_rows import Doubt, Entry
@@ -73,11 +78,13 @@ class Hosts:
         self._limits = Limits(int(settings.host_give_up * 1000), int(settings.host_timeout * 1000))
         self._orphans: dict[str, frozenset[str]] = {}
         self._leaving: set[str] = set()
-        self._runs: dict[str, set[str]] = {}
+        self._runs: dict[str, deque[str]] = {}
         self._departed: dict[str, frozenset[str]] = {}
         self._described: set[str] = set()
         self._reconciled: dict[str, Heard] = {}
         self._warnings = HostWarnings(registry)
+        self._clocks = Clocks()
+        self._allowance = Allowance()
 
     def takes_orders(self, host: str) -> bool:
         """Whether it is known what runs there, and that this database knows no less than the host."""
@@ -169,7 +176,7 @@ class Hosts:
     async def _on_farewell(self, message: Farewell) -> None:
         def depart(transaction: Transaction) -> None:
             # Here, since a report may wait for its turn to be written already.
-            self._departed[message.host] = frozenset(self._runs.get(message.host, set()) | {message.run})
+            self._departed[message.host] = frozenset([*self._runs.get(message.host, ()), message.run])
             host_life.farewell(transaction, message.host, now=now_ms())
 
         await self._store.change(Needs(hosts=frozenset({message.host}), host_commands=True), depart)
@@ -184,6 +191,11 @@ class Hosts:
         if self._has_departed(message.host, message.run):
             return
         self._liveness.heard(message.host)
+        if message.at:
+            loop_time = asyncio.get_running_loop().time()
+            warnings = self._clocks.heard(message.host, message.at, now=now_ms(), loop_time=loop_time)
+            if warnings is not None:
+                await self._warn(message.host, "clock", warnings)
         if self._liveness.is_news(message.host, message.run, message.number):
             await self._describe(message.host)
 
@@ -205,10 +217,12 @@ class Hosts:
         """Write a report of a registered host; False for any other."""
         if self._has_departed(report.host, report.run):
             return True  # a word from before its farewell
-        self._runs.setdefault(report.host, set()).add(report.run)
         taken = await self._store.change(report_needs(report), partial(self._write, report=report, is_new=is_new))
         if taken is None:
             return False
+        runs = self._runs.setdefault(report.host, deque(maxlen=RUNS))
+        if report.run not in runs:
+            runs.append(report.run)
         self._liveness.heard(report.host)
         if taken.stale:
             return True  # if anything is missing, the next heartbeat shows it
@@ -220,7 +234,9 @@ class Hosts:
             self._liveness.took(report.host, report.run, report.number)
         gone = {sighting.desktop for sighting in report.desktops if sighting.state is DesktopState.GONE}
         orphans = taken.findings.orphans
-        self._orphans[report.host] = (self._orphans.get(report.host, frozenset()) | orphans) - gone
+        known = (self._orphans.get(report.host, frozenset()) | orphans) - gone
+        self._orphans[report.host] = known if len(known) <= MOST_GUESTS else orphans
+        self._allowance.use(report.host, taken.findings.lines, taken.findings.refused)
         for desktop in taken.findings.wake:
             self._wake_desktop(desktop)
         for orphan in orphans:
@@ -255,24 +271,23 @@ class Hosts:
             facts=report.facts or host.facts,
             port=report.port,
             viewer_port=report.viewer_port,
-            warnings=self._warned(report),
+            warnings=self._warnings.report(report),
         )
         transaction.put_host(seen, wanted=wanted, drained_by=None if wanted == READY else held.drained_by)
         if report.copies is not None:
             transaction.put_copies(host.name, [(copy.image, copy.spec) for copy in report.copies])
         noted = self._orphans.get(report.host, frozenset())
-        findings = apply_report(transaction, report, now=now, noted=noted, stance=stance, since=since)
+        may_note = self._allowance.left(report.host, now=now)
+        findings = apply_report(
+            transaction, report, now=now, noted=noted, stance=stance, since=since, may_note=may_note
+        )
+        if (refused := findings.refused + self._allowance.refused[host.name]) or may_note:
+            too_many = (warn(WarningCode.TOO_MANY_FINDINGS, refused),) if refused else ()
+            if self._warnings.put(host.name, "allowance", too_many):
+                transaction.put_host(replace(seen, warnings=self._warnings.of(host.name)))
         pending = transaction.doubts.get(host.name)
         described = pending is None or not pending.confirmed
         return _Taken(findings, moves=moved or wanted != READY, described=described)
-
-    def _warned(self, report: Report) -> Warnings:
-        """The host's warnings, now that this report of it can be used."""
-        self._warnings.put(report.host, "reports", ())
-        if report.warnings is not None:
-            claims = [one for one in report.warnings if (kind := kind_of(one.code)) and kind.by_host]
-            self._warnings.put(report.host, "host", tuple(claims))
-        return self._warnings.of(report.host)
 
     def _judge(self, transaction: Transaction, report: Report, *, is_new: bool, now: int) -> tuple[Stance, int]:
         """How to take this report, and since when its host is known to know more than this database."""
@@ -344,6 +359,8 @@ class Hosts:
             log.info("A host was unregistered.", host=name)
             self._leaving.discard(name)
             self._warnings.forget(name)
+            self._clocks.forget(name)
+            self._allowance.forget(name)
             self._liveness.forget(name)
         if step.describe:
             self._link.spawn(self._describe(name))

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
+from pupitre.domain.bounds import Name, Text
 from pupitre.domain.machine import Machine
 
 
@@ -154,8 +155,8 @@ def outcome_word(kind: CommandKind, state: CommandState, fault: str | None) -> s
 class Fault:
     """Why a command did not succeed: a stable word and one sentence."""
 
-    code: str
-    reason: str
+    code: Name
+    reason: Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pupitre.domain.bounds import Key, Name, Small, Text, Time
 from pupitre.domain.machine import Machine
 
 
@@ -62,13 +63,13 @@ class Desktop:
     a host that is being shut down takes the desktop away.
     """
 
-    id: str
-    owner: str
-    image: str
-    host: str | None
+    id: Key
+    owner: Key
+    image: Name
+    host: Name | None
     state: DesktopState
-    since: int
-    created: int
-    reason: str | None = None
-    boot: int = 0
-    until: int | None = None
+    since: Time
+    created: Time
+    reason: Text | None = None
+    boot: Small = 0
+    until: Time | None = None

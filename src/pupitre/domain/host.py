@@ -7,10 +7,16 @@ is heard and shall take none), MISS (it is silent), GIVE_UP (silent too long), S
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
+import msgspec
+
+from pupitre.domain.bounds import DiskMib, Line, MemoryMib, Name, Port, Text, Time, Vcpus
 from pupitre.domain.machine import Machine
 from pupitre.domain.warning import HostWarning
 from pupitre.errors import Invalid
+
+Mac = Annotated[str, msgspec.Meta(max_length=17, pattern=r"^[0-9a-f:]*\Z")]
 
 
 class HostState(StrEnum):
@@ -20,6 +26,12 @@ class HostState(StrEnum):
     RECONNECTING = "reconnecting"
     TIMED_OUT = "timed_out"
     SHUT_DOWN = "shut_down"
+
+
+class HostAct(StrEnum):
+    """What a host may say that it settled by itself; the audit log takes nothing else of it."""
+
+    OVERLAY_REMOVED = "overlay_removed"
 
 
 class HostEvent(StrEnum):
@@ -53,12 +65,12 @@ HOST_LIFE: Machine[HostState, HostEvent] = Machine(
 class HostFacts:
     """What a host says of itself. Memory in MiB, disk in MiB free where overlays go."""
 
-    memory_mib: int
-    vcpus: int
-    disk_free_mib: int
-    hypervisor: str
-    accelerator: str
-    version: str
+    memory_mib: MemoryMib
+    vcpus: Vcpus
+    disk_free_mib: DiskMib
+    hypervisor: Line
+    accelerator: Name
+    version: Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +82,17 @@ class Host:
     ``warnings`` are what is wrong with it, or soon will be.
     """
 
-    name: str
+    name: Name
     state: HostState
-    address: str
-    port: int
+    address: Line
+    port: Port
     edition: bool
-    since: int
-    reason: str | None = None
+    since: Time
+    reason: Text | None = None
     facts: HostFacts | None = None
-    label: str = ""
-    mac: str | None = None
-    viewer_port: int | None = None
+    label: Name = ""
+    mac: Mac | None = None
+    viewer_port: Port | None = None
     warnings: tuple[HostWarning, ...] = ()
 
     @property

@@ -9,6 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pupitre.domain.bounds import Fraction, Line, MemoryMib, Name, Small, Text, Time, Vcpus
 from pupitre.domain.text import text_fault
 
 LEAST_MEMORY_MIB, MOST_MEMORY_MIB = 64, 1 << 20
@@ -64,16 +65,16 @@ class ImageSpec:
     firmware boots ``disk`` (or the ISO as a CD-ROM).
     """
 
-    id: str
-    disk: str
+    id: Name
+    disk: Name
     disk_format: DiskFormat
-    memory_mib: int
-    vcpus: int
-    kernel: str | None = None
-    initrd: str | None = None
-    cmdline: str | None = None
-    video: str = "vga"
-    disk_gib: int = 10
+    memory_mib: MemoryMib
+    vcpus: Vcpus
+    kernel: Name | None = None
+    initrd: Name | None = None
+    cmdline: Text | None = None
+    video: Name = "vga"
+    disk_gib: Small = 10
     disk_bus: DiskBus = DiskBus.VIRTIO
     firmware: Firmware = Firmware.BIOS
 
@@ -82,15 +83,15 @@ class ImageSpec:
 class Image:
     """An image as people see it. ``progress`` is 0 to 1 while it is being made, with ``reason`` the step."""
 
-    id: str
-    name: str
-    description: str
+    id: Name
+    name: Line
+    description: Text
     state: CopyState
-    since: int
-    memory_mib: int = 0
-    vcpus: int = 0
-    progress: float | None = None
-    reason: str | None = None
+    since: Time
+    memory_mib: MemoryMib = 0
+    vcpus: Vcpus = 0
+    progress: Fraction | None = None
+    reason: Text | None = None
 
 
 @dataclass(frozen=True, slots=True)

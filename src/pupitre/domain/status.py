@@ -1,17 +1,23 @@
 """What the cluster tells the website: rows, in numbered changes."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
+
+from pupitre.domain.bounds import MOST_ROWS, Name, Number
 from pupitre.domain.desktop import Desktop
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
+
+_FEW = msgspec.Meta(max_length=MOST_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
 class HostImage:
     """An image on one host; ``gone`` when that host no longer has it."""
 
-    host: str
+    host: Name
     image: Image
     gone: bool = False
 
@@ -20,9 +26,9 @@ class HostImage:
 class Rows:
     """Rows as they are now; a row replaces the one with its key."""
 
-    hosts: tuple[Host, ...] = ()
-    copies: tuple[HostImage, ...] = ()
-    desktops: tuple[Desktop, ...] = ()
+    hosts: Annotated[tuple[Host, ...], _FEW] = ()
+    copies: Annotated[tuple[HostImage, ...], _FEW] = ()
+    desktops: Annotated[tuple[Desktop, ...], _FEW] = ()
 
     def __bool__(self) -> bool:
         return bool(self.hosts or self.copies or self.desktops)
@@ -35,8 +41,8 @@ class Position:
     A new epoch (the cluster's database was replaced) makes all earlier numbers void.
     """
 
-    epoch: int = 0
-    sequence: int = 0
+    epoch: Number = 0
+    sequence: Number = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pupitre.errors import RequestError
 
 MAX_LENGTH = 2048
+LEEWAY = 30.0
+"""Seconds for which a ticket is good after it has expired: the clocks of two machines differ."""
 
 
 class TicketRefused(RequestError):
@@ -61,7 +63,7 @@ def sign(ticket: Ticket, key: Ed25519PrivateKey) -> str:
 
 
 def verify(text: str, key: Ed25519PublicKey, *, now: float) -> Ticket:
-    """The ticket in ``text``, if ``key`` signed it and it has not expired. Raises `TicketRefused`."""
+    """The ticket in ``text``, if ``key`` signed it and it has not expired by `LEEWAY`. Raises `TicketRefused`."""
     if len(text) > MAX_LENGTH:
         raise TicketRefused("The ticket is too long.")
     claims, dot, signature = text.partition(".")
@@ -73,7 +75,7 @@ def verify(text: str, key: Ed25519PublicKey, *, now: float) -> Ticket:
         ticket = msgspec.json.decode(body, type=Ticket)
     except (binascii.Error, ValueError, InvalidSignature, msgspec.MsgspecError) as error:
         raise TicketRefused("The ticket is not one that this portal signed.") from error
-    if now >= ticket.expires:
+    if now >= ticket.expires + LEEWAY:
         raise TicketRefused("The ticket has expired. Open the console again.")
     return ticket
 

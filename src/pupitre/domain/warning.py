@@ -9,6 +9,8 @@ from typing import Annotated
 
 import msgspec
 
+from pupitre.domain.bounds import MOST_GUESTS, MOST_IMAGES
+
 MOST_WARNINGS = 16
 """Warnings of one host."""
 MOST_TEXT = 200
@@ -35,7 +37,13 @@ class WarningCode(StrEnum):
     CLOCK_AHEAD = "clock_ahead", "The clock of {host} is {number} s ahead. Set it right, by NTP for example."
     CLOCK_BEHIND = "clock_behind", "The clock of {host} is {number} s behind. Set it right, by NTP for example."
     REPORTS_REFUSED = "reports_refused", "The reports of {host} are refused, so nothing starts there: {text}", True
-    PARTS_REFUSED = "parts_refused", "{number} parts of the last report of {host} are refused: {text}"
+    PARTS_REFUSED = "parts_refused", "{number} parts of the reports of {host} are refused: {text}"
+    TOO_MANY_GUESTS = "too_many_guests", f"{{host}} reports {{number}} guests; only {MOST_GUESTS} are looked at."
+    TOO_MANY_IMAGES = "too_many_images", f"{{host}} reports {{number}} images; only {MOST_IMAGES} are looked at."
+    TOO_MANY_FINDINGS = (
+        "too_many_findings",
+        "{host} says more for the audit log than one host may: {number} lines within an hour are left out.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

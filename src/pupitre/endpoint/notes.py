@@ -2,16 +2,18 @@
 
 from contextlib import suppress
 
+from pupitre.clock import now_ms
+from pupitre.domain.bounds import DAY_MS
 from pupitre.errors import Conflict
 from pupitre.store.audit import CLUSTER, AuditEntry, AuditLog
 from pupitre.wire.messages import Noted
 
 
 async def write_note(audit: AuditLog, note: Noted) -> None:
-    """It is on disk when this returns. Raises `Unavailable`."""
+    """It is on disk when this returns; it may be old, and not from the future. Raises `Unavailable`."""
     entry = AuditEntry(
         id=note.id,
-        at=note.at,
+        at=min(note.at, now_ms() + DAY_MS),
         actor=CLUSTER,
         actor_name=CLUSTER,
         action=note.action,

@@ -87,7 +87,7 @@ class Audience:
         if ticket.until <= time.time() or self._burned.has(_over(ticket.bearer)):
             raise TicketRefused("The sign-in that asked for this ticket has ended. Sign in again.")
         if ticket.purpose is not Purpose.SCREENSHOT:
-            self._burned.burn(ticket.id, ticket.expires)
+            self._burned.burn(ticket.id, ticket.expires + tickets.LEEWAY)
         return ticket
 
     async def seat(self, viewing: Viewing, ticket: Ticket) -> End:

@@ -13,8 +13,8 @@ from pathlib import Path
 from pupitre.domain.ticket import TicketRefused
 from pupitre.errors import Unavailable
 
-MAX_LIFE = 120.0
-"""Seconds: no ticket may be valid for longer, so that what is remembered stays bounded."""
+MAX_LIFE = 180.0
+"""Seconds: no ticket may be valid for longer, leeway included, so that what is remembered stays bounded."""
 MAX_REMEMBERED = 100_000
 REWRITE_AT = 4096
 """Lines beyond the remembered ids at which the file is written anew."""

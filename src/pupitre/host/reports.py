@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import structlog
 
+from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
@@ -211,7 +212,7 @@ class Reporter:
 
     async def _beat(self) -> None:
         while True:
-            beat = Heartbeat(host=self._name, run=self._run, number=self._number)
+            beat = Heartbeat(host=self._name, run=self._run, number=self._number, at=now_ms())
             await self._link.publish(self._subjects.heartbeats(self._name), beat)
             await self._look_at_facts()
             await asyncio.sleep(self._settings.heartbeat)

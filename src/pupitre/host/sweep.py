@@ -18,6 +18,7 @@ import uuid_utils
 
 from pupitre.clock import now_ms
 from pupitre.domain.desktop import DesktopState
+from pupitre.domain.host import HostAct
 from pupitre.errors import PupitreError
 from pupitre.host.hypervisor import GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
@@ -139,7 +140,7 @@ class Sweep:
                 log.warning("An overlay without a desktop is removed.", desktop=desktop)
                 await self._disks.ensure_gone(desktop)
             removed = Finding(
-                id=str(uuid_utils.uuid7()), at=now_ms(), action="overlay_removed", desktop=desktop[:64],
+                id=str(uuid_utils.uuid7()), at=now_ms(), action=HostAct.OVERLAY_REMOVED, desktop=desktop[:64],
                 detail="A disk that belonged to no desktop and no guest was removed.",
             )  # fmt: skip
             self._found(removed)

@@ -6,6 +6,7 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from pupitre.domain.access import Role, User
+from pupitre.domain.bounds import is_shown, shown
 from pupitre.domain.command import Command, CommandKind, CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
@@ -245,11 +246,11 @@ class AuditOut(BaseModel):
     """``actor`` is who did it: a user's name, ``cluster``, or what somebody unknown called themselves.
 
     ``actor_id`` is empty for somebody unknown. ``outcome`` is empty for a command that was asked for:
-    its outcome is an entry of its own, with the same ``command``.
+    its outcome is an entry of its own, with the same ``command``. ``at`` is null where the time is not known.
     """
 
     id: str
-    at: datetime
+    at: datetime | None
     actor: str
     actor_id: str
     origin: str
@@ -286,7 +287,8 @@ class UserRequest(BaseModel):
 
 
 def moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    """What no calendar has is shown as its first or last moment."""
+    return datetime.fromtimestamp(shown(milliseconds) / 1000, UTC)
 
 
 def image_out(image: Image) -> ImageOut:
@@ -388,7 +390,7 @@ def status_out(link: LinkState) -> StatusOut:
 def audit_out(entry: AuditEntry) -> AuditOut:
     return AuditOut(
         id=entry.id,
-        at=moment(entry.at),
+        at=moment(entry.at) if is_shown(entry.at) else None,
         actor=entry.actor_name,
         actor_id=entry.actor,
         origin=entry.origin,

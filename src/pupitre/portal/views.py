@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pupitre.clock import now_ms
 from pupitre.domain.access import User, may_manage_hosts, may_read_audit
+from pupitre.domain.bounds import is_shown
 from pupitre.domain.desktop import OPEN_STATES, Desktop
 from pupitre.portal import words
 from pupitre.portal.assets import Assets
@@ -26,6 +27,7 @@ def templates(assets: Assets) -> Jinja2Templates:
     environment.filters |= {
         "duration": words.duration,
         "countdown": words.countdown,
+        "is_shown": is_shown,
         "moment": words.moment,
         "gibibytes": words.gibibytes,
         "order_words": words.order_words,

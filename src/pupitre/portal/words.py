@@ -2,6 +2,7 @@
 
 import time
 
+from pupitre.domain.bounds import shown
 from pupitre.domain.command import (
     BootDesktop,
     BootUpHost,
@@ -180,7 +181,7 @@ def countdown(milliseconds: int) -> str:
 
 def moment(milliseconds: int) -> str:
     """RFC 3339, which the browser turns into local time."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(shown(milliseconds) / 1000))
 
 
 def gibibytes(mebibytes: int) -> str:

@@ -11,30 +11,48 @@ from typing import Annotated, Any
 
 import msgspec
 
+from pupitre.domain.bounds import (
+    MOST_FINDINGS,
+    MOST_GUESTS,
+    MOST_IMAGES,
+    Digest,
+    Key,
+    Line,
+    MemoryMib,
+    Name,
+    Number,
+    Port,
+    Small,
+    Text,
+    Time,
+    Uuid,
+    Vcpus,
+    Word,
+)
 from pupitre.domain.command import CommandState, Fault, Order, RegisterHost, desktop_of
 from pupitre.domain.desktop import DesktopState
-from pupitre.domain.host import HostFacts
+from pupitre.domain.host import HostAct, HostFacts
 from pupitre.domain.image import Image, ImageSpec
 from pupitre.domain.status import Rows
-from pupitre.domain.warning import HostWarning
+from pupitre.domain.warning import MOST_WARNINGS, HostWarning
 from pupitre.errors import MessageError
+from pupitre.wire.salvage import LeftOut, PartKind, salvage
 
 VERSIONS = (1,)
 MAX_SIZE = 1_000_000
 """Bytes; the broker's ``max_payload`` is 1 MiB."""
 
-Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""What every database can hold."""
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
-_ID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"
-_IS_ID, _IS_HOST = re.compile(_ID), re.compile(r"^[a-z0-9][a-z0-9-]{0,31}\Z")
-Id = Annotated[str, msgspec.Meta(pattern=_ID)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
-"""SHA-256."""
-Word = Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,32}$")]
+HostName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z")]
+Run = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[!-~]*\Z")]
+"""A name of one life of a process."""
+_IS_ID, _IS_HOST = (
+    re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"),
+    re.compile(r"^[a-z0-9][a-z0-9-]{0,31}\Z"),
+)
 MOST, MOST_PORT = 255, 65535
-Line = Annotated[str, msgspec.Meta(max_length=MOST)]
-Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Said = Annotated[str, msgspec.Meta(max_length=MAX_SIZE)]
+"""Words of any length, which the receiver cuts."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -60,10 +78,10 @@ class Mark(Message, frozen=True, tag="mark"):
 class Submit(Message, frozen=True, tag="submit"):
     """Endpoint: carry this out. Answered by `Done` once the cluster has journalled it. Repeatable."""
 
-    id: Id
+    id: Uuid
     user: Line
     order: Order
-    deadline: Number
+    deadline: Time
 
 
 class Abandon(Message, frozen=True, tag="abandon"):
@@ -72,17 +90,17 @@ class Abandon(Message, frozen=True, tag="abandon"):
     It says all that `Submit` says, so that a command the cluster never saw is refused when it comes late.
     """
 
-    id: Id
+    id: Uuid
     user: Line
     order: Order
-    deadline: Number
+    deadline: Time
 
 
 class GetPage(Message, frozen=True, tag="get_page"):
     """Endpoint: the rows of ``section`` after ``after``. Answered by `Page`."""
 
-    section: str
-    after: str | None = None
+    section: Name
+    after: Line | None = None
 
 
 class Page(Message, frozen=True, tag="page"):
@@ -91,7 +109,7 @@ class Page(Message, frozen=True, tag="page"):
     epoch: Number
     sequence: Number
     rows: Rows
-    next: str | None = None
+    next: Line | None = None
 
 
 class Changed(Message, frozen=True, tag="changed"):
@@ -109,7 +127,7 @@ class Outcome(Message, frozen=True, tag="outcome"):
     ``halts``: the cluster ends with this outcome, and so does the endpoint. Told after a restart, a halt is history.
     """
 
-    id: str
+    id: Uuid
     state: CommandState
     fault: Fault | None = None
     rows: Rows = Rows()
@@ -124,15 +142,15 @@ class EndSignIns(Message, frozen=True, tag="end_sign_ins"):
     ``bearers`` are SHA-256 (hex) of cookies and tokens. Answered by `Done` when every host that is there has done it.
     """
 
-    bearers: tuple[Digest, ...]
+    bearers: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=10_000)]
     epoch: Number = 0
 
 
 class Noted(Message, frozen=True, tag="noted"):
     """Cluster: what it settled by itself, for the audit log. Sent until answered by `Done`; written once by ``id``."""
 
-    id: Id
-    at: Number
+    id: Uuid
+    at: Time
     action: Word
     subject: Line
     detail: Text
@@ -154,8 +172,8 @@ class EnsureDesktop(Message, frozen=True, tag="ensure_desktop"):
     """
 
     epoch: Number
-    desktop: Id
-    boot: Number
+    desktop: Uuid
+    boot: Small
     spec: ImageSpec
     sequence: Number = 0
     owner: Line = ""
@@ -168,7 +186,7 @@ class EnsureGone(Message, frozen=True, tag="ensure_gone"):
     """
 
     epoch: Number
-    desktop: Id
+    desktop: Uuid
     grace: Seconds = 0
     sequence: Number = 0
 
@@ -182,7 +200,7 @@ class PowerOff(Message, frozen=True, tag="power_off"):
 
     epoch: Number
     at_once: bool = False
-    run: Line = ""
+    run: Run = ""
 
 
 class Sighting(msgspec.Struct, frozen=True):
@@ -191,14 +209,14 @@ class Sighting(msgspec.Struct, frozen=True):
     A full report also says whose it is and what it takes, for a cluster that has lost it.
     """
 
-    desktop: Id
-    boot: Number
+    desktop: Uuid
+    boot: Small
     state: DesktopState
-    reason: str | None = None
-    owner: Annotated[str, msgspec.Meta(max_length=36)] = ""
-    image: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    memory_mib: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
-    vcpus: Annotated[int, msgspec.Meta(ge=0, le=MOST_PORT)] = 0
+    reason: Said | None = None
+    owner: Key = ""
+    image: Name = ""
+    memory_mib: MemoryMib = 0
+    vcpus: Vcpus = 0
 
 
 class Heard(msgspec.Struct, frozen=True):
@@ -218,11 +236,21 @@ class Copy(msgspec.Struct, frozen=True):
 class Finding(msgspec.Struct, frozen=True):
     """Something that a host settled by itself, for the audit log; the same ``id`` is the same finding."""
 
-    id: Id
-    at: Number
-    action: Word
+    id: Uuid
+    at: Time
+    action: HostAct
     desktop: Line
     detail: Text
+
+
+_PARTS = {
+    "desktops": PartKind(Sighting, MOST_GUESTS),
+    "copies": PartKind(Copy, MOST_IMAGES),
+    "findings": PartKind(Finding, MOST_FINDINGS),
+    "warnings": PartKind(HostWarning, MOST_WARNINGS),
+}
+_OPTIONAL = {"facts": HostFacts | None, "heard": Heard | None}
+"""Lists in a report, of which each item is taken alone where the report as a whole cannot be used."""
 
 
 class Report(Message, frozen=True, tag="report"):
@@ -232,36 +260,42 @@ class Report(Message, frozen=True, tag="report"):
     ``full`` report names every desktop and every image; what it does not name is not there.
     ``port`` is where its console server listens now, ``viewer_port`` where it lets native viewers in.
     ``heard`` is what it heard of the cluster process before this one, until a report is kept.
-    ``warnings`` are what it finds wrong with itself; None says that they are as they were.
+    ``warnings`` are what it finds wrong with itself; None says that they are as they were. ``left_out`` are parts
+    that nobody could use: see `pupitre.wire.salvage`.
     """
 
-    host: str
-    run: str
+    host: HostName
+    run: Run
     number: Number
     full: bool
-    port: Number
-    viewer_port: Number | None = None
+    port: Port
+    viewer_port: Port | None = None
     facts: HostFacts | None = None
-    desktops: tuple[Sighting, ...] = ()
-    copies: tuple[Copy, ...] | None = None
-    findings: tuple[Finding, ...] = ()
+    desktops: Annotated[tuple[Sighting, ...], msgspec.Meta(max_length=MOST_GUESTS)] = ()
+    copies: Annotated[tuple[Copy, ...], msgspec.Meta(max_length=MOST_IMAGES)] | None = None
+    findings: Annotated[tuple[Finding, ...], msgspec.Meta(max_length=MOST_FINDINGS)] = ()
     heard: Heard | None = None
-    warnings: tuple[HostWarning, ...] | None = None
+    warnings: Annotated[tuple[HostWarning, ...], msgspec.Meta(max_length=MOST_WARNINGS)] | None = None
+    left_out: Annotated[tuple[LeftOut, ...], msgspec.Meta(max_length=8)] = ()
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
-    """Host: alive; ``number`` is that of the last report, so that a lost one is noticed."""
+    """Host: alive; ``number`` is that of the last report, so that a lost one is noticed.
 
-    host: str
-    run: str
+    ``at`` is the time by the host's clock (Unix ms); 0 does not say it.
+    """
+
+    host: HostName
+    run: Run
     number: Number
+    at: Time = 0
 
 
 class Farewell(Message, frozen=True, tag="farewell"):
     """Host: nothing is left here and this machine shuts down, as `PowerOff` wanted it. Answered by `Done`."""
 
-    host: str
-    run: str
+    host: HostName
+    run: Run
 
 
 # Any
@@ -270,7 +304,7 @@ class Farewell(Message, frozen=True, tag="farewell"):
 class Bundle(Message, frozen=True, tag="bundle"):
     """Messages that go the same way at the same time, or their answers in the same order; None is no answer."""
 
-    parts: tuple[msgspec.Raw, ...]
+    parts: Annotated[tuple[msgspec.Raw, ...], msgspec.Meta(max_length=1024)]
 
 
 class Done(Message, frozen=True, tag="done"):
@@ -282,8 +316,8 @@ class Done(Message, frozen=True, tag="done"):
 class Refused(Message, frozen=True, tag="refused"):
     """Not taken; sending it again will not help."""
 
-    code: str
-    reason: str
+    code: Name
+    reason: Said
 
 
 AnyMessage = (
@@ -324,10 +358,22 @@ def decode(data: bytes) -> AnyMessage:
     try:
         message: AnyMessage = _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if (report := _salvaged(data)) is not None:
+            return report
         raise MessageError(f"Not a message: {error}") from error
     if isinstance(message, Submit | Abandon):
         _check(message.order)
     return message
+
+
+def _salvaged(data: bytes) -> Report | None:
+    """One bad guest, image or number costs its part of a report, and not the host."""
+    try:
+        usable = salvage(data, "report", _PARTS, _OPTIONAL)
+        message = None if usable is None else _decoder.decode(usable)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return message if isinstance(message, Report) else None
 
 
 def _check(order: Order) -> None:
