@@ -1,8 +1,12 @@
 """Every route, asked by everyone: one table. A route without a row fails."""
 
+import asyncio
+import itertools
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import httpx2
 import pytest
@@ -10,6 +14,8 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route
 
+from pupitre.gateway.app import create_app as create_gateway
+from pupitre.gateway.service import Gateway
 from pupitre.portal import ops, pages
 from pupitre.portal.app import REST, create_app
 from tests.portal_site import PASSWORD, Site, open_site
@@ -46,6 +52,14 @@ HOST_FORM = {"label": "Room 12", "address": "10.0.0.1", "port": "7000", "mac": "
 """Administrators' pages and forms."""
 AS_STARLETTE = {"/api/openapi.json"}
 """Starlette's own route, which takes HEAD too."""
+GUARDS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
+}
 PARAMETER = re.compile(r"\{\w+\}")
 TABLE = (
     Row("GET", "/api/v1/images", ALL),
@@ -132,13 +146,22 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
         yield site
 
 
+def assert_guarded(answer: httpx2.Response) -> None:
+    """Every security header, once, as every other answer has it."""
+    for name, value in GUARDS.items():
+        assert answer.headers.get_list(name) == [value], (answer.request.method, answer.url, answer.status_code, name)
+    assert len(answer.headers.get_list("content-security-policy")) == 1
+    assert len(answer.headers.get_list("cache-control")) == 1
+    assert len(answer.headers.get_list("date")) == 1
+
+
 async def ask(client: httpx2.AsyncClient, row: Row, path: str) -> int:
     async with client.stream(row.method, path, json=row.json, data=row.form) as answer:
         if not row.stream:
             await answer.aread()
         if answer.status_code >= 400 and path.startswith("/api/"):
             assert answer.headers["content-type"] == "application/problem+json"
-        assert "content-security-policy" in answer.headers
+        assert_guarded(answer)
         return answer.status_code
 
 
@@ -226,3 +249,123 @@ async def test_every_route_has_a_row(site: Site) -> None:
     assert found == {(row.method, row.path) for row in TABLE}
     documented = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
     assert documented == {row for row in found if row[1].startswith("/api/v1/")}
+
+
+def gateway_paths() -> set[str]:
+    return {str(getattr(route, "path")) for route in create_gateway(cast(Gateway, None), alone=True).routes}  # noqa: B009
+
+
+def every_path(site: Site) -> list[str]:
+    """One address of each route of portal and gateway, of files, and of what is not there."""
+    app = create_app(site.settings)
+    files = [route.path for route in app.routes if isinstance(route, Route | Mount) and "/static" in route.path]
+    assert len(files) > 5
+    portal = [row.url or row.path for row in TABLE]
+    own = ["/static/pupitre.css", "/static/none.css", "/static", "/", "/none", "/api/none", "/gateway/none", "/gateway"]
+    paths = [PARAMETER.sub("host-1", path) for path in (*portal, *files, *gateway_paths(), *own)]
+    return list(dict.fromkeys(paths))
+
+
+@pytest.mark.attack
+async def test_foreign_host_gets_a_problem_at_every_route(site: Site) -> None:
+    async with site.in_browser("admin") as browser:
+        for path in every_path(site):
+            for method in ("GET", "POST", "OPTIONS"):
+                answer = await browser.request(method, path, headers={"Host": "evil.example"})
+                assert answer.status_code == 421, (method, path)
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert answer.json()["code"] == "misdirected_request"
+                assert site.url in answer.json()["detail"]
+                assert "evil" not in answer.text
+                assert "location" not in answer.headers
+                assert_guarded(answer)
+
+
+@pytest.mark.attack
+async def test_no_route_redirects_to_another_form_of_itself(site: Site) -> None:
+    async with site.in_browser("admin") as browser:
+        for path in every_path(site):
+            other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+            if not other:
+                continue
+            answer = await browser.get(other)
+            assert not answer.has_redirect_location, (other, answer.headers["location"])
+            assert answer.status_code in {404, 405} or path.startswith("/static/"), other
+            assert_guarded(answer)
+
+
+async def test_every_answer_has_the_same_security_headers(site: Site) -> None:
+    """Files, their 304s and parts, problems, redirects, wrong methods, answers of the gateway, too long bodies."""
+    seen: set[int] = set()
+    policies: set[str] = set()
+    async with site.in_browser("admin") as browser:
+        for path in every_path(site):
+            if path.startswith("/live") or path.endswith("/events"):
+                continue
+            for method in ("GET", "HEAD", "TRACE", "DELETE"):
+                answer = await browser.request(method, path)
+                seen.add(answer.status_code)
+                policies.add(answer.headers["content-security-policy"])
+                assert_guarded(answer)
+        tag = (await browser.get("/static/pupitre.css")).headers["etag"]
+        for headers in ({"If-None-Match": tag}, {"Range": "bytes=0-9"}, {"Range": "bytes=999999999-"}):
+            answer = await browser.get("/static/pupitre.css", headers=headers)
+            seen.add(answer.status_code)
+            assert_guarded(answer)
+        large = await browser.post("/api/v1/sessions", content=bytes(1 << 17))
+        seen.add(large.status_code)
+        assert_guarded(large)
+    assert len(policies) == 1
+    assert {200, 206, 304, 403, 404, 405, 413, 416} <= seen
+
+
+HOSTS: tuple[tuple[list[str], int], ...] = (
+    ([], 400),
+    (["127.0.0.1:{port}", "evil.example"], 400),
+    (["127.0.0.1:{port}", "127.0.0.1:{port}"], 400),
+    (["evil.example"], 421),
+    (["127.0.0.1.evil.example"], 421),
+    (["127.0.0.1@evil.example"], 400),
+    (["evil.example#127.0.0.1"], 400),
+    (["localhost.evil.example:80"], 421),
+    (["10.0.0.7"], 421),
+    (["[::ffff:10.0.0.7]"], 421),
+    (["0.0.0.0"], 400),  # noqa: S104
+    (["2130706433"], 400),
+    ([""], 400),
+    (["127.0.0.1:port"], 400),
+    (["127.0.0.1:{port}"], 200),
+    (["127.0.0.1"], 200),
+    (["LOCALHOST:1"], 200),
+    (["localhost."], 200),
+    (["[::1]:{port}"], 200),
+)
+
+
+@pytest.mark.attack
+async def test_host_is_served_or_refused_at_pages_and_consoles(site: Site) -> None:
+    """The same at the portal, at the gateway, and where a WebSocket is asked for. X-Forwarded-Host changes nothing."""
+    upgrade = (
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nOrigin: {site.url}\r\n"
+        "Sec-WebSocket-Protocol: binary, none\r\n"
+    )
+    forged = f"X-Forwarded-Host: 127.0.0.1:{site.settings.portal_port}\r\nX-Forwarded-For: 10.0.0.1\r\n"
+    wanted = (
+        ("/healthz", "Connection: close\r\n", 200),
+        ("/gateway/healthz", "Connection: close\r\n", 200),
+        ("/gateway/v1/console/d1", upgrade, 403),
+    )
+    for (hosts, status), (path, more, good) in itertools.product(HOSTS, wanted):
+        lines = "".join(f"Host: {host.format(port=site.settings.portal_port)}\r\n" for host in hosts)
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.settings.portal_port)
+        writer.write(f"GET {path} HTTP/1.1\r\n{lines}{forged}{more}\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert int(head.split()[1]) == (good if status == 200 else status), (hosts, path, answer)
+        for name, value in GUARDS.items():
+            assert f"\r\n{name}: {value}".lower().encode() in head.lower(), (path, name)
+        if status != 200:
+            assert b"application/problem+json" in head
+            assert json.loads(body)["status"] == status

@@ -7,10 +7,11 @@ Read from ``$PUPITRE_HOME/pupitre.toml`` and from the environment, which wins:
 import json
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,6 +21,7 @@ from pydantic_settings import (
 )
 
 from pupitre.errors import SetupError
+from pupitre.origin import ServedHosts, host_name, is_loopback, own_origin, parse_origin
 from pupitre.peer import LOOPBACK, Network, TrustedProxies, parse_network
 
 DatabaseName = Literal["accounts", "commands", "status", "cluster"]
@@ -62,6 +64,24 @@ def _networks(value: object) -> object:
     return tuple(parse_network(word) if isinstance(word, str) else word for word in words)
 
 
+def _origins(value: object) -> object:
+    words = _words(value)
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise ValueError('a list of origins is needed, as ["https://lab.example.org"]')
+    return tuple(dict.fromkeys(parse_origin(word) for word in words))
+
+
+def _listening(value: object) -> object:
+    """An address or a name to listen on; ``[::1]`` is written without its brackets."""
+    if not isinstance(value, str):
+        return value
+    try:
+        address = ip_address(value.strip().removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return host_name(value)
+    return str(address)
+
+
 class Settings(BaseSettings):
     """All settings. Times are in seconds unless the name says otherwise."""
 
@@ -85,14 +105,19 @@ class Settings(BaseSettings):
     demo_images: bool = Field(True, description="`up` builds `tiny`, then `debian-desktop` in the background.")
 
     # Web
-    portal_host: str = Field("127.0.0.1", description="Address the web process listens on.")
+    portal_host: Annotated[str, BeforeValidator(_listening)] = Field(
+        "127.0.0.1",
+        description="Address the web process listens on; 0.0.0.0 or :: for all of them, with a public_origin.",
+    )
     portal_port: int = Field(8080, ge=0, le=65535, description="Port of portal and gateway in `up`.")
     gateway_port: int = Field(8081, ge=0, le=65535, description="Port of `pupitre gateway` when it runs alone.")
-    public_origin: str | None = Field(
+    public_origin: Annotated[str, AfterValidator(parse_origin)] | None = Field(
         None,
         description="Origin browsers see, as https://lab.example.org. Default: http://<portal_host>:<portal_port>.",
     )
-    extra_origins: tuple[str, ...] = Field((), description="Further origins from which a page may open a console.")
+    extra_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = Field(
+        (), description="Further origins under which browsers see it. A host that none of them names is not served."
+    )
     behind_proxy: bool = Field(False, description="A reverse proxy ends TLS and sets X-Forwarded-*.")
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)] = Field(
         LOOPBACK,
@@ -211,7 +236,17 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _safe_address(self) -> Self:
-        if self.portal_host not in {"127.0.0.1", "::1", "localhost"} and not (self.behind_proxy or self.tls_cert):
+        if not self.public_origin:
+            try:
+                self.origin  # noqa: B018  # its own check
+            except ValueError as error:
+                raise ValueError(
+                    f"portal_host {self.portal_host} makes no origin that browsers send: set public_origin,"
+                    " as https://lab.example.org"
+                ) from error
+        elif self.tls_cert and self.public_origin.startswith("http:"):
+            raise ValueError(f"public_origin {self.public_origin} is http, but tls_cert makes it https: write https://")
+        if not is_loopback(self.portal_host) and not (self.behind_proxy or self.tls_cert):
             raise ValueError(
                 f"portal_host {self.portal_host} is beyond loopback: set tls_cert and tls_key, or behind_proxy = true"
             )
@@ -261,9 +296,13 @@ class Settings(BaseSettings):
     def origin(self) -> str:
         """The origin that browsers must send."""
         if self.public_origin:
-            return self.public_origin.rstrip("/")
-        scheme = "https" if self.tls_cert else "http"
-        return f"{scheme}://{self.portal_host}:{self.portal_port}"
+            return self.public_origin
+        return own_origin("https" if self.tls_cert else "http", self.portal_host, self.portal_port)
+
+    @property
+    def served(self) -> ServedHosts:
+        """All origins, ours first, and the hosts for which requests are answered."""
+        return ServedHosts(dict.fromkeys((self.origin, *self.extra_origins)))
 
     def timeout_of(self, kind: str) -> float:
         """Seconds that a command of this kind may take."""

@@ -63,13 +63,15 @@ class Ops:
         self._ready_gauge.set(0)
 
     def app(self) -> Starlette:
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._metrics),
             ]
         )
+        app.router.redirect_slashes = False
+        return app
 
     async def _healthz(self, _request: Request) -> Response:
         return PlainTextResponse(f"{self.process} is alive\n")

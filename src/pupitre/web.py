@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pupitre.asgi import listen, serve
 from pupitre.config import Settings
-from pupitre.middleware import Forwarded
+from pupitre.errors import SetupError
+from pupitre.middleware import Forwarded, KnownHosts, security_headers
 from pupitre.ops import Ops
 
 log = structlog.get_logger(__name__)
@@ -67,17 +68,20 @@ async def _run(
     ws: Any = "none",
     setting: str = "portal_port",
 ) -> None:
+    if not settings.public_origin and not settings.portal_port:
+        raise SetupError("With portal_port 0, browsers have no address.", "Set portal_port, or public_origin.")
     listener = listen(settings.portal_host, getattr(settings, setting), setting)
     async with AsyncExitStack() as lifespans:
         lifespans.callback(listener.close)
         for part in parts:
             await lifespans.enter_async_context(part.router.lifespan_context(part))
         await serve(
-            Forwarded(Outermost(app), settings.proxies),
+            Outermost(Forwarded(KnownHosts(app, settings.served), settings.proxies)),
             listener,
             on_started=ops.ready,
             on_stop=lambda: _end_event_streams(parts),
             ws=ws,
+            headers=security_headers(settings),
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
         )
@@ -104,7 +108,10 @@ class SideBySide:
 
 
 class Outermost:
-    """Dates every answer (RFC 9110, 6.6.1) and logs it without its query, which may hold a ticket."""
+    """Dates every answer (RFC 9110, 6.6.1), keeps it out of caches unless it says otherwise, and logs it.
+
+    Its query is not logged: it may hold a ticket.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -112,7 +119,10 @@ class Outermost:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def dated(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"date", formatdate(usegmt=True).encode())]
+                headers = [*message.get("headers", ()), (b"date", formatdate(usegmt=True).encode())]
+                if not any(name == b"cache-control" for name, _ in headers):
+                    headers.append((b"cache-control", b"no-store"))
+                message["headers"] = headers
                 log.debug(
                     "Answered.", method=scope["method"], path=scope["path"], status=message["status"],
                     ms=round((time.monotonic() - begun) * 1000, 1),

@@ -13,6 +13,7 @@ from pupitre.domain import console_link
 from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
 from pupitre.errors import LinkDown, MessageError, PupitreError
 from pupitre.gateway.admission import Admission
+from pupitre.middleware import security_headers
 from pupitre.splice import End
 from pupitre.timeouts import timeout
 
@@ -63,9 +64,10 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         """Raises `SetupError` when the certificate or the portal's public key is missing."""
         certificates = pki.directory(settings, "gateway")
-        self.admission = Admission(
-            pki.load_ticket_verifier(certificates), frozenset({settings.origin, *settings.extra_origins})
-        )
+        self.served = settings.served
+        self.proxies = settings.proxies
+        self.security_headers = security_headers(settings)
+        self.admission = Admission(pki.load_ticket_verifier(certificates), frozenset(self.served.origins))
         self._context = pki.arm(ResumingContext(ssl.PROTOCOL_TLS_CLIENT), certificates, "gateway")
         self._context.sessions = {}
         self.registry = CollectorRegistry()

@@ -24,6 +24,7 @@ from pupitre.domain.ticket import Purpose, TicketRefused
 from pupitre.errors import NotFound, PupitreError
 from pupitre.gateway import frames, problem
 from pupitre.gateway.service import Gateway
+from pupitre.middleware import last_word, refusal_document
 from pupitre.splice import LINGER, End, join
 
 SUBPROTOCOL = "binary"
@@ -101,6 +102,9 @@ class ConsoleWebSocket(End):
         if request is None:
             self.transport.close()
             return
+        if (refusal := self._host_refusal(request)) is not None:
+            self._refuse(refusal[0], refusal_document(*refusal, path=request.path.partition("?")[0]))
+            return
         response = handshake.accept(request)
         if response.status_code == http.HTTPStatus.SWITCHING_PROTOCOLS:
             self._opening = asyncio.get_running_loop().create_task(self._open(request, response))
@@ -113,12 +117,7 @@ class ConsoleWebSocket(End):
         except PupitreError as error:
             self.shared.refused.labels(error.code).inc()
             log.info("console refused", error=error.code, reason=error.reason)
-            body = problem.document(error)
-            headers = Headers(
-                {"Content-Type": problem.MEDIA_TYPE, "Content-Length": str(len(body)), "Connection": "close"}
-            )
-            status = http.HTTPStatus(problem.status_of(error))
-            self._answer(Response(status, status.phrase, headers, body))
+            self._refuse(problem.status_of(error), problem.document(error))
             return
         self._opening = None
         self.transport.write(response.serialize())
@@ -140,7 +139,24 @@ class ConsoleWebSocket(End):
         ticket = self.shared.admit(offered[1], Purpose.CONSOLE, path[1], headers)
         return await self.shared.dial(ticket, offered[1])
 
+    def _host_refusal(self, request: Request) -> tuple[int, str] | None:
+        """As `middleware.KnownHosts` refuses requests that are no upgrades."""
+        hosts = request.headers.get_all("Host")
+        peer, local = self.transport.get_extra_info("peername"), self.transport.get_extra_info("sockname")
+        if peer and self.shared.proxies.trusts(peer[0]):
+            forwarded = last_word(request.headers.get_all("X-Forwarded-Host"))
+            hosts = [forwarded] if forwarded else hosts
+        return self.shared.served.refusal(hosts, local[0] if local else None)
+
+    def _refuse(self, status: int, document: bytes) -> None:
+        headers = Headers(
+            {"Content-Type": problem.MEDIA_TYPE, "Content-Length": str(len(document)), "Connection": "close"}
+        )
+        self._answer(Response(status, http.HTTPStatus(status).phrase, headers, document))
+
     def _answer(self, response: Response) -> None:
+        for name, value in (*self.shared.security_headers, ("Cache-Control", "no-store")):
+            response.headers[name] = value
         self.transport.write(response.serialize())
         self.transport.close()
 

@@ -12,7 +12,7 @@ from pupitre.config import Settings
 from pupitre.errors import PupitreError
 from pupitre.portal import assets, ops, pages, problems, views
 from pupitre.portal.context import open_portal
-from pupitre.portal.guards import Body, Headers, SameOrigin
+from pupitre.portal.guards import Body, SameOrigin, Timed
 from pupitre.portal.metrics import Metrics
 from pupitre.portal.problems import RESPONSES, Problem
 from pupitre.portal.rest import audit, cluster, commands, desktops, events, hosts, images, sessions, users
@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/api/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # an address has one form, and nothing is made of the Host that was sent
         lifespan=lifespan,
     )
     for module in REST:
@@ -55,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the first to see a request.
     app.add_middleware(Body)
     app.add_middleware(SameOrigin, settings=settings)
-    app.add_middleware(Headers, settings=settings, metrics=metrics)
+    app.add_middleware(Timed, metrics=metrics)
     _describe_problems(app)
     return app
 

@@ -21,11 +21,13 @@ PICTURE_WINDOW = 10
 """Within so many seconds the same picture has the same address, so that browsers may keep it."""
 
 
-async def console_ticket(portal: Portal, caller: Caller, desktop_id: str) -> tuple[str, str]:
-    """The WebSocket address and a ticket for it. Raises `NotFound`, and `Conflict` when it is not running."""
+async def console_ticket(portal: Portal, caller: Caller, desktop_id: str, origin: str) -> tuple[str, str]:
+    """The WebSocket address below ``origin``, whose cookie the browser has, and a ticket for it.
+
+    Raises `NotFound`, and `Conflict` when it is not running.
+    """
     desktop = await _open_desktop(portal, caller, desktop_id)
     ticket = await _ticket(portal, caller, desktop, Purpose.CONSOLE, new_id(), time.time() + CONSOLE_SECONDS)
-    origin = portal.settings.origin
     return f"ws{origin.removeprefix('http')}/gateway/v1/console/{desktop.id}", ticket
 
 

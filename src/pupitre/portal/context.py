@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 
 from pupitre import pki
 from pupitre.config import Settings
+from pupitre.origin import ServedHosts
 from pupitre.portal.endings import passing_on
 from pupitre.portal.events import Feed
 from pupitre.portal.gate import Gate
@@ -30,6 +31,7 @@ from pupitre.store.status import Status
 @dataclass(frozen=True, slots=True)
 class Portal:
     settings: Settings
+    served: ServedHosts
     accounts: Accounts
     commands: Commands
     status: Status
@@ -65,6 +67,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
         ):
             yield Portal(
                 settings=settings,
+                served=settings.served,
                 accounts=account_rows,
                 commands=command_rows,
                 status=status_rows,
@@ -86,6 +89,11 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
 def new_id() -> str:
     """A UUIDv7: ids sort by the time they were made."""
     return str(uuid_utils.uuid7())
+
+
+def origin_of(connection: HTTPConnection) -> str:
+    """The origin of ours that the browser has opened."""
+    return portal_of(connection).served.origin_of(connection.headers.get("host", ""))
 
 
 def portal_of(connection: HTTPConnection) -> Portal:

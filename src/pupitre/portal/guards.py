@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: size, origin, headers, counting.
+"""What every request passes before a route of the portal sees it: size, origin, counting.
 
 A cookie alone proves nothing about who made the browser send it. So a request that
 may change something and comes with a cookie, or to a page, has to say that one of
@@ -24,43 +24,12 @@ SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def content_security_policy(origin: str) -> str:
-    """Everything from our own origin; no inline script or style, no eval."""
-    socket = f"ws{origin.removeprefix('http')}"
-    return "; ".join(
-        (
-            "default-src 'self'",
-            "script-src 'self'",
-            "style-src 'self'",
-            "img-src 'self' data:",
-            f"connect-src 'self' {socket}",
-            "object-src 'none'",
-            "base-uri 'none'",
-            "form-action 'self'",
-            "frame-ancestors 'none'",
-        )
-    )
+class Timed:
+    """Counts every answer, and how long it took."""
 
-
-class Headers:
-    """Security headers on every answer, and how long each took."""
-
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
-        headers = {
-            "Content-Security-Policy": content_security_policy(settings.origin),
-            "X-Content-Type-Options": "nosniff",
-            "X-Frame-Options": "DENY",
-            "Referrer-Policy": "same-origin",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
-        }
-        if settings.origin.startswith("https:"):
-            headers["Strict-Transport-Security"] = "max-age=31536000"
-        headers["Cache-Control"] = "no-store"
-        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,17 +37,14 @@ class Headers:
             return
         began = time.perf_counter()
 
-        async def send_with_headers(message: Message) -> None:
+        async def timed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                given = list(message.get("headers", ()))
-                names = {name.lower() for name, _ in given}
-                message["headers"] = given + [header for header in self._headers if header[0] not in names]
                 method = scope["method"] if scope["method"] in SAFE | {"POST", "DELETE"} else "other"
                 labels = (method, _route_name(scope))
                 self.metrics.requests.labels(*labels, message["status"]).observe(time.perf_counter() - began)
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        await self.app(scope, receive, timed)
 
 
 def _route_name(scope: Scope) -> str:
@@ -134,6 +100,7 @@ class SameOrigin:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
         self.origin = settings.origin
+        self._origins = frozenset(settings.served.origins)
         self._ours = urlsplit(settings.origin)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,11 +124,13 @@ class SameOrigin:
 
     def _has_proof(self, request: Request) -> bool:
         site = request.headers.get("sec-fetch-site")
-        return site == "same-origin" if site else request.headers.get("origin") == self.origin
+        return site == "same-origin" if site else request.headers.get("origin") in self._origins
 
     def _other_loopback_name(self, request: Request) -> bool:
         """A page at localhost could not open a console at 127.0.0.1."""
         if request.headers.get("sec-fetch-mode") != "navigate" or self._ours.hostname not in _LOOPBACK:
             return False
         host = urlsplit(f"//{request.headers.get('host', '')}")
+        if any(host.netloc == urlsplit(origin).netloc for origin in self._origins):
+            return False
         return host.hostname in _LOOPBACK and host.hostname != self._ours.hostname and host.port == self._ours.port

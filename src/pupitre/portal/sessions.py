@@ -14,11 +14,10 @@ from fastapi import Depends, Request, Response
 from starlette.requests import HTTPConnection
 
 from pupitre.clock import now_ms
-from pupitre.config import Settings
 from pupitre.domain.access import User
 from pupitre.errors import Invalid, NotSignedIn
 from pupitre.portal.audit import REFUSED, note
-from pupitre.portal.context import Portal, portal_of
+from pupitre.portal.context import Portal, origin_of, portal_of
 from pupitre.store.accounts import SessionKind
 from pupitre.store.audit import Act
 
@@ -149,23 +148,24 @@ async def change_password(portal: Portal, caller: Caller, current: str, new: str
     await note(portal, Act.PASSWORD_CHANGED, user=user, origin=caller.origin, subject=user.name)
 
 
-def set_cookie(response: Response, token: str, settings: Settings) -> None:
+def set_cookie(request: Request, response: Response, token: str) -> None:
     """No Domain, Path=/ and, under https, Secure: what the prefix ``__Host-`` would ask for."""
     response.set_cookie(
         COOKIE,
         token,
-        max_age=int(settings.session_hours * 3600),
+        max_age=int(portal_of(request).settings.session_hours * 3600),
         path="/",
-        secure=settings.origin.startswith("https:"),
+        secure=origin_of(request).startswith("https:"),
         httponly=True,
         samesite="lax",
     )
 
 
-def clear_cookie(response: Response, settings: Settings) -> None:
-    response.delete_cookie(COOKIE, path="/", secure=settings.origin.startswith("https:"), httponly=True, samesite="lax")
+def clear_cookie(request: Request, response: Response) -> None:
+    secure = origin_of(request).startswith("https:")
+    response.delete_cookie(COOKIE, path="/", secure=secure, httponly=True, samesite="lax")
 
 
 def address_of(request: Request) -> str:
-    """The peer's address; behind a proxy uvicorn has already put the browser's there."""
+    """The browser's address, which `middleware.Forwarded` has put in place of a proxy's."""
     return request.client.host if request.client else "unknown"

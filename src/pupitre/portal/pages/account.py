@@ -74,5 +74,5 @@ async def set_password(
         status = 429 if isinstance(error, TooEarly) else 422
         return await _page(request, caller, refusal=words, status=status)
     response = RedirectResponse("/account?changed=1", 303)
-    set_cookie(response, await open_session(portal, caller.user, SessionKind.COOKIE), portal.settings)
+    set_cookie(request, response, await open_session(portal, caller.user, SessionKind.COOKIE))
     return response

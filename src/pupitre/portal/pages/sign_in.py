@@ -46,7 +46,7 @@ async def sign_in(
     response = RedirectResponse(own_path(to), 303)
     if old := await caller_of(request):
         await sessions.end_session(portal, old, old.bearer)
-    set_cookie(response, token, portal.settings)
+    set_cookie(request, response, token)
     return response
 
 
@@ -56,7 +56,7 @@ async def sign_out(request: Request) -> Response:
     if caller := await caller_of(request):
         await sessions.end_session(portal, caller, caller.bearer)
     response = RedirectResponse("/signin", 303)
-    clear_cookie(response, portal.settings)
+    clear_cookie(request, response)
     return response
 
 

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from pupitre.portal import consoles
-from pupitre.portal.context import portal_of
+from pupitre.portal.context import origin_of, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of, start, stop
 from pupitre.portal.rest.paging import After, Limit, page
 from pupitre.portal.sessions import SignedIn
@@ -64,7 +64,7 @@ async def stop_desktop(request: Request, caller: SignedIn, desktop: str) -> Acce
 @router.post("/desktops/{desktop}/console")
 async def console(request: Request, caller: SignedIn, desktop: str) -> ConsoleOut:
     """A ticket for the desktop's screen: for one connection, within 30 seconds."""
-    url, ticket = await consoles.console_ticket(portal_of(request), caller, desktop)
+    url, ticket = await consoles.console_ticket(portal_of(request), caller, desktop, origin_of(request))
     return ConsoleOut(url=url, ticket=ticket)
 
 
