@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pupitre.clock import now_ms
-from pupitre.cluster.decisions import IN_DOUBT, WAITS
+from pupitre.cluster.adoption import WAITS
+from pupitre.cluster.decisions import IN_DOUBT
 from pupitre.config import DatabaseName
 from pupitre.domain.command import Command, CommandState
 from pupitre.domain.desktop import DesktopState

@@ -46,6 +46,7 @@ from pupitre.wire.messages import (
     Farewell,
     Finding,
     GetPage,
+    Heard,
     Heartbeat,
     Hello,
     Mark,
@@ -60,6 +61,7 @@ from pupitre.wire.messages import (
     decode,
     encode,
 )
+from pupitre.wire.salvage import LeftOut
 
 GOLDEN = Path(__file__).parent / "golden"
 DESKTOP_ID = "0190aaaa-0000-7000-8000-0000000000d1"
@@ -137,6 +139,21 @@ GROWN: dict[str, AnyMessage] = {
     "changed-host-warnings": Changed(
         epoch=3, after=13, sequence=14, rows=Rows(hosts=(replace(HOST, warnings=(HostWarning("newer_code", -1),)),))
     ),
+    "ensure_desktop-proof": EnsureDesktop(
+        epoch=3, desktop=DESKTOP_ID, boot=1, spec=SPEC, sequence=4, owner=USER, proof="YQ.Yg-_"
+    ),
+    "ensure_gone-proof": EnsureGone(epoch=3, desktop=DESKTOP_ID, sequence=5, proof="YQ.Yg-_"),
+    "report-proof": Report(
+        host="host-1",
+        run="r1",
+        number=7,
+        full=True,
+        port=4433,
+        desktops=(Sighting(DESKTOP_ID, 1, DesktopState.RUNNING, None, USER, "tiny", 256, 1, "YQ.Yg-_"),),
+        heard=Heard(2, 9, "YQ.Yg-_"),
+        left_out=(LeftOut("copies", 3, 1, "why"),),
+    ),
+    "heartbeat-at": Heartbeat(host="host-1", run="r1", number=7, at=1700000000000),
     "changed-host": Changed(epoch=3, after=13, sequence=14, rows=Rows(hosts=(HOST,))),
     **{
         f"submit-{kind}": Submit(id=COMMAND, user=USER, order=order, deadline=1700000120000)

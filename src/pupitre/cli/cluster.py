@@ -1,10 +1,15 @@
 """``pupitre cluster``: the cluster server of this machine, and the cluster as a whole."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pupitre.cli.output import As, Json, NoWait, print_json
+
+if TYPE_CHECKING:
+    from pupitre.store.doubts import DoubtedHost
 
 app = typer.Typer(add_completion=False, help="Run the cluster server (without a further word); halt the cluster.")
 
@@ -35,30 +40,65 @@ def halt(
 
 
 @app.command()
-def confirm(as_json: Json = False) -> None:
+def confirm(
+    hosts: Annotated[list[str] | None, typer.Argument(metavar="[HOST]…", help="Only these; without, all.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
     """After a backup of the cluster's database was restored: go on from it. To be run where the cluster server runs.
 
-    Desktops that the database has lost are taken over from the hosts as they run; those that have ended since are
-    marked as gone. Until then the cluster changes nothing and takes no command.
+    Shows, host by host, which desktops the database has lost. Those that the cluster's own key has signed for that
+    host are taken over from it as they run; the others stay as they are. Those that have ended since are marked as
+    gone. Until then the cluster changes nothing and takes no command, or sets the host aside that alone says so.
     """
     import asyncio
 
     from pupitre import config
     from pupitre.clock import now_ms
-    from pupitre.store.cluster import ClusterStore
+    from pupitre.store import doubts
     from pupitre.store.engine import open_database
 
-    async def confirmed() -> list[str]:
-        store = ClusterStore(open_database(config.load(), "cluster", "cluster"))
+    async def decided() -> tuple[list[doubts.DoubtedHost], list[str]]:
+        database = open_database(config.load(), "cluster", "cluster")
         try:
-            return await store.confirm(now=now_ms())
+            waiting = [one for one in await doubts.waiting(database) if not hosts or one.host in hosts]
+            names = [one.host for one in waiting]
+            if not as_json:
+                print(_plan(waiting))
+            if not waiting or not (yes or as_json or typer.confirm("Go on from here?")):
+                return waiting, []
+            return waiting, await doubts.confirm(database, now=now_ms(), hosts=names)
         finally:
-            await store.close()
+            await database.close()
 
-    hosts = asyncio.run(confirmed())
+    waiting, confirmed = asyncio.run(decided())
     if as_json:
-        print_json({"hosts": hosts})
-    elif hosts:
-        print(f"Confirmed. The cluster takes over what runs on {', '.join(hosts)} within seconds.")
-    else:
-        print("There is nothing to confirm: the cluster does not wait for it.")
+        plan = [
+            {"host": one.host, "proven": one.doubt.proven, "guests": [asdict(guest) for guest in one.guests]}
+            for one in waiting
+        ]
+        print_json({"hosts": confirmed, "plan": plan})
+    elif confirmed:
+        print(f"Confirmed. The cluster takes over what runs on {', '.join(confirmed)} within seconds.")
+    elif waiting:
+        print("Nothing is changed. A host that is not to be believed: pupitre host unregister HOST --at-once")
+
+
+def _plan(waiting: "Sequence[DoubtedHost]") -> str:
+    """What would be taken over, host by host."""
+    if not waiting:
+        return "There is nothing to confirm: the cluster does not wait for it."
+    lines = []
+    for one in waiting:
+        evidence = "it shows an order of this cluster's" if one.doubt.proven else "it shows no proof"
+        lines.append(f"{one.host} knows more than the cluster's database ({evidence}). Lost here, and there:")
+        for guest in one.guests:
+            what = f"{guest.desktop} ({guest.image or 'unknown image'}, {guest.state})"
+            whom = (
+                f"taken over for {guest.owner}"
+                if guest.proven
+                else "left as it is: the cluster's key has not signed it"
+            )
+            lines.append(f"  {what}: {whom}")
+        lines += [] if one.guests else ["  no desktop"]
+    return "\n".join(lines)

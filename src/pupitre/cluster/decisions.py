@@ -9,9 +9,9 @@ import hashlib
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from pupitre.cluster import host_orders
+from pupitre.cluster.adoption import ENDING, WAITS, Prove, Stance, forget_unknown, meet_unknown
 from pupitre.cluster.host_orders import HostOrder
 from pupitre.domain import placement
 from pupitre.domain.bounds import MOST_GUESTS, time_near
@@ -29,7 +29,7 @@ from pupitre.domain.desktop import DESKTOP_LIFE, Desktop, DesktopEvent, DesktopS
 from pupitre.errors import BootFailure, ConfigurationFault, DestructionFault, Halted
 from pupitre.store.cluster_rows import Entry, Placed
 from pupitre.store.transaction import Needs, Transaction
-from pupitre.wire.messages import Report, Sighting
+from pupitre.wire.messages import Report
 
 # REQUESTED is no news: the host has the order and has yet to begin.
 SEEN_EVENTS: dict[DesktopState, DesktopEvent] = {
@@ -48,8 +48,6 @@ IN_DOUBT = (
     "The cluster's database is from the past: was a backup restored?"
     " An administrator has to confirm that it shall go on from there: pupitre cluster confirm"
 )
-WAITS = "waits for an administrator's word: the cluster's database is from the past (pupitre cluster confirm)"
-_ENDING = frozenset({DesktopState.STOPPING, DesktopState.FAILED, DesktopState.GONE})
 
 
 def needs_of(entry: Entry, *, is_new: bool = False) -> Needs:
@@ -197,7 +195,7 @@ def observe(transaction: Transaction, placed: Placed, event: DesktopEvent, *, re
         return
     since = placed.seen.since if state is placed.seen.state else now
     seen = replace(placed.seen, state=state, since=since, reason=reason)
-    wanted = DesktopState.GONE if state in _ENDING else placed.wanted
+    wanted = DesktopState.GONE if state in ENDING else placed.wanted
     transaction.put_desktop(replace(placed, seen=seen, wanted=wanted))
 
     booting = transaction.open_entries(desktop, CommandKind.BOOT_DESKTOP)
@@ -216,18 +214,6 @@ def observe(transaction: Transaction, placed: Placed, event: DesktopEvent, *, re
         elif event is DesktopEvent.FAIL:
             why = reason or "The host could not remove it and goes on trying."
             transaction.finish(entry.id, CommandState.FAILED, Fault(DestructionFault.code, why))
-
-
-class Stance(Enum):
-    """How a report is taken: as always; from a host that knows more than this database, and what of that to do.
-
-    DOUBT: nothing that is unknown or missing has any consequence. ADOPT: what runs is taken over as it is, and
-    what is missing is gone.
-    """
-
-    USUAL = "usual"
-    DOUBT = "doubt"
-    ADOPT = "adopt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +246,7 @@ def apply_report(
     stance: Stance = Stance.USUAL,
     since: int = 0,
     may_note: int = MOST_GUESTS,
+    prove: Prove = lambda _: None,
 ) -> Findings:
     """Write what a host reports of its desktops. Only that host's desktops are touched.
 
@@ -272,12 +259,11 @@ def apply_report(
     for sighting in report.desktops:
         placed = transaction.desktop(sighting.desktop)
         if placed is None or placed.seen.host != report.host or placed.seen.state is DesktopState.GONE:
-            if sighting.state is DesktopState.GONE or stance is Stance.DOUBT:
+            if sighting.state is DesktopState.GONE:
                 continue
-            if placed is None and stance is Stance.ADOPT:
-                _adopt(transaction, report.host, sighting, now=now)
+            if placed is None and meet_unknown(transaction, report.host, sighting, stance, prove, now=now):
                 wake.add(sighting.desktop)
-            else:
+            elif stance is not Stance.DOUBT:
                 orphans.add(sighting.desktop)
                 if sighting.desktop not in noted and lines >= may_note:
                     refused += 1
@@ -307,6 +293,7 @@ def apply_report(
             elif placed.seen.state is not DesktopState.REQUESTED:
                 reason = f"{report.host} no longer has this desktop: it was restarted."
                 observe(transaction, placed, DesktopEvent.FAIL, reason=reason, now=now)
+    forget_unknown(transaction, report)
     for finding in report.findings:
         if lines >= may_note:
             refused += 1
@@ -326,25 +313,6 @@ def _note_id(host: str, finding: str, at: int) -> str:
             bytes=at.to_bytes(6) + bytes([0x70 | random[0] & 0x0F, random[1], 0x80 | random[2] & 0x3F]) + random[3:]
         )
     )
-
-
-def _adopt(transaction: Transaction, host: str, sighting: Sighting, *, now: int) -> None:
-    """A desktop that this database has lost goes on as its owner's, or nobody's if that is not known."""
-    desktop = Desktop(
-        id=sighting.desktop,
-        owner=sighting.owner.replace("\0", ""),
-        image=sighting.image.replace("\0", ""),
-        host=host,
-        state=sighting.state,
-        since=now,
-        created=now,
-        reason="It was taken over as it ran.",
-        boot=sighting.boot,
-    )
-    wanted = DesktopState.GONE if sighting.state in _ENDING else DesktopState.RUNNING
-    transaction.put_desktop(Placed(desktop, wanted, sighting.memory_mib, sighting.vcpus))
-    whose = f"for {desktop.owner}" if desktop.owner else "for nobody: its owner is not known"
-    transaction.note("guest_adopted", desktop.id, f"{host} has it, this database had not; taken over {whose}.", now=now)
 
 
 def _miss(transaction: Transaction, placed: Placed, stance: Stance, *, since: int, now: int) -> None:

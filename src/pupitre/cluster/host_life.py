@@ -61,8 +61,7 @@ def settle(transaction: Transaction, name: str, *, now: int, limits: Limits, is_
     if held.host.state is HostState.SHUT_DOWN:
         return _leave(transaction, held)
     if held.wanted == UNREGISTERED and held.drained_by == AT_ONCE:
-        give_up_desktops(transaction, held.host, now=now)
-        return _leave(transaction, held)
+        return leave_unheard(transaction, held, now=now)
     if is_leaving:
         farewell(transaction, name, now=now, reason="It went down without a farewell.")
         return _leave(transaction, transaction.hosts[name])
@@ -78,6 +77,12 @@ def farewell(transaction: Transaction, name: str, *, now: int, reason: str | Non
     _advance(transaction, held, HostEvent.SHUT_DOWN, now=now, reason=reason)
     if held.wanted == SHUT_DOWN:
         _leave(transaction, transaction.hosts[name])
+
+
+def leave_unheard(transaction: Transaction, held: HostEntry, *, now: int) -> Step:
+    """A host that does not answer, or that nobody believes, leaves the cluster, and its desktops with it."""
+    give_up_desktops(transaction, held.host, now=now)
+    return _leave(transaction, held)
 
 
 def give_up_desktops(transaction: Transaction, host: Host, *, now: int) -> None:

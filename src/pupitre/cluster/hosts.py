@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
 from pupitre.clock import now_ms
 from pupitre.cluster import host_life, registration
+from pupitre.cluster.adoption import SET_ASIDE, WAITS, Prove, Stance, doubt_warnings, judge
 from pupitre.cluster.allowance import Allowance
 from pupitre.cluster.clocks import Clocks
-from pupitre.cluster.decisions import WAITS, Findings, Stance, apply_report, lose_desktops, report_needs
+from pupitre.cluster.decisions import Findings, apply_report, lose_desktops, report_needs
 from pupitre.cluster.host_life import Limits, Step
-from pupitre.cluster.host_orders import HEARD, READY, HostOrder, host_of
+from pupitre.cluster.host_orders import AT_ONCE, HEARD, READY, UNREGISTERED, HostOrder, host_of
 from pupitre.cluster.host_warnings import HostWarnings, Warnings
 from pupitre.cluster.liveness import RUNS, Liveness
 from pupitre.config import Settings
@@ -29,10 +31,12 @@ from pupitre.domain.bounds import MOST_GUESTS
 from pupitre.domain.command import RegisterHost
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HOST_LIFE, HostEvent, HostState
+from pupitre.domain.order_proof import Ordered, prove, proven
 from pupitre.domain.warning import WarningCode, warn
 from pupitre.errors import LinkDown, MessageError, Unavailable
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.cluster_rows import Doubt, Entry
+from pupitre.store.cluster_rows import Entry
+from pupitre.store.doubts import is_cluster_in_doubt
 from pupitre.store.transaction import Needs, Transaction
 from pupitre.wire.link import Link
 from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heard, Heartbeat, PowerOff, Report
@@ -62,6 +66,7 @@ class Hosts:
         store: ClusterStore,
         link: Link,
         *,
+        key: Ed25519PrivateKey,
         registry: CollectorRegistry,
         wake_desktop: Callable[[str], None],
         on_move: Callable[[], None],
@@ -82,6 +87,7 @@ class Hosts:
         self._departed: dict[str, frozenset[str]] = {}
         self._described: set[str] = set()
         self._reconciled: dict[str, Heard] = {}
+        self._key, self._public = key, key.public_key()
         self._warnings = HostWarnings(registry)
         self._clocks = Clocks()
         self._allowance = Allowance()
@@ -256,6 +262,9 @@ class Hosts:
             return _Taken(Findings(), moves=False, stale=True)
         self._liveness.write(report.host, report.run, report.number)
         stance, since = self._judge(transaction, report, is_new=is_new, now=now)
+        doubted = None
+        if stance is Stance.DOUBT:
+            doubted = WAITS if is_cluster_in_doubt(transaction.doubts.values()) else SET_ASIDE
         host, wanted = held.host, held.wanted
         if host.state is HostState.SHUT_DOWN:
             wanted = READY  # somebody has switched it on
@@ -267,7 +276,7 @@ class Hosts:
             host,
             state=state,
             since=now if moved else host.since,
-            reason=WAITS if stance is Stance.DOUBT else None if wanted == READY else host.reason,
+            reason=doubted or (None if wanted == READY else host.reason),
             facts=report.facts or host.facts,
             port=report.port,
             viewer_port=report.viewer_port,
@@ -279,48 +288,52 @@ class Hosts:
         noted = self._orphans.get(report.host, frozenset())
         may_note = self._allowance.left(report.host, now=now)
         findings = apply_report(
-            transaction, report, now=now, noted=noted, stance=stance, since=since, may_note=may_note
+            transaction,
+            report,
+            now=now,
+            noted=noted,
+            stance=stance,
+            since=since,
+            may_note=may_note,
+            prove=self._prover(host.name),
         )
         if (refused := findings.refused + self._allowance.refused[host.name]) or may_note:
             too_many = (warn(WarningCode.TOO_MANY_FINDINGS, refused),) if refused else ()
-            if self._warnings.put(host.name, "allowance", too_many):
-                transaction.put_host(replace(seen, warnings=self._warnings.of(host.name)))
+            self._warnings.put(host.name, "allowance", too_many)
+        self._warnings.put(host.name, "doubt", doubt_warnings(transaction, host.name))
+        transaction.put_host(replace(seen, warnings=self._warnings.of(host.name)))
         pending = transaction.doubts.get(host.name)
         described = pending is None or not pending.confirmed
         return _Taken(findings, moves=moved or wanted != READY, described=described)
 
     def _judge(self, transaction: Transaction, report: Report, *, is_new: bool, now: int) -> tuple[Stance, int]:
-        """How to take this report, and since when its host is known to know more than this database."""
         host, heard = report.host, report.heard
         known = heard is None or self._reconciled.get(host) == heard or self._store.knows(heard.epoch, heard.sequence)
-        if heard and not known and host not in transaction.doubts:
-            if is_new:  # whoever registers a host has said that it belongs here, with what runs on it
-                transaction.confirmed_before = max(transaction.confirmed_before, heard.epoch + 1)
-            confirmed = is_new or heard.epoch < self._store.confirmed
-            transaction.doubts[host] = Doubt(now, confirmed)
-            if not confirmed:
-                detail = f"{host} has heard of changes that are not in the cluster's database: it is from the past."
-                transaction.note("database_restored", host, detail, now=now)
-                log.error("The cluster's database is from the past; it waits for `pupitre cluster confirm`.", host=host)
-        if not transaction.doubts:
-            return Stance.USUAL, 0
-        mine = transaction.doubts.get(host)
-        if any(not doubt.confirmed for doubt in transaction.doubts.values()):
-            return Stance.DOUBT, 0
-        if mine is None:
-            return Stance.USUAL, 0
-        if not report.full:
-            return Stance.DOUBT, 0
-        del transaction.doubts[host]
-        if heard:
+        epoch, confirmed = self._store.epoch, self._store.confirmed
+        stance, since = judge(
+            transaction,
+            report,
+            self._prover(host),
+            is_new=is_new,
+            now=now,
+            known=known,
+            epoch=epoch,
+            confirmed=confirmed,
+        )
+        if stance is Stance.ADOPT and heard:
             self._reconciled[host] = heard
-        return Stance.ADOPT, mine.since
+        return stance, since
+
+    def _prover(self, host: str) -> Prove:
+        return partial(proven, key=self._public, host=host)
 
     def _has_departed(self, host: str, run: str) -> bool:
         return run in self._departed.get(host, ())
 
     async def _remove_orphan(self, host: str, desktop: str) -> None:
-        order = EnsureGone(epoch=self._store.epoch, desktop=desktop, sequence=self._store.version)
+        epoch, sequence = self._store.epoch, self._store.version
+        proof = prove(Ordered(host, epoch, sequence, desktop), self._key)
+        order = EnsureGone(epoch=epoch, desktop=desktop, sequence=sequence, proof=proof)
         try:
             await self._link.request(self._subjects.orders(host), order, Done)
         except (LinkDown, MessageError) as error:
@@ -347,6 +360,8 @@ class Hosts:
 
         def decide(transaction: Transaction) -> Step:
             held = transaction.hosts.get(name)
+            if held and name in transaction.doubts and (held.wanted, held.drained_by) == (UNREGISTERED, AT_ONCE):
+                return host_life.leave_unheard(transaction, held, now=now_ms())
             if held and held.host.state in HEARD and not self.takes_orders(name):
                 return Step(again=1.0)  # first it says what runs there
             now, is_leaving = now_ms(), name in self._leaving

@@ -4,6 +4,7 @@ from pupitre import pki
 from pupitre.cluster.server import ClusterServer
 from pupitre.config import Settings
 from pupitre.ops import Ops
+from pupitre.signing import ORDER_KEY, ensure_key
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.engine import open_database
 from pupitre.wire.link import Link
@@ -15,6 +16,7 @@ async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
     store = ClusterStore(open_database(settings, "cluster", "cluster"))
     server: ClusterServer | None = None
+    key = ensure_key(pki.directory(settings, ROLE) / ORDER_KEY)
 
     def broker_changed(connected: bool) -> None:
         if not connected:
@@ -27,7 +29,7 @@ async def run(settings: Settings, ops: Ops) -> None:
     link = Link(settings.nats_url, ROLE, tls, registry=ops.registry, on_change=broker_changed)
     try:
         await link.open()
-        server = ClusterServer(settings, store, link, ops.registry)
+        server = ClusterServer(settings, store, link, ops.registry, key)
         await server.run(on_started=ops.ready)
     finally:
         await link.close()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry, Counter
 
 from pupitre.batch import GATHER
@@ -19,10 +20,12 @@ from pupitre.cluster.notes import send_notes
 from pupitre.config import Settings
 from pupitre.domain.command import Halt, desktop_of
 from pupitre.domain.desktop import DesktopState
+from pupitre.domain.image import ImageSpec
+from pupitre.domain.order_proof import Ordered, prove
 from pupitre.domain.status import Rows
 from pupitre.errors import Deposed, LinkDown, MessageError, Unavailable
 from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
-from pupitre.store.cluster_rows import Entry
+from pupitre.store.cluster_rows import Entry, Placed
 from pupitre.wire.link import Link
 from pupitre.wire.messages import (
     MAX_SIZE,
@@ -67,7 +70,16 @@ class _Halted(Exception):
 
 
 class ClusterServer:
-    def __init__(self, settings: Settings, store: ClusterStore, link: Link, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: ClusterStore,
+        link: Link,
+        registry: CollectorRegistry,
+        key: Ed25519PrivateKey,
+    ) -> None:
+        """``key`` signs what is ordered of hosts."""
+        self._key = key
         self._settings = settings
         self._link = link
         self._subjects = Subjects(settings.cluster)
@@ -82,6 +94,7 @@ class ClusterServer:
             settings,
             store,
             link,
+            key=key,
             registry=registry,
             wake_desktop=self._desktops.wake,
             on_move=self._host_moved,
@@ -142,7 +155,7 @@ class ClusterServer:
         """Go on once an administrator has said that the database may be from the past."""
         while True:
             await asyncio.sleep(LOOK_AT_DOUBTS)
-            if not self._store.is_in_doubt:
+            if not self._store.waits_for_confirmation:
                 continue
             try:
                 waits = await self._store.look_at_doubts()
@@ -287,7 +300,8 @@ class ClusterServer:
         order: EnsureDesktop | EnsureGone
         if placed.wanted is DesktopState.GONE:
             grace = self._settings.shutdown_grace if placed.seen.until else 0
-            order = EnsureGone(epoch=self._epoch, desktop=desktop, grace=grace, sequence=sequence)
+            proof = prove(Ordered(host, self._epoch, sequence, desktop), self._key)
+            order = EnsureGone(epoch=self._epoch, desktop=desktop, grace=grace, sequence=sequence, proof=proof)
         elif placed.seen.state is DesktopState.REQUESTED:
             if spec is None:
                 return RESEND
@@ -298,6 +312,7 @@ class ClusterServer:
                 spec=spec,
                 sequence=sequence,
                 owner=placed.seen.owner,
+                proof=prove(self._ordered(placed, spec, host, sequence), self._key),
             )
         else:
             return None
@@ -307,6 +322,12 @@ class ClusterServer:
             log.warning("A host did not take an order; it is sent again.", host=host, reason=str(error))
             return 1.0
         return RESEND
+
+    def _ordered(self, placed: Placed, spec: ImageSpec, host: str, sequence: int) -> Ordered:
+        """What is signed of a start."""
+        seen, memory, vcpus = placed.seen, placed.memory_mib, placed.vcpus
+        start = (seen.id, seen.boot, seen.owner, seen.image, spec.disk, memory, vcpus)
+        return Ordered(host, self._epoch, sequence, *start)
 
     # To the endpoint
 

@@ -14,7 +14,7 @@ DAY_MS = 24 * 3600 * 1000
 MOST_MEMORY_MIB = 2**24
 """16 TiB."""
 MOST_VCPUS = 2**16 - 1
-MOST_GUESTS = 2000
+MOST_GUESTS = 1000
 """Desktops that one host may report."""
 MOST_IMAGES = 200
 """Images that one host may report."""

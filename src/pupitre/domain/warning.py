@@ -37,6 +37,17 @@ class WarningCode(StrEnum):
     CLOCK_AHEAD = "clock_ahead", "The clock of {host} is {number} s ahead. Set it right, by NTP for example."
     CLOCK_BEHIND = "clock_behind", "The clock of {host} is {number} s behind. Set it right, by NTP for example."
     REPORTS_REFUSED = "reports_refused", "The reports of {host} are refused, so nothing starts there: {text}", True
+    KNOWS_MORE = (
+        "knows_more",
+        "{host} says that it knows more than the cluster's database, so nothing starts there."
+        " See what it has and decide: pupitre cluster confirm",
+        True,
+    )
+    GUESTS_LEFT = (
+        "guests_left",
+        "{host} has {number} guests that the cluster has not ordered of it; they are left as they are."
+        " End them on the host, or take it out of the cluster.",
+    )
     PARTS_REFUSED = "parts_refused", "{number} parts of the reports of {host} are refused: {text}"
     TOO_MANY_GUESTS = "too_many_guests", f"{{host}} reports {{number}} guests; only {MOST_GUESTS} are looked at."
     TOO_MANY_IMAGES = "too_many_images", f"{{host}} reports {{number}} images; only {MOST_IMAGES} are looked at."

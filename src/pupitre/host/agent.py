@@ -143,8 +143,8 @@ class HostAgent:
     async def _on_order(self, message: AnyMessage) -> AnyMessage | None:
         if not isinstance(message, Describe | EnsureDesktop | EnsureGone | EndSignIns | PowerOff):
             raise MessageError(f"A host takes no {type(message).__name__}.")
-        sequence = message.sequence if isinstance(message, EnsureDesktop | EnsureGone) else 0
-        if not await self._journal.raise_epoch(message.epoch, sequence):
+        position = (message.sequence, message.proof) if isinstance(message, EnsureDesktop | EnsureGone) else ()
+        if not await self._journal.raise_epoch(message.epoch, *position):
             return Refused(code="old_epoch", reason=f"Epoch {message.epoch} is over; {self._journal.epoch} has begun.")
         if isinstance(message, Describe):
             return await self._reporter.full()
@@ -178,7 +178,13 @@ class HostAgent:
                 self._show(held)  # taken before; the cluster may have missed how it is
                 return
             record = Record(
-                order.desktop, order.boot, DesktopState.RUNNING, DesktopState.REQUESTED, order.spec, owner=order.owner
+                order.desktop,
+                order.boot,
+                DesktopState.RUNNING,
+                DesktopState.REQUESTED,
+                order.spec,
+                owner=order.owner,
+                proof=order.proof,
             )
             await self._journal.put(record)
         log.info("Desktop ordered.", desktop=order.desktop, image=order.spec.id)

@@ -43,7 +43,7 @@ class Record:
     """A desktop of this host. ``wanted`` is RUNNING or GONE; ``spec`` is None for a guest found without a record.
 
     ``end_by`` (Unix ms) is until when a guest that shall be gone may take to shut down by itself.
-    ``owner`` is known to the cluster; it is kept here for one that has lost it.
+    ``owner`` is known to the cluster; it is kept here for one that has lost it, with the ``proof`` of the order.
     """
 
     desktop: str
@@ -54,6 +54,7 @@ class Record:
     reason: str | None = None
     end_by: int = 0
     owner: str = ""
+    proof: str = ""
 
     def seen(self, state: DesktopState, reason: str | None = None) -> "Record":
         return replace(self, state=state, reason=reason)
@@ -63,6 +64,7 @@ class Record:
 class Marks:
     """Where the cluster's changes stood: as last heard, and as heard of the process before this one.
 
+    ``proof`` is that of the order that said so (see `pupitre.domain.order_proof`).
     ``told``: the cluster process of ``epoch`` has kept a report that says what was heard before it.
     """
 
@@ -71,14 +73,17 @@ class Marks:
     before_epoch: int = 0
     before_sequence: int = 0
     told: bool = False
+    proof: str = ""
+    before_proof: str = ""
 
-    def follow(self, epoch: int, sequence: int) -> "Marks":
+    def follow(self, epoch: int, sequence: int, proof: str = "") -> "Marks":
         """The marks after an order of this or a later epoch."""
         if epoch == self.epoch:
-            return replace(self, sequence=max(sequence, self.sequence))
+            return self if sequence <= self.sequence else replace(self, sequence=sequence, proof=proof)
         if self.told or not self.before_epoch:
-            return Marks(epoch, sequence, self.epoch, self.sequence)
-        return Marks(epoch, sequence, self.before_epoch, self.before_sequence)
+            return Marks(epoch, sequence, self.epoch, self.sequence, proof=proof, before_proof=self.proof)
+        before = (self.before_epoch, self.before_sequence)
+        return Marks(epoch, sequence, *before, proof=proof, before_proof=self.before_proof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +145,16 @@ class Journal:
         """Raises `Unavailable`."""
         await self._write(_key(desktop), None)
 
-    async def raise_epoch(self, epoch: int, sequence: int = 0) -> bool:
+    async def raise_epoch(self, epoch: int, sequence: int = 0, proof: str = "") -> bool:
         """Remember the cluster's epoch; False when ``epoch`` is older than one already heard.
 
         How far its changes stood goes to disk with what is put next. Raises `Unavailable`.
         """
         if epoch > self.epoch:
-            self._mark(self.marks.follow(epoch, sequence))
+            self._mark(self.marks.follow(epoch, sequence, proof))
             await self._write(_EPOCH, epoch)
         elif epoch == self.epoch:
-            self._mark(self.marks.follow(epoch, sequence))
+            self._mark(self.marks.follow(epoch, sequence, proof))
         return epoch == self.epoch
 
     def told(self, epoch: int) -> None:

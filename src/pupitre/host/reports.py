@@ -182,7 +182,9 @@ class Reporter:
         self._number += 1
         number = self._number
         marks = self._journal.marks
-        heard = Heard(marks.before_epoch, marks.before_sequence) if marks.before_epoch and not marks.told else None
+        heard = None
+        if marks.before_epoch and not marks.told:
+            heard = Heard(marks.before_epoch, marks.before_sequence, marks.before_proof)
         found = await asyncio.to_thread(self._image_copies) if copies else None
         self._told_copies = self._told_copies if found is None else found
         if facts:
@@ -250,4 +252,5 @@ def _full_sighting(record: Record) -> Sighting:
         image=spec.id if spec else "",
         memory_mib=spec.memory_mib if spec else 0,
         vcpus=spec.vcpus if spec else 0,
+        proof=record.proof,
     )

@@ -8,11 +8,10 @@ checks that this process is still the cluster (`Deposed`).
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import uuid_utils
 from sqlalchemy import and_, bindparam, case, delete, exists, insert, not_, or_, select, update
 
 from pupitre.batch import Batch
@@ -22,7 +21,8 @@ from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.errors import Conflict, Deposed, PupitreError
-from pupitre.store.cluster_rows import Doubt, Entry, Note, Placed, entry_from_row, placed_from_row
+from pupitre.store import doubts
+from pupitre.store.cluster_rows import Doubt, Entry, Note, Placed, UnknownGuest, entry_from_row, placed_from_row
 from pupitre.store.dialect import Connection
 from pupitre.store.engine import Database
 from pupitre.store.known import Known
@@ -37,12 +37,11 @@ from pupitre.store.schema import (
     cluster_desktops,
     cluster_hosts,
     epochs,
-    host_doubts,
     journal,
     notes,
     past_epochs,
 )
-from pupitre.store.transaction import MOST_DETAIL, Needs, Outcomes, Transaction
+from pupitre.store.transaction import Needs, Outcomes, Transaction
 
 PAGE = 500
 DEPOSED = "Another cluster server has taken over; this one has nothing more to say."
@@ -90,6 +89,7 @@ class ClusterStore:
         self.epoch = 0
         self.version = 0
         self.doubts: dict[str, Doubt] = {}
+        self.unknown: dict[tuple[str, str], UnknownGuest] = {}
         self.confirmed = 0
         self._past: dict[int, int] = {}
         self._deposed = asyncio.Event()
@@ -122,36 +122,29 @@ class ClusterStore:
 
         They are not where it was restored from a backup.
         """
-        return version <= self._past.get(epoch, -1)
+        return version <= (self.version if epoch == self.epoch else self._past.get(epoch, -1))
 
     @property
     def is_in_doubt(self) -> bool:
         """Whether an administrator has to say that the cluster shall go on from what it knows."""
+        return doubts.is_cluster_in_doubt(self.doubts.values())
+
+    @property
+    def waits_for_confirmation(self) -> bool:
+        """Whether an administrator has to say something about a host, or about all of them."""
         return any(not doubt.confirmed for doubt in self.doubts.values())
 
     async def look_at_doubts(self) -> bool:
         """See what an administrator has confirmed; whether anything still waits for that."""
         async with self.database.read() as connection:
             self.confirmed = int((await connection.execute(select(epochs.c.confirmed))).scalar_one())
-            rows = await connection.execute(select(host_doubts))
-            self.doubts = {row.host: Doubt(row.since, row.confirmed) for row in rows}
-        return self.is_in_doubt
+            self.doubts = await doubts.read_doubts(connection)
+            self.unknown = await doubts.read_unknown(connection)
+        return self.waits_for_confirmation
 
-    async def confirm(self, *, now: int) -> list[str]:
-        """An administrator's word that the cluster shall go on from what it knows; the hosts that knew more.
-
-        It may be given beside a cluster process, which hears of it at its next look.
-        """
-        async with self.database.write() as connection:
-            query = select(host_doubts.c.host).where(not_(host_doubts.c.confirmed)).order_by(host_doubts.c.host)
-            hosts = [str(host) for (host,) in await connection.execute(query)]
-            if hosts:
-                await connection.execute(update(host_doubts).values(confirmed=True))
-                await connection.execute(update(epochs).values(confirmed=epochs.c.value))
-                detail = f"An administrator wants the cluster to go on from its restored database ({', '.join(hosts)})."
-                note = {"id": str(uuid_utils.uuid7()), "at": now, "action": "restored_confirmed", "subject": "cluster"}
-                await connection.execute(insert(notes).values(**note, detail=detail[:MOST_DETAIL]))
-        return hosts
+    async def confirm(self, *, now: int, hosts: Collection[str] | None = None) -> list[str]:
+        """See `pupitre.store.doubts.confirm`."""
+        return await doubts.confirm(self.database, now=now, hosts=hosts)
 
     async def change(self, needs: Needs, decide: Callable[[Transaction], R]) -> R:
         """What ``decide`` says, once what it changed is on disk.
@@ -201,7 +194,7 @@ class ClusterStore:
             self.on_unsure()
         if wrote:
             transaction.keep(version)
-            self.doubts = transaction.doubts
+            self.doubts, self.unknown = transaction.doubts, transaction.unknown
             self.confirmed = max(self.confirmed, transaction.confirmed_before)
             self.on_commit(
                 Committed(
@@ -219,7 +212,7 @@ class ClusterStore:
     ) -> Transaction:
         if version != self._known.version + 1:
             self._known = await Known.read(connection, version - 1)
-        transaction = Transaction(self._known, self.doubts)
+        transaction = Transaction(self._known, self.doubts, self.unknown)
         needs = Needs()
         for needed, _ in group:
             needs |= needed

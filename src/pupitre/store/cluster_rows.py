@@ -55,11 +55,26 @@ class HostEntry:
 class Doubt:
     """A host has heard of changes that are not in this database; ``since`` is Unix ms.
 
-    ``confirmed``: an administrator wants the cluster to go on from here.
+    ``confirmed``: an administrator wants the cluster to go on from here. ``proven``: the host has shown an order
+    that the cluster's own key signed then.
     """
 
     since: int
     confirmed: bool
+    proven: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownGuest:
+    """A guest that a host has and no row knows. ``proven``: the cluster's key has signed the rest for that host."""
+
+    host: str
+    desktop: str
+    boot: int
+    state: str
+    owner: str
+    image: str
+    proven: bool
 
 
 @dataclass(frozen=True, slots=True)

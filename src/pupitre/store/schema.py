@@ -7,7 +7,7 @@ that a reader asks for "what is newer than the last I saw".
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, false
 
 from pupitre.config import DatabaseName
 
@@ -228,6 +228,21 @@ host_doubts = Table(
     Column("since", BigInteger, nullable=False),
     # An administrator has said that the cluster shall go on from here.
     Column("confirmed", Boolean, nullable=False),
+    # It has shown an order that the cluster's own key signed.
+    Column("proven", Boolean, nullable=False, server_default=false()),
+)
+# Guests of those hosts that are in no row here, and those that were not taken over: they are left as they are.
+unknown_guests = Table(
+    "unknown_guests",
+    cluster,
+    Column("host", _NAME, primary_key=True),
+    Column("desktop", _ID, primary_key=True),
+    Column("boot", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("owner", _ID, nullable=False),
+    Column("image", _NAME, nullable=False),
+    # The cluster's own key has signed that it was ordered of this host.
+    Column("proven", Boolean, nullable=False),
 )
 cluster_hosts = Table(
     "hosts",

@@ -27,6 +27,7 @@ from pupitre.store.cluster_rows import (
     HostEntry,
     Note,
     Placed,
+    UnknownGuest,
     desktop_values,
     entry_from_row,
     entry_values,
@@ -44,10 +45,12 @@ from pupitre.store.schema import (
     host_doubts,
     journal,
     notes,
+    unknown_guests,
 )
 from pupitre.store.upsert import upsert_rows
-from pupitre.store.versioned import put_rows
+from pupitre.store.versioned import chunks, has_key, put_rows
 
+KNOWS_MORE = "set aside: it says that it knows more than the cluster (pupitre cluster confirm)"
 MOST_SUBJECT, MOST_DETAIL = 255, 1000
 """Characters of a note."""
 
@@ -83,10 +86,17 @@ class Needs:
 class Transaction:
     """What decisions see and change: plain values in memory, read before and written after them."""
 
-    def __init__(self, known: Known | None = None, doubts: Mapping[str, Doubt] | None = None) -> None:
+    def __init__(
+        self,
+        known: Known | None = None,
+        doubts: Mapping[str, Doubt] | None = None,
+        unknown: Mapping[tuple[str, str], UnknownGuest] | None = None,
+    ) -> None:
         self._known = known = known or Known()
         self.doubts: dict[str, Doubt] = dict(doubts or {})
         self._doubts_held = dict(self.doubts)
+        self.unknown = dict(unknown or {})
+        self._unknown_held = dict(self.unknown)
         self.confirmed_before = 0
         self._repeated: set[str] = set()
         self.entries: dict[str, Entry] = {}
@@ -165,6 +175,8 @@ class Transaction:
         """With its copies; its desktops must be gone."""
         self.hosts.pop(name, None)
         self.removed_hosts.add(name)
+        self.doubts.pop(name, None)
+        self.unknown = {key: guest for key, guest in self.unknown.items() if key[0] != name}
         self.put_copies(name, [])
 
     def put_copies(self, host: str, copies: Copies) -> None:
@@ -191,7 +203,7 @@ class Transaction:
                 used_vcpus=entry.used_vcpus,
                 starting=self.starting[entry.host.name],
                 label=entry.host.title,
-                aside=_why_aside(entry.host),
+                aside=KNOWS_MORE if entry.host.name in self.doubts else _why_aside(entry.host),
             )
             for _, entry in sorted(self.hosts.items())
         ]
@@ -302,7 +314,18 @@ class Transaction:
             await connection.execute(delete(host_doubts).where(host_doubts.c.host.in_(settled)))
         new = {host: doubt for host, doubt in self.doubts.items() if self._doubts_held.get(host) != doubt}
         await upsert_rows(connection, host_doubts, [{"host": host, **asdict(doubt)} for host, doubt in new.items()])
-        return bool(settled or new or self.confirmed_before)
+        unknown = await self._save_unknown(connection)
+        return bool(settled or new or self.confirmed_before or unknown)
+
+    async def _save_unknown(self, connection: Connection) -> bool:
+        if self.unknown == self._unknown_held:
+            return False
+        over = sorted(self._unknown_held.keys() - self.unknown.keys())
+        for some in chunks(over):
+            await connection.execute(delete(unknown_guests).where(has_key(unknown_guests, some)))
+        new = [asdict(guest) for key, guest in self.unknown.items() if self._unknown_held.get(key) != guest]
+        await upsert_rows(connection, unknown_guests, new)
+        return True
 
     async def _save_hosts(self, connection: Connection, version: int) -> bool:
         dirty = False

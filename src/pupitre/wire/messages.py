@@ -33,6 +33,7 @@ from pupitre.domain.command import CommandState, Fault, Order, RegisterHost, des
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostAct, HostFacts
 from pupitre.domain.image import Image, ImageSpec
+from pupitre.domain.order_proof import MOST_PROOF
 from pupitre.domain.status import Rows
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning
 from pupitre.errors import MessageError
@@ -51,6 +52,8 @@ _IS_ID, _IS_HOST = (
     re.compile(r"^[a-z0-9][a-z0-9-]{0,31}\Z"),
 )
 MOST, MOST_PORT = 255, 65535
+Proof = Annotated[str, msgspec.Meta(max_length=MOST_PROOF, pattern=r"^[A-Za-z0-9._-]*\Z")]
+"""See `pupitre.domain.order_proof`."""
 Said = Annotated[str, msgspec.Meta(max_length=MAX_SIZE)]
 """Words of any length, which the receiver cuts."""
 
@@ -177,6 +180,7 @@ class EnsureDesktop(Message, frozen=True, tag="ensure_desktop"):
     spec: ImageSpec
     sequence: Number = 0
     owner: Line = ""
+    proof: Proof = ""
 
 
 class EnsureGone(Message, frozen=True, tag="ensure_gone"):
@@ -189,6 +193,7 @@ class EnsureGone(Message, frozen=True, tag="ensure_gone"):
     desktop: Uuid
     grace: Seconds = 0
     sequence: Number = 0
+    proof: Proof = ""
 
 
 class PowerOff(Message, frozen=True, tag="power_off"):
@@ -206,7 +211,7 @@ class PowerOff(Message, frozen=True, tag="power_off"):
 class Sighting(msgspec.Struct, frozen=True):
     """A desktop as its host sees it; GONE says that nothing is left of it.
 
-    A full report also says whose it is and what it takes, for a cluster that has lost it.
+    A full report also says whose it is and what it takes, for a cluster that has lost it, and shows the order's proof.
     """
 
     desktop: Uuid
@@ -217,13 +222,15 @@ class Sighting(msgspec.Struct, frozen=True):
     image: Name = ""
     memory_mib: MemoryMib = 0
     vcpus: Vcpus = 0
+    proof: Proof = ""
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """Where the changes of a cluster process stood when a host heard of them last."""
+    """Where the changes of a cluster process stood when a host heard of them last, and the proof of that order."""
 
     epoch: Number
     sequence: Number
+    proof: Proof = ""
 
 
 class Copy(msgspec.Struct, frozen=True):
