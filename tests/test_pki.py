@@ -13,7 +13,7 @@ import pytest
 import time_machine
 from cryptography import x509
 
-from pupitre import pki
+from pupitre import authority, pki
 from pupitre.config import Settings
 from pupitre.errors import SetupError
 
@@ -109,8 +109,7 @@ def test_new_names_and_a_new_authority_mean_a_new_certificate(settings: Settings
     pki.ensure_certificate(Settings(home=tmp_path, nats_url="tls://other.lab:4222"), "nats")
     second = certificate.read_bytes()
     assert second != first
-    (settings.pki_dir / "ca" / "ca.key").unlink()
-    pki.ensure_authority(settings)
+    authority.create_anew(settings)
     pki.ensure_certificate(Settings(home=tmp_path, nats_url="tls://other.lab:4222"), "nats")
     assert certificate.read_bytes() != second
 

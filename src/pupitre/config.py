@@ -206,6 +206,14 @@ class Settings(BaseSettings):
     )
     hosts: int = Field(1, ge=1, le=64, description="Hosts that `up` runs on this machine, each with its share of it.")
 
+    # Certificates
+    certificate_days: float = Field(
+        365,
+        gt=0,
+        le=3650,
+        description="Life of new certificates in days; each is renewed when two thirds of it are over.",
+    )
+
     # Databases
     databases: Path | None = Field(
         None,

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pupitre.asgi import listen, serve
 from pupitre.config import Settings
+from pupitre.credentials import Credentials
 from pupitre.errors import SetupError
 from pupitre.middleware import Forwarded, KnownHosts, security_headers
 from pupitre.ops import Ops
@@ -30,20 +31,26 @@ async def run_web(settings: Settings, ops: Ops) -> None:
     from pupitre.portal.app import create_app as create_portal
     from pupitre.splice import prepare_process
 
+    credentials = Credentials(settings, ops.registry)
+    credentials.keep("portal")
+    credentials.keep("gateway", lambda: gateway.reload())  # noqa: PLW0108 - the gateway is made below
     gateway = Gateway(settings)
     portal_app, gateway_app = create_portal(settings), create_gateway(gateway)
     prepare_process()
     await _run(
-        settings, ops, (portal_app, gateway_app), SideBySide(portal_app, gateway_app), ws=console_protocol(gateway)
-    )
+        settings, ops, credentials, (portal_app, gateway_app), SideBySide(portal_app, gateway_app),
+        ws=console_protocol(gateway),
+    )  # fmt: skip
 
 
 async def run_portal(settings: Settings, ops: Ops) -> None:
     """The portal alone on ``portal_port`` until cancelled."""
     from pupitre.portal.app import create_app
 
+    credentials = Credentials(settings, ops.registry)
+    credentials.keep("portal")
     app = create_app(settings)
-    await _run(settings, ops, (app,), app)
+    await _run(settings, ops, credentials, (app,), app)
 
 
 async def run_gateway(settings: Settings, ops: Ops) -> None:
@@ -53,15 +60,18 @@ async def run_gateway(settings: Settings, ops: Ops) -> None:
     from pupitre.gateway.websocket import console_protocol
     from pupitre.splice import prepare_process
 
+    credentials = Credentials(settings, ops.registry)
+    credentials.keep("gateway", lambda: gateway.reload())  # noqa: PLW0108 - the gateway is made below
     gateway = Gateway(settings)
     app = create_app(gateway, alone=True)
     prepare_process()
-    await _run(settings, ops, (app,), app, ws=console_protocol(gateway), setting="gateway_port")
+    await _run(settings, ops, credentials, (app,), app, ws=console_protocol(gateway), setting="gateway_port")
 
 
 async def _run(
     settings: Settings,
     ops: Ops,
+    credentials: Credentials,
     parts: tuple[Starlette, ...],
     app: ASGIApp,
     *,
@@ -70,9 +80,14 @@ async def _run(
 ) -> None:
     if not settings.public_origin and not settings.portal_port:
         raise SetupError("With portal_port 0, browsers have no address.", "Set portal_port, or public_origin.")
+    tls: dict[str, Any] = {}
+    if settings.tls_cert and settings.tls_key:
+        public = credentials.keep_public(settings.tls_cert, settings.tls_key)
+        tls = {"ssl_context_factory": lambda _config, _default: public}
     listener = listen(settings.portal_host, getattr(settings, setting), setting)
     async with AsyncExitStack() as lifespans:
         lifespans.callback(listener.close)
+        await lifespans.enter_async_context(credentials.watching())
         for part in parts:
             await lifespans.enter_async_context(part.router.lifespan_context(part))
         await serve(
@@ -82,8 +97,7 @@ async def _run(
             on_stop=lambda: _end_event_streams(parts),
             ws=ws,
             headers=security_headers(settings),
-            ssl_certfile=settings.tls_cert,
-            ssl_keyfile=settings.tls_key,
+            **tls,
         )
 
 

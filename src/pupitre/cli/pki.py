@@ -1,13 +1,19 @@
 """``pupitre pki``: certificates and the ticket key."""
 
 import json as json_format
+import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from cryptography.hazmat.primitives import hashes
 
-from pupitre import config, pki
+from pupitre import authority, config, issued, pki
+from pupitre.authority import Rotation
+from pupitre.config import Settings
+from pupitre.domain.certificate import look_again
+from pupitre.errors import SetupError
 
 app = typer.Typer(add_completion=False, help="Certificates and keys of every process.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
@@ -38,6 +44,107 @@ def issue(
     """Make or renew the certificate directory of one role."""
     folder = pki.ensure_certificate(config.load(), role, dir, address or ())
     typer.echo(json_format.dumps({"role": role, "directory": str(folder)}) if json else str(folder))
+
+
+@app.command()
+def init(
+    new_authority: Annotated[
+        bool, typer.Option("--new-authority", help="Replace the authority: whatever it has issued is good no more.")
+    ] = False,
+    new_ticket_key: Annotated[
+        bool, typer.Option("--new-ticket-key", help="Replace the key that signs tickets for consoles.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Begin anew with what is lost or was stolen, and issue every certificate of this machine again.
+
+    Other machines are cut off until each has a new directory (`pupitre pki issue ROLE --dir DIR`).
+    """
+    settings = config.load()
+    if not (new_authority or new_ticket_key):
+        raise SetupError(
+            "Nothing was said to be made anew.", "Add --new-authority or --new-ticket-key; both cut off other machines."
+        )
+    if new_ticket_key:
+        pki.replace_ticket_key(settings)
+    if new_authority:
+        authority.create_anew(settings)
+    _issue_here(settings)
+    _say(
+        json, issued.carried(settings), "Done. Restart the processes of this machine."
+    )  # fmt: skip
+
+
+class Step(StrEnum):
+    BEGIN = "begin"
+    SWITCH = "switch"
+    FINISH = "finish"
+
+
+@app.command()
+def rotate(
+    step: Annotated[Step | None, typer.Argument(help="begin, switch, finish; without it: where it stands.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Finish although certificates of the old authority are still in use.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Replace the authority while everything runs, in three steps.
+
+    `begin` makes a new one, which is trusted beside the old one; `switch` has it issue every certificate;
+    `finish` ends the trust in the old one. After each step, other machines need their directories anew
+    (`pupitre pki issue ROLE --dir DIR`); processes read them without a restart.
+    """
+    settings = config.load()
+    if step is Step.BEGIN:
+        authority.begin_rotation(settings)
+    elif step is Step.SWITCH:
+        _wait_for_readers(settings)
+        authority.switch_rotation(settings)
+    elif step is Step.FINISH:
+        _wait_for_readers(settings)
+        if (old := issued.to_carry(settings)) and not force:
+            raise SetupError(
+                f"These still have a certificate of the old authority: {', '.join(old)}.",
+                "Issue each with `pupitre pki issue ROLE --dir DIR` and copy DIR to its machine; or add --force, which"
+                " cuts them off.",
+            )
+        authority.finish_rotation(settings)
+    if step:
+        _issue_here(settings)
+    stands = authority.rotation(settings)
+    _say(json, issued.carried(settings) if step else [], _NEXT[stands], rotation=stands)
+
+
+_NEXT = {
+    Rotation.NONE: "One authority is trusted; no rotation is under way.",
+    Rotation.BEGUN: "Two authorities are trusted, the old one signs. Next: pupitre pki rotate switch",
+    Rotation.SWITCHED: "Two authorities are trusted, the new one signs. Next: pupitre pki rotate finish",
+}
+
+
+def _wait_for_readers(settings: Settings) -> None:
+    """Every process must have read what the last step wrote. Raises `SetupError` until it has had the time."""
+    within = 2 * look_again(settings.certificate_days * 86400)
+    left = authority.last_step(settings) + within - time.time() if authority.is_here(settings) else 0
+    if left > 0:
+        raise SetupError(
+            "Processes have not all read what the last step wrote.", f"Run this again in {left:.0f} seconds."
+        )
+
+
+def _issue_here(settings: Settings) -> None:
+    for role, own in pki.roles_here(settings).items():
+        pki.ensure_certificate(own, role)
+
+
+def _say(json: bool, to_carry: list[str], text: str, **more: str) -> None:
+    if json:
+        typer.echo(json_format.dumps({"to_carry": to_carry, **more}))
+        return
+    typer.echo(text)
+    if to_carry:
+        typer.echo(f"Other machines need these anew (pupitre pki issue ROLE --dir DIR): {', '.join(to_carry)}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from pupitre import pki
 from pupitre.cluster.server import ClusterServer
 from pupitre.config import Settings
+from pupitre.credentials import Credentials
 from pupitre.ops import Ops
 from pupitre.signing import ORDER_KEY, ensure_key
 from pupitre.store.cluster import ClusterStore
@@ -14,6 +15,10 @@ ROLE = "cluster"
 
 async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
+    certificates = pki.directory(settings, ROLE)
+    credentials = Credentials(settings, ops.registry)
+    credentials.keep(ROLE, lambda: link.use(pki.client_context(certificates, ROLE)))
+    tls = pki.client_context(certificates, ROLE)
     store = ClusterStore(open_database(settings, "cluster", "cluster"))
     server: ClusterServer | None = None
     key = ensure_key(pki.directory(settings, ROLE) / ORDER_KEY)
@@ -25,9 +30,9 @@ async def run(settings: Settings, ops: Ops) -> None:
             link.spawn(server.resume())
             ops.ready()
 
-    tls = pki.client_context(pki.directory(settings, ROLE), ROLE)
     link = Link(settings.nats_url, ROLE, tls, registry=ops.registry, on_change=broker_changed)
     try:
+        link.spawn(credentials.watch())
         await link.open()
         server = ClusterServer(settings, store, link, ops.registry, key)
         await server.run(on_started=ops.ready)

@@ -36,6 +36,20 @@ class WarningCode(StrEnum):
 
     CLOCK_AHEAD = "clock_ahead", "The clock of {host} is {number} s ahead. Set it right, by NTP for example."
     CLOCK_BEHIND = "clock_behind", "The clock of {host} is {number} s behind. Set it right, by NTP for example."
+    CERTIFICATE_EXPIRES = (
+        "certificate_expires",
+        "The certificate of {host} expires in {number} days and was not renewed. Run `pupitre pki issue {text}` where"
+        " the authority is, and copy the folder to {host}.",
+        False,
+        True,
+    )
+    CERTIFICATE_EXPIRED = (
+        "certificate_expired",
+        "The certificate of {host} has expired: it comes back from no interruption. Run `pupitre pki issue {text}`"
+        " where the authority is, and copy the folder to {host}.",
+        False,
+        True,
+    )
     REPORTS_REFUSED = "reports_refused", "The reports of {host} are refused, so nothing starts there: {text}", True
     KNOWS_MORE = (
         "knows_more",

@@ -140,6 +140,10 @@ class WebServerEndpoint:
                 f"The cluster {self._cluster} did not answer at {servers} within {answer_within:g} s."
             ) from error
 
+    def use_certificate(self, certificate_path: Path) -> None:
+        """Show the certificate as it is there now from the next connection on. Raises `SetupError`."""
+        self._link.use(pki.client_context(certificate_path, ROLE))
+
     async def disconnect_from_cluster_server(self) -> None:
         """Close link and databases; commands under way keep their rows and are taken up at the next start."""
         await self._open.aclose()

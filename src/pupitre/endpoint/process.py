@@ -2,6 +2,7 @@
 
 from pupitre import pki
 from pupitre.config import Settings
+from pupitre.credentials import Credentials
 from pupitre.endpoint.endpoint import ROLE, WebServerEndpoint
 from pupitre.ops import Ops
 from pupitre.store.engine import open_database
@@ -10,19 +11,23 @@ from pupitre.store.engine import open_database
 async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
     endpoint = WebServerEndpoint(settings.cluster, ops.registry)
+    certificates = pki.directory(settings, ROLE)
+    credentials = Credentials(settings, ops.registry)
+    credentials.keep(ROLE, lambda: endpoint.use_certificate(certificates))
     endpoint.connect_to_databases(
         open_database(settings, "endpoint", "commands"), open_database(settings, "endpoint", "status")
     )
     try:
-        await endpoint.connect_to_cluster_server(
-            pki.directory(settings, ROLE),
-            settings.nats_url,
-            status_update_interval=settings.status_update_interval,
-            command_timeout_check_interval=settings.command_timeout_check_interval,
-            connection_grace=settings.connection_grace,
-            user_in_flight=settings.user_in_flight,
-        )
-        ops.ready()
-        await endpoint.run()
+        async with credentials.watching():
+            await endpoint.connect_to_cluster_server(
+                certificates,
+                settings.nats_url,
+                status_update_interval=settings.status_update_interval,
+                command_timeout_check_interval=settings.command_timeout_check_interval,
+                connection_grace=settings.connection_grace,
+                user_in_flight=settings.user_in_flight,
+            )
+            ops.ready()
+            await endpoint.run()
     finally:
         await endpoint.disconnect_from_cluster_server()

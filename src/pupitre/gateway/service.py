@@ -68,12 +68,18 @@ class Gateway:
         self.proxies = settings.proxies
         self.security_headers = security_headers(settings)
         self.admission = Admission(pki.load_ticket_verifier(certificates), frozenset(self.served.origins))
-        self._context = pki.arm(ResumingContext(ssl.PROTOCOL_TLS_CLIENT), certificates, "gateway")
-        self._context.sessions = {}
+        self._certificates = certificates
+        self.reload()
         self.registry = CollectorRegistry()
         self.opened = Counter("pupitre_consoles_opened", "Consoles opened", registry=self.registry)
         self.refused = Counter("pupitre_consoles_refused", "Requests refused", ["error"], registry=self.registry)
         self.open = Gauge("pupitre_consoles_open", "Consoles open now", registry=self.registry)
+
+    def reload(self) -> None:
+        """Dial with the certificate as it is now; open consoles stay. Raises `SetupError`, and changes nothing."""
+        context = pki.arm(ResumingContext(ssl.PROTOCOL_TLS_CLIENT), self._certificates, "gateway")
+        context.sessions = {}  # what was agreed on with another authority is not resumed
+        self._context = context
 
     def admit(self, text: str, purpose: Purpose, desktop: str, headers: Mapping[str, str]) -> Ticket:
         """The good ticket in ``text``. Raises `TicketRefused`."""

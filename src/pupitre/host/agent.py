@@ -18,6 +18,7 @@ from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import DiskFormat, ImageSpec
+from pupitre.domain.warning import HostWarning
 from pupitre.errors import (
     HypervisorError,
     MessageError,
@@ -120,6 +121,10 @@ class HostAgent:
     def report_all(self) -> None:
         """Tell the cluster everything: after the link was away."""
         self._reporter.everything()
+
+    def warn(self, source: str, *warnings: HostWarning) -> None:
+        """What ``source`` finds wrong with this host now, see `Reporter.warn`."""
+        self._reporter.warn(source, *warnings)
 
     # What the console server asks
 

@@ -44,7 +44,8 @@ class ConsoleServer:
     ) -> None:
         """``host`` is this host's name, ``state`` a folder for the ids of burned tickets; port 0 takes a free one."""
         self.audience = Audience(host, pki.load_ticket_verifier(certificates), screens, state)
-        self._context: ssl.SSLContext = pki.server_context(certificates, pki.host_role(host))
+        self._role, self._certificates = pki.host_role(host), certificates
+        self._context: ssl.SSLContext = pki.server_context(certificates, self._role)
         self._door = Door("console port", address, port, self._serve)
         self._viewers = (
             None if viewer_port is None else ViewerServer(host, certificates, self.audience, address, viewer_port)
@@ -70,6 +71,12 @@ class ConsoleServer:
         await self._door.open()
         if self._viewers:
             await self._viewers.start()
+
+    def reload(self) -> None:
+        """Greet with the certificate as it is now; open consoles stay. Raises `SetupError`, and changes nothing."""
+        self._context = pki.server_context(self._certificates, self._role)
+        if self._viewers:
+            self._viewers.reload()
 
     async def stop(self) -> None:
         """Close the ports and every console; the guests go on."""

@@ -7,6 +7,8 @@ import structlog
 
 from pupitre import config, pki
 from pupitre.config import Settings
+from pupitre.credentials import Credentials
+from pupitre.domain.warning import HostWarning, WarningCode, warn
 from pupitre.errors import SetupError
 from pupitre.host import hypervisors, isolation
 from pupitre.host.agent import HostAgent, journal_path
@@ -32,6 +34,17 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
     role = pki.host_role(settings.host_name)
     certificates = pki.directory(settings, role)
+
+    def certificates_seen() -> None:
+        agent.warn("certificate", *(_warning(name, left) for name, left in credentials.near_its_end()))
+
+    credentials = Credentials(settings, ops.registry, on_look=certificates_seen)
+
+    def certificate_changed() -> None:
+        console.reload()
+        link.use(pki.client_context(certificates, role))
+
+    credentials.keep(role, certificate_changed)
     disks = hypervisors.disks(settings, paths)
     hypervisor = hypervisors.choose(settings, paths)
     journal = Journal(journal_path(settings))
@@ -72,6 +85,7 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
                 f"The console server cannot listen on {settings.host_address}, port {ports}: {error.strerror}.",
                 "Choose another console_port or viewer_port, or 0 for a free one.",
             ) from error
+        link.spawn(credentials.watch())
         await link.open()
         await agent.start(link, console)
         started = True
@@ -86,6 +100,11 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
         await journal.close()
     if power_off:
         await shut_machine_down(settings.host_power_off)
+
+
+def _warning(certificate: str, days_left: float) -> HostWarning:
+    code = WarningCode.CERTIFICATE_EXPIRES if days_left > 0 else WarningCode.CERTIFICATE_EXPIRED
+    return warn(code, int(days_left), certificate)
 
 
 async def shut_machine_down(command: tuple[str, ...]) -> None:

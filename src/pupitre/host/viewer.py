@@ -37,7 +37,8 @@ class ViewerServer:
     ) -> None:
         """``host`` is this host's name; port 0 takes a free one."""
         self._audience = audience
-        self._context: ssl.SSLContext = pki.viewer_context(certificates, pki.host_role(host))
+        self._role, self._certificates = pki.host_role(host), certificates
+        self.reload()
         self._door = Door("viewer port", address, port, self._serve)
 
     @property
@@ -48,6 +49,10 @@ class ViewerServer:
     async def start(self) -> None:
         """Listen. Raises `OSError` when the address or port is not to be had."""
         await self._door.open()
+
+    def reload(self) -> None:
+        """Greet with the certificate as it is now. Raises `SetupError`, and changes nothing."""
+        self._context: ssl.SSLContext = pki.viewer_context(self._certificates, self._role)
 
     async def stop(self) -> None:
         """Close the port. Who watches goes when the `Audience` closes."""

@@ -140,6 +140,10 @@ class Child:
             return False
         return True
 
+    def reload(self) -> None:
+        """Have it read its files again, as many programs do on SIGHUP."""
+        self._signal(signal.SIGHUP)
+
     def kill(self) -> None:
         """End it and what it started in its session. Guests have sessions of their own."""
         with contextlib.suppress(ProcessLookupError):

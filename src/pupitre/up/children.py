@@ -110,6 +110,11 @@ def image_builder(settings: Settings, image: str) -> ChildSpec:
     )
 
 
+def renewal(shared: dict[str, str]) -> ChildSpec:
+    """Renews the message broker's certificate."""
+    return ChildSpec("renewal", (sys.executable, "-m", "pupitre.up.renewal"), shared)
+
+
 def registration(shared: dict[str, str], hosts: list[ChildSpec]) -> ChildSpec:
     """Registers ``hosts``, each with its console port."""
     where = [f"{spec.environment['PUPITRE_HOST_NAME']}:{spec.environment['PUPITRE_CONSOLE_PORT']}" for spec in hosts]

@@ -22,6 +22,7 @@ from pupitre import config
 from pupitre.config import Settings
 from pupitre.errors import Conflict, SetupError
 from pupitre.up import children
+from pupitre.up.broker_certificate import BrokerCertificate
 from pupitre.up.child import Child, ChildSpec
 from pupitre.up.hosts import WakeListener, own_hosts, wake_socket
 from pupitre.up.ports import check_portal_port
@@ -63,6 +64,7 @@ class Instance:
         self._record = Record(settings.run_dir / "processes.json", settings.origin)
         self._supervisor: Supervisor | None = None
         self._builder: Child | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self._listening: asyncio.DatagramTransport | None = None
 
     async def run(self) -> None:
@@ -89,6 +91,11 @@ class Instance:
         await self._register_hosts(supervisor)
         loop = asyncio.get_running_loop()
         self._listening, _ = await loop.create_datagram_endpoint(lambda: WakeListener(self._wake), sock=self._cards)
+        if children.runs_broker(self._settings):
+            certificate = BrokerCertificate(
+                self._settings, renew=self._renew_certificate, reload=lambda: supervisor.reload("nats")
+            )
+            self._renewing = asyncio.create_task(certificate.keep(), name="broker certificate")
         self._greet()
         if self._settings.demo_images:
             self._builder = await self._start_child(children.image_builder(self._settings, SECOND_IMAGE))
@@ -140,6 +147,14 @@ class Instance:
             )
         self._tell(f"  {'registered':<14} {time.monotonic() - begun:5.1f} s")
 
+    async def _renew_certificate(self) -> None:
+        child = await self._start_child(children.renewal(self._shared))
+        try:
+            await child.ended()  # what it could not do it has said, and it is tried again
+        except asyncio.CancelledError:
+            child.kill()
+            raise
+
     def _wake(self, mac: str) -> None:
         """Somebody switches a machine on."""
         for host in own_hosts(self._settings):
@@ -172,6 +187,9 @@ class Instance:
     async def _end(self) -> None:
         if self._listening:
             self._listening.close()
+        if self._renewing:
+            self._renewing.cancel()
+            await asyncio.wait({self._renewing})
         if self._builder:
             await self._builder.stop(self._builder.spec.stop_within)
         if self._supervisor:

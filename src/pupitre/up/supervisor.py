@@ -210,6 +210,12 @@ class Supervisor:
             if keeper.spec.name == name:
                 keeper.wake()
 
+    def reload(self, name: str) -> None:
+        """Have the child of this name read its files again, if it runs."""
+        for keeper in self.keepers:
+            if keeper.spec.name == name and keeper.child:
+                keeper.child.reload()
+
     def hurry(self) -> None:
         for keeper in self.keepers:
             keeper.hurry()

@@ -168,6 +168,11 @@ class Link:
                 continue
             return
 
+    def use(self, tls: ssl.SSLContext) -> None:
+        """Show another certificate from the next connection on; the one that is open stays."""
+        self._tls = tls
+        self._client.options["tls"] = tls
+
     async def close(self) -> None:
         self._closing = True
         for task in list(self._tasks):
