@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 from sqlalchemy import select
 
-from pupitre import pki
+from pupitre import authority, pki
+from pupitre.authority import Rotation
 from pupitre.config import Settings
 from pupitre.errors import PupitreError, SetupError, Unavailable
 from pupitre.host import isolation, kvm
@@ -148,20 +149,52 @@ def _port(settings: Settings) -> Iterator[Finding]:
         yield Finding("port", False, f"{where} is in use by something else", "PUPITRE_PORTAL_PORT=… pupitre up")
 
 
+def _authority(settings: Settings, now: datetime.datetime) -> Iterator[Finding]:
+    here = pki.roles_here(settings)
+    if not here and not authority.is_here(settings):
+        return
+    try:
+        signer, _ = authority.signer(settings)
+    except SetupError as error:
+        yield Finding("authority", False, error.reason, error.mend, minor=True)
+        return
+    left, stands = signer.not_valid_after_utc - now, authority.rotation(settings)
+    if stands is not Rotation.NONE:
+        next_step = "switch" if stands is Rotation.BEGUN else "finish"
+        mend = f"pupitre pki rotate {next_step}"
+        yield Finding("authority", False, f"its rotation has {stands}, and is not finished", mend, minor=True)
+    else:
+        yield Finding(
+            "authority", left.days > 365, f"good for {left.days} days", "pupitre pki rotate begin", minor=True
+        )
+
+
 def _certificates(settings: Settings) -> Iterator[Finding]:
     now = datetime.datetime.now(datetime.UTC)
+    yield from _authority(settings, now)
+    if settings.tls_cert and settings.tls_key:
+        try:
+            pki.check_public(settings.tls_cert, settings.tls_key)
+            left = pki.load_certificate(settings.tls_cert).not_valid_after_utc - now
+        except SetupError as error:
+            yield Finding("web certificate", False, error.reason, error.mend)
+        else:
+            mend = "Renew it where it was issued"
+            yield Finding("web certificate", left.days > 7, f"good for {left.days} days", mend, minor=True)
     for role in (*ROLES, pki.host_role(settings.host_name)):
         path = pki.directory(settings, role) / f"{role}.crt"
         if not path.exists():
             continue
         try:
-            left = pki.load_certificate(path).not_valid_after_utc - now
+            certificate = pki.load_certificate(path)
+            left = certificate.not_valid_after_utc - now
+            life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         except PupitreError as error:
             yield Finding(f"certificate of {role}", False, str(error), f"pupitre pki issue {role}")
             continue
         yield Finding(
-            f"certificate of {role}", left > RENEW_SOON, f"good for {left.days} days", f"pupitre pki issue {role}",
-            minor=left.days > 0,
+            f"certificate of {role}", left > min(RENEW_SOON, life / 4), f"good for {left.days} days",
+            f"pupitre pki issue {role}", minor=left > datetime.timedelta(),
         )  # fmt: skip
 
 
