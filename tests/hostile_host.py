@@ -21,6 +21,7 @@ class HostileHost:
         self.memory_mib = memory_mib
         self.client = client
         self.number = 0
+        self.images = settings.images_dir
         self._subjects = Subjects(settings.cluster)
 
     def report(self, **fields: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uuid_utils
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import Desktop
 from pupitre.domain.host import Host
 from pupitre.domain.status import HostImage
+from pupitre.images.signatures import read_signed
 from pupitre.store.audit import AuditEntry, AuditLog
 from pupitre.wire.messages import MAX_SIZE, Done, Refused
 from tests.cluster_rig import Room, eventually, room
@@ -37,6 +39,8 @@ def full_report(host: HostileHost, own: str) -> dict[str, Any]:
     image = {"id": "plain", "name": "Plain", "description": "", "state": "ready", "since": 1, "memory_mib": 256,
              "vcpus": 1, "progress": None, "reason": None}  # fmt: skip
     spec = {"id": "plain", "disk": "d" * 64, "disk_format": "raw", "memory_mib": 256, "vcpus": 1}
+    signed = read_signed(host.images, "plain")
+    assert signed is not None
     return host.report(
         full=True,
         viewer_port=5999,
@@ -45,7 +49,8 @@ def full_report(host: HostileHost, own: str) -> dict[str, Any]:
              "memory_mib": 256, "vcpus": 1},
             {"desktop": GUEST, "boot": 1, "state": "failed", "reason": "why"},
         ],
-        copies=[{"image": image, "spec": spec}],
+        copies=[{"image": image, "spec": spec, "manifest": signed.digest}],
+        manifests=[msgspec.to_builtins(signed)],
         findings=[{"id": str(uuid_utils.uuid7()), "at": now_ms(), "action": "overlay_removed", "desktop": GUEST,
                    "detail": "why"}],
         warnings=[{"code": "clock_ahead", "number": 1, "text": "why"}],

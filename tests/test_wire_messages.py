@@ -27,6 +27,7 @@ from pupitre.domain.command import (
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostAct, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
+from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.status import HostImage, Rows
 from pupitre.domain.warning import HostWarning
 from pupitre.errors import MessageError
@@ -152,6 +153,15 @@ GROWN: dict[str, AnyMessage] = {
         desktops=(Sighting(DESKTOP_ID, 1, DesktopState.RUNNING, None, USER, "tiny", 256, 1, "YQ.Yg-_"),),
         heard=Heard(2, 9, "YQ.Yg-_"),
         left_out=(LeftOut("copies", 3, 1, "why"),),
+    ),
+    "report-manifests": Report(
+        host="host-1",
+        run="r1",
+        number=7,
+        full=False,
+        port=4433,
+        copies=(Copy(IMAGE, SPEC, "a" * 64),),
+        manifests=(SignedManifest("{}", "b" * 64, "c" * 128),),
     ),
     "heartbeat-at": Heartbeat(host="host-1", run="r1", number=7, at=1700000000000),
     "changed-host": Changed(epoch=3, after=13, sequence=14, rows=Rows(hosts=(HOST,))),

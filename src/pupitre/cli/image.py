@@ -24,6 +24,7 @@ from pupitre.images.importer import DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, import_im
 from pupitre.images.progress import Progress
 from pupitre.images.recipes import RECIPES
 from pupitre.images.recipes import recipe as find_recipe
+from pupitre.images.signatures import ensure_signed, publisher
 from pupitre.images.store import ImageStore
 
 app = typer.Typer(
@@ -95,6 +96,28 @@ def list_(as_json: Json = False) -> None:
         # A name in brackets is a name, and no markup.
         console = Console(markup=False, emoji=False, highlight=False)
         console.print(table if copies else "No images yet. Build one: pupitre image build tiny")
+
+
+@app.command()
+def sign(
+    images: Annotated[list[str] | None, typer.Argument(metavar="[ID]…", help="Without, all of them.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign images that nobody has signed, where they were published. A cluster takes no others.
+
+    Importing and building sign by themselves; images of earlier versions have no signature.
+    """
+    with _outcome(as_json):
+        store = open_store()
+        for image in images or ():
+            store.manifest(image)
+        signed = ensure_signed(store.root, images or None)
+        key = publisher(store.root) / "publisher.pub"
+        if as_json:
+            print(json.dumps({"signed": signed, "publisher": str(key)}))
+        else:
+            print(f"Signed: {', '.join(signed) or 'nothing; all that can be is signed already'}.")
+            print(f"A cluster on another machine knows the publisher by {key}, copied into its folder pki/publishers.")
 
 
 @app.command()

@@ -25,12 +25,14 @@ from pupitre.cluster.decisions import Findings, apply_report, lose_desktops, rep
 from pupitre.cluster.host_life import Limits, Step
 from pupitre.cluster.host_orders import AT_ONCE, HEARD, READY, UNREGISTERED, HostOrder, host_of
 from pupitre.cluster.host_warnings import HostWarnings, Warnings
+from pupitre.cluster.image_trust import ImageTrust
 from pupitre.cluster.liveness import RUNS, Liveness
 from pupitre.config import Settings
 from pupitre.domain.bounds import MOST_GUESTS
 from pupitre.domain.command import RegisterHost
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HOST_LIFE, HostEvent, HostState
+from pupitre.domain.image import Image, ImageSpec
 from pupitre.domain.order_proof import Ordered, prove, proven
 from pupitre.domain.warning import WarningCode, warn
 from pupitre.errors import LinkDown, MessageError, Unavailable
@@ -45,6 +47,7 @@ from pupitre.wire.wake import wake
 from pupitre.workers import Workers
 
 log = structlog.get_logger(__name__)
+Images = list[tuple[Image, ImageSpec | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ class Hosts:
         self._key, self._public = key, key.public_key()
         self._warnings = HostWarnings(registry)
         self._clocks = Clocks()
+        self._trust = ImageTrust(settings)
         self._allowance = Allowance()
 
     def takes_orders(self, host: str) -> bool:
@@ -202,7 +206,8 @@ class Hosts:
             warnings = self._clocks.heard(message.host, message.at, now=now_ms(), loop_time=loop_time)
             if warnings is not None:
                 await self._warn(message.host, "clock", warnings)
-        if self._liveness.is_news(message.host, message.run, message.number):
+        is_due = self._trust.is_due(message.host, loop_time=asyncio.get_running_loop().time())
+        if is_due or self._liveness.is_news(message.host, message.run, message.number):
             await self._describe(message.host)
 
     async def _describe(self, host: str) -> None:
@@ -223,7 +228,10 @@ class Hosts:
         """Write a report of a registered host; False for any other."""
         if self._has_departed(report.host, report.run):
             return True  # a word from before its farewell
-        taken = await self._store.change(report_needs(report), partial(self._write, report=report, is_new=is_new))
+        images = self._images_of(report)
+        taken = await self._store.change(
+            report_needs(report), partial(self._write, report=report, images=images, is_new=is_new)
+        )
         if taken is None:
             return False
         runs = self._runs.setdefault(report.host, deque(maxlen=RUNS))
@@ -252,7 +260,19 @@ class Hosts:
             self._workers.wake(report.host)
         return True
 
-    def _write(self, transaction: Transaction, report: Report, *, is_new: bool) -> _Taken | None:
+    def _images_of(self, report: Report) -> Images | None:
+        """What the host is believed to hold; None: as before, until it has shown what it says it holds."""
+        if report.copies is None:
+            return None
+        faults, loop_time = self._trust.learn(report.manifests), asyncio.get_running_loop().time()
+        if not report.full and not self._trust.knows(report) and not faults:
+            self._link.spawn(self._describe(report.host))
+            return None
+        images, refused = self._trust.copies(report, faults, loop_time=loop_time)
+        self._warnings.put(report.host, "images", refused)
+        return images
+
+    def _write(self, transaction: Transaction, report: Report, *, images: Images | None, is_new: bool) -> _Taken | None:
         """A decision: what the report changes; None when its host is not registered."""
         now, held = now_ms(), transaction.hosts.get(report.host)
         if held is None:
@@ -283,8 +303,8 @@ class Hosts:
             warnings=self._warnings.report(report),
         )
         transaction.put_host(seen, wanted=wanted, drained_by=None if wanted == READY else held.drained_by)
-        if report.copies is not None:
-            transaction.put_copies(host.name, [(copy.image, copy.spec) for copy in report.copies])
+        if images is not None:
+            transaction.put_copies(host.name, images)
         noted = self._orphans.get(report.host, frozenset())
         may_note = self._allowance.left(report.host, now=now)
         findings = apply_report(
@@ -375,6 +395,7 @@ class Hosts:
             self._leaving.discard(name)
             self._warnings.forget(name)
             self._clocks.forget(name)
+            self._trust.forget(name)
             self._allowance.forget(name)
             self._liveness.forget(name)
         if step.describe:

@@ -62,6 +62,7 @@ class WarningCode(StrEnum):
         "{host} has {number} guests that the cluster has not ordered of it; they are left as they are."
         " End them on the host, or take it out of the cluster.",
     )
+    IMAGES_REFUSED = "images_refused", "{number} images of {host} are not taken: {text}"
     PARTS_REFUSED = "parts_refused", "{number} parts of the reports of {host} are refused: {text}"
     TOO_MANY_GUESTS = "too_many_guests", f"{{host}} reports {{number}} guests; only {MOST_GUESTS} are looked at."
     TOO_MANY_IMAGES = "too_many_images", f"{{host}} reports {{number}} images; only {MOST_IMAGES} are looked at."

@@ -7,6 +7,7 @@ content was taken, so that a later number is always the later word.
 import asyncio
 import logging
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 
 import structlog
@@ -15,12 +16,13 @@ from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
-from pupitre.domain.image import ImageCopy
+from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning
 from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError, SetupError, Unavailable
 from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.journal import Journal, Record
+from pupitre.images.signatures import read_signed
 from pupitre.images.store import ImageStore
 from pupitre.wire.link import Link
 from pupitre.wire.messages import Copy, Done, Farewell, Finding, Heard, Heartbeat, Report, Sighting
@@ -38,6 +40,10 @@ MOST_FINDINGS = 100
 """Findings that wait for the cluster; of more, the oldest go."""
 
 
+Held = tuple[tuple[Copy, ...], tuple[SignedManifest, ...]]
+"""The images of this host, and their manifests as they were signed."""
+
+
 class Reporter:
     """`open` once, then `run`. ``due`` is set whenever there is something to tell."""
 
@@ -53,11 +59,12 @@ class Reporter:
         self._dirty: set[str] = set()
         self._found: tuple[Finding, ...] = ()
         self._copies_dirty = False
-        self._told_copies: list[ImageCopy] | None = None
+        self._told_copies: Held | None = None
         self._facts_dirty = False
         self._told: HostFacts | None = None
         self._warnings: dict[str, tuple[HostWarning, ...]] = {}
         self._warnings_dirty = False
+        self._shown_manifests: set[str] = set()
         self._full_due = True
         self._soon: asyncio.TimerHandle | None = None
         self.due = asyncio.Event()
@@ -136,6 +143,7 @@ class Reporter:
             log.log(level, "A report was not taken.", reason=str(error))
             self._full_due |= full
             self._copies_dirty |= copies
+            self._shown_manifests.clear()  # they may not have come
             self._facts_dirty |= facts
             self._warnings_dirty |= warned
             self._dirty |= dirty
@@ -198,19 +206,32 @@ class Reporter:
             viewer_port=self._console.viewer_port,
             facts=self._told if facts else None,
             desktops=tuple(sightings),
-            copies=None if found is None else tuple(Copy(copy.image, copy.spec) for copy in found),
+            copies=found[0] if found else None,
+            manifests=self._unshown(found[1], full=full) if found else (),
             findings=self._found,
             heard=heard,
             warnings=tuple(one for said in self._warnings.values() for one in said)[:MOST_WARNINGS],
         )
 
-    def _image_copies(self) -> list[ImageCopy]:
+    def _image_copies(self) -> Held:
         """A store that cannot be used has no images; what else this host knows is reported all the same."""
         try:
-            return self._images.copies()
+            found = self._images.copies()
         except SetupError as error:
             log.warning("The image store cannot be used.", reason=str(error))
-            return []
+            found = []
+        signed = {copy.image.id: read_signed(self._images.root, copy.image.id) for copy in found}
+        return tuple(
+            Copy(copy.image, copy.spec, one.digest if (one := signed[copy.image.id]) else "") for copy in found
+        ), tuple(one for one in signed.values() if one)
+
+    def _unshown(self, manifests: Iterable[SignedManifest], *, full: bool) -> tuple[SignedManifest, ...]:
+        """Those that the cluster has not been shown since the last full report."""
+        if full:
+            self._shown_manifests.clear()
+        new = {one.digest: one for one in manifests if one.digest not in self._shown_manifests}
+        self._shown_manifests |= new.keys()
+        return tuple(new.values())
 
     async def _beat(self) -> None:
         while True:

@@ -4,6 +4,7 @@
 
     blobs/sha256/<digest>   0444, never changed; an emulator of another user can read it
     manifests/<id>.json     what is published; only whole images, on disk before anyone is told
+    signatures/<id>.json    its publisher's signature, see `pupitre.images.signatures`
     progress/<id>.json      a build under way, or why the last one failed
     work/<id>/              a build's own files, on the same file system; emptied by the next build
     bells/                  who wants to hear of changes
@@ -43,6 +44,7 @@ from pupitre.images.faults import store_fault, store_faults
 from pupitre.images.files import empty, lock, make_folder, sync_folder, write, write_passing
 from pupitre.images.manifest import Manifest, read_manifest
 from pupitre.images.progress import Progress, part, silent
+from pupitre.images.signatures import ensure_signed
 
 CHUNK = 1 << 20
 ARRIVING_FOR = 3600
@@ -188,6 +190,7 @@ class ImageStore:
                 before = _digests_in(target)
                 write(target, published)
                 self._drop(before - set(published.blobs()))
+            ensure_signed(self.root, [spec.id])
         self._ring()
         return published
 
@@ -205,6 +208,7 @@ class ImageStore:
             for folder in known:
                 (folder / f"{image_id}.json").unlink(missing_ok=True)
                 sync_folder(folder)
+            (self.root / "signatures" / f"{image_id}.json").unlink(missing_ok=True)
             self._drop(before)
             empty(self._work / image_id)
             self._collect_garbage()

@@ -185,8 +185,9 @@ class Transaction:
         self.images[host] = {image.id: image for image, _ in copies if image.state is CopyState.READY}
 
     def image(self, image_id: str) -> Image | None:
-        """The image as some host has it ready."""
-        return next((images[image_id] for images in self.images.values() if image_id in images), None)
+        """The image as a host has it ready; of several, as it was published last."""
+        found = [images[image_id] for images in self.images.values() if image_id in images]
+        return max(found, key=lambda image: image.since, default=None)
 
     def candidates(self, *, overcommit: float) -> list[Candidate]:
         """The snapshot for placement."""

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pupitre import authority, config, pki
 from pupitre.config import Settings
 from pupitre.errors import ImageFault, NotFound, PupitreError, SetupError
+from pupitre.images.signatures import ensure_signed
 from pupitre.images.store import ImageStore
 from pupitre.store import migrate
 from pupitre.up.children import PUPITRE
@@ -35,6 +36,7 @@ def prepare(settings: Settings) -> None:
         ensure_certificates(settings)
     with _step("accounts"):
         asyncio.run(ensure_accounts(settings))
+    ensure_signed(settings.images_dir)
     if settings.demo_images and not _has_image(settings, FIRST_IMAGE):
         _build(FIRST_IMAGE)
 

@@ -34,6 +34,7 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostAct, HostFacts
 from pupitre.domain.image import Image, ImageSpec
 from pupitre.domain.order_proof import MOST_PROOF
+from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.status import Rows
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning
 from pupitre.errors import MessageError
@@ -234,10 +235,14 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 class Copy(msgspec.Struct, frozen=True):
-    """An image as this host has it; ``spec`` when desktops can start from it."""
+    """An image as this host has it; ``manifest`` is the digest of its manifest, where it is published.
+
+    ``spec`` was what earlier versions went by.
+    """
 
     image: Image
     spec: ImageSpec | None = None
+    manifest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -255,6 +260,7 @@ _PARTS = {
     "copies": PartKind(Copy, MOST_IMAGES),
     "findings": PartKind(Finding, MOST_FINDINGS),
     "warnings": PartKind(HostWarning, MOST_WARNINGS),
+    "manifests": PartKind(SignedManifest, MOST_IMAGES),
 }
 _OPTIONAL = {"facts": HostFacts | None, "heard": Heard | None}
 """Lists in a report, of which each item is taken alone where the report as a whole cannot be used."""
@@ -267,8 +273,8 @@ class Report(Message, frozen=True, tag="report"):
     ``full`` report names every desktop and every image; what it does not name is not there.
     ``port`` is where its console server listens now, ``viewer_port`` where it lets native viewers in.
     ``heard`` is what it heard of the cluster process before this one, until a report is kept.
-    ``warnings`` are what it finds wrong with itself; None says that they are as they were. ``left_out`` are parts
-    that nobody could use: see `pupitre.wire.salvage`.
+    ``manifests`` are those that the cluster may not know yet. ``warnings`` are what it finds wrong with itself; None
+    says that they are as they were. ``left_out`` are parts that nobody could use: see `pupitre.wire.salvage`.
     """
 
     host: HostName
@@ -283,6 +289,7 @@ class Report(Message, frozen=True, tag="report"):
     findings: Annotated[tuple[Finding, ...], msgspec.Meta(max_length=MOST_FINDINGS)] = ()
     heard: Heard | None = None
     warnings: Annotated[tuple[HostWarning, ...], msgspec.Meta(max_length=MOST_WARNINGS)] | None = None
+    manifests: Annotated[tuple[SignedManifest, ...], msgspec.Meta(max_length=MOST_IMAGES)] = ()
     left_out: Annotated[tuple[LeftOut, ...], msgspec.Meta(max_length=8)] = ()
 
 
