@@ -9,7 +9,7 @@ import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pupitre.domain.bounds import Fraction, Line, MemoryMib, Name, Small, Text, Time, Vcpus
+from pupitre.domain.bounds import Fraction, Line, MemoryMib, Name, Text, Time, Vcpus
 from pupitre.domain.text import text_fault
 
 LEAST_MEMORY_MIB, MOST_MEMORY_MIB = 64, 1 << 20
@@ -68,13 +68,13 @@ class ImageSpec:
     id: Name
     disk: Name
     disk_format: DiskFormat
-    memory_mib: MemoryMib
-    vcpus: Vcpus
+    memory_mib: int
+    vcpus: int
     kernel: Name | None = None
     initrd: Name | None = None
-    cmdline: Text | None = None
-    video: Name = "vga"
-    disk_gib: Small = 10
+    cmdline: str | None = None
+    video: str = "vga"
+    disk_gib: int = 10
     disk_bus: DiskBus = DiskBus.VIRTIO
     firmware: Firmware = Firmware.BIOS
 

@@ -32,7 +32,7 @@ from pupitre.domain.bounds import (
 from pupitre.domain.command import CommandState, Fault, Order, RegisterHost, desktop_of
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostAct, HostFacts
-from pupitre.domain.image import Image, ImageSpec
+from pupitre.domain.image import Image, ImageSpec, spec_fault
 from pupitre.domain.order_proof import MOST_PROOF
 from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.status import Rows
@@ -377,6 +377,8 @@ def decode(data: bytes) -> AnyMessage:
         raise MessageError(f"Not a message: {error}") from error
     if isinstance(message, Submit | Abandon):
         _check(message.order)
+    elif isinstance(message, EnsureDesktop) and (fault := spec_fault(message.spec)):
+        raise MessageError(fault)
     return message
 
 
