@@ -21,26 +21,42 @@ def masked(opcode: Opcode, payload: bytes, *, fin: bool = True) -> bytes:
     st.integers(7, 70_000),
 )
 def test_any_cut_gives_the_same_bytes(messages: list[tuple[int, bool]], step: int) -> None:
-    stream, expected, pings = b"", b"", []
+    stream, expected, last_ping = b"", b"", None
     for size, ping in messages:
         payload = os.urandom(size)
         half = size // 2
         stream += masked(Opcode.BINARY, payload[:half], fin=False)
         if ping:
             stream += masked(Opcode.PING, payload[:125])
-            pings.append((frames.PING, payload[:125]))
+            last_ping = payload[:125]
         stream += masked(Opcode.CONT, payload[half:])
         expected += payload
     reader = FrameReader()
     got = b"".join(part for at in range(0, len(stream), step) for part in reader.feed(stream[at : at + step]))
     assert got == expected
-    assert reader.controls == pings
+    assert reader.ping == last_ping
+    assert reader.closing is None
 
 
 def test_a_frame_that_claims_to_be_endless_is_not_collected() -> None:
     reader = FrameReader()
     assert reader.feed(b"\x82\xff" + (1 << 62).to_bytes(8) + b"\0\0\0\0") == []
     assert b"".join(reader.feed(b"abc")) == b"abc"
+
+
+def test_pings_of_one_read_leave_only_the_last() -> None:
+    reader = FrameReader()
+    stream = b"".join(masked(Opcode.PING, str(number).encode()) for number in range(10_000))
+    assert reader.feed(stream + masked(Opcode.PONG, b"x")) == []
+    assert reader.ping == b"9999"
+
+
+def test_nothing_is_read_after_a_close_frame() -> None:
+    reader = FrameReader()
+    stream = masked(Opcode.CLOSE, b"\x03\xe8") + masked(Opcode.BINARY, b"late") + b"\xff" * 100
+    assert reader.feed(stream) == []
+    assert reader.feed(stream) == []
+    assert reader.closing == b"\x03\xe8"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pupitre.config import Settings
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.errors import NotFound
 from pupitre.host.console import ConsoleServer
-from pupitre.host.door import MAX_HANDSHAKES
+from pupitre.limits import HANDSHAKES
 from tests.rfb_viewer import Refused, Viewer
 
 pytestmark = pytest.mark.anyio
@@ -274,7 +274,7 @@ async def test_bytes_said_before_tls_do_not_count_inside_it(rig: Rig) -> None:
 
 async def test_half_open_and_silent_callers_keep_nobody_out_and_are_dropped(rig: Rig) -> None:
     def flood() -> list[Viewer]:
-        callers = [rig.dial() for _ in range(2 * MAX_HANDSHAKES)]
+        callers = [rig.dial() for _ in range(2 * HANDSHAKES)]
         for number, caller in enumerate(callers):
             if number % 3 == 1:
                 caller.socket.sendall(b"RFB 003.008\n")

@@ -134,6 +134,20 @@ class Settings(BaseSettings):
         10, ge=1, description="Failed sign-ins allowed per minute, per name and per address."
     )
 
+    # Connections of the web process and of ops ports, see pupitre.limits
+    max_connections: int | None = Field(
+        None, ge=1, description="Connections at once. Default: what the limit of open files allows, at most 32768."
+    )
+    max_connections_per_address: int | None = Field(
+        None,
+        ge=1,
+        description="Connections at once from one address, which may be a whole school's; a browser opens up to 8."
+        " Proxies are exempt. Default: half of max_connections.",
+    )
+    head_timeout: float = Field(10, gt=0, description="Seconds in which a request's headers have to arrive.")
+    body_timeout: float = Field(30, gt=0, description="Seconds in which its body has to arrive, from then on.")
+    idle_timeout: float = Field(15, gt=0, description="Seconds without a request after which a connection is closed.")
+
     # Commands
     min_command_interval: float = Field(0.5, ge=0, description="Least seconds between two commands of one user.")
     command_timeout: float = Field(120, gt=0, description="Seconds after which a command without outcome is timed out.")

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from pupitre import config, log
+from pupitre import config, limits, log
 from pupitre.asgi import listen, serve
 from pupitre.config import Settings
 from pupitre.errors import PupitreError, SetupError
@@ -97,7 +97,7 @@ async def _serving(ops: Ops, settings: Settings) -> AsyncIterator[None]:
     listener = listen("127.0.0.1", settings.ops_port, "ops_port")
     host, port = listener.getsockname()[:2]
     started = asyncio.Event()
-    serving = asyncio.create_task(serve(ops.app(), listener, on_started=started.set))
+    serving = asyncio.create_task(serve(ops.app(), listener, limits.of_ops(settings), on_started=started.set))
     await started.wait()
     notify(f"STATUS=ops http://{host}:{port}")
     try:
@@ -124,6 +124,7 @@ def run_process(process: str, main: Callable[[Settings, Ops], Awaitable[None]]) 
     """Run ``main`` until it ends or SIGTERM or SIGINT cancels it; the exit code."""
     settings = config.load()
     log.setup(settings, process)
+    limits.raise_descriptors()
     ops = Ops(process)
 
     async def body() -> int:

@@ -9,26 +9,25 @@ turn of the event loop carries at most one such buffer per connection.
 
 import asyncio
 import ctypes
-import resource
 import socket
 from typing import cast
 
 from pupitre.errors import MessageError
+from pupitre.limits import HIGH_WATER, LINGER, raise_descriptors
+from pupitre.listener import Slot
 
-HIGH_WATER = 64 << 10
-"""Bytes waiting to be written at which the peer stops reading, and bytes read ahead by TLS at which it stops too."""
 EARLY = 64 << 10
 """Bytes kept from before the ends are joined; more stay with the kernel."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
-LINGER = 5.0
-"""Seconds in which an end that is finished may still write what it holds."""
 
 
 class End(asyncio.Protocol):
     """One end of a splice. Subclasses may translate what passes (`send`, `data_received`)."""
 
     transport: asyncio.Transport
+    slot: Slot | None = None
+    """Its place at the port where it came in."""
 
     def __init__(self) -> None:
         self.peer: End | None = None
@@ -46,6 +45,8 @@ class End(asyncio.Protocol):
         if read_ahead is not None:  # only TLS reads ahead
             read_ahead(high=HIGH_WATER)
         _notice_dead_peer(self.transport)
+        if self.slot is not None:
+            self.slot.attach(self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
         if self.peer is not None:
@@ -59,12 +60,19 @@ class End(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
         self.gone.set()
+        if self.slot is not None:
+            self.slot.leave()
         self._error = error
         if self._linger is not None:
             self._linger.cancel()
         if self.peer is not None:
             self.peer.finish(error)
         self._wake()
+
+    def eof_received(self) -> None:
+        """Half a connection is none: the transport closes once what waits is written, in `LINGER` seconds at most."""
+        if self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(LINGER, self.transport.abort)
 
     def pause_writing(self) -> None:
         if self.peer is not None:
@@ -153,8 +161,7 @@ def prepare_process() -> None:
     glibc is told to keep freed buffers of up to 4 MB (mallopt(3)): mapping and
     clearing them anew for each read was two thirds of the cost of a stream.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptors()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # glibc only
         mallopt(M_MMAP_THRESHOLD, 4 << 20)

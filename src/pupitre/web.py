@@ -13,6 +13,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pupitre import limits
 from pupitre.asgi import listen, serve
 from pupitre.config import Settings
 from pupitre.credentials import Credentials
@@ -93,6 +94,7 @@ async def _run(
         await serve(
             Outermost(Forwarded(KnownHosts(app, settings.served), settings.proxies)),
             listener,
+            limits.of_web(settings),
             on_started=ops.ready,
             on_stop=lambda: _end_event_streams(parts),
             ws=ws,

@@ -5,7 +5,7 @@ on as it arrives, and no frame, however long it claims to be, is ever assembled.
 """
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from websockets.speedups import apply_mask
 
@@ -26,9 +26,14 @@ class ProtocolFault(Exception):
 
 @dataclass(slots=True)
 class FrameReader:
-    """Frames of a client, in pieces of any size. ``controls`` collects (opcode, payload) for the caller to take."""
+    """Frames of a client, in pieces of any size.
 
-    controls: list[tuple[int, bytes]] = field(default_factory=list)
+    ``ping`` and ``closing`` are payloads for the caller to take. Of many pings the last one is kept: it
+    alone has to be answered (5.5.3), so that a flood of them costs nothing. Nothing is read after a close frame.
+    """
+
+    ping: bytes | None = None
+    closing: bytes | None = None
     _rest: bytes = b""  # a header, or a control frame, of which a part has not come yet
     _left: int = 0  # bytes of the open data frame still to come
     _mask: bytes = b""  # turned so that its first byte is for the next byte
@@ -41,7 +46,7 @@ class FrameReader:
         view = memoryview(data)
         position, end = 0, len(data)
         payload: list[bytes] = []
-        while position < end:
+        while position < end and self.closing is None:
             if self._left:
                 size = min(self._left, end - position)
                 payload.append(apply_mask(view[position : position + size], self._mask))
@@ -74,7 +79,10 @@ class FrameReader:
         if opcode >= CLOSE:
             if available < size + length:
                 return 0
-            self.controls.append((opcode, apply_mask(data[start + size : start + size + length], mask)))
+            if opcode == PING:
+                self.ping = apply_mask(data[start + size : start + size + length], mask)
+            elif opcode == CLOSE:
+                self.closing = apply_mask(data[start + size : start + size + length], mask)
             return size + length
         self._left, self._mask, self._in_message = length, mask, not final
         return size

@@ -24,12 +24,15 @@ from pupitre.domain.ticket import Purpose, TicketRefused
 from pupitre.errors import NotFound, PupitreError
 from pupitre.gateway import frames, problem
 from pupitre.gateway.service import Gateway
+from pupitre.limits import LINGER
 from pupitre.middleware import last_word, refusal_document
-from pupitre.splice import LINGER, End, join
+from pupitre.splice import End, join
 
 SUBPROTOCOL = "binary"
 PING_INTERVAL = 20.0
 """Seconds of silence after which a viewer is asked for a sign of life, and again until it is given up."""
+MANY = 16
+"""Pieces of payload that are written one by one: each costs the TLS link to the host a record."""
 _PATH = re.compile(r"/gateway/v1/console/([A-Za-z0-9-]{1,64})")
 _HANDSHAKE_LOG = logging.getLogger("pupitre.gateway.handshake")
 _HANDSHAKE_LOG.setLevel(logging.INFO)  # at debug level it would write the ticket
@@ -58,7 +61,9 @@ class ConsoleWebSocket(End):
         self._opening: asyncio.Task[None] | None = None
         self._begun = False
         self._close_sent = False
-        self._held = False
+        self._held = False  # not read, since the host has no room
+        self._full = False  # what is for the viewer waits
+        self._owes = False  # not read, since a pong for it waits too
         self._heard = True
         self._pinger: asyncio.TimerHandle | None = None
 
@@ -78,7 +83,7 @@ class ConsoleWebSocket(End):
     def shutdown(self) -> None:
         """Tell the page to come back: uvicorn stops."""
         if self.peer is None:
-            self.transport.close()
+            super().finish()
         else:
             self._close(CloseCode.RESTARTING, "The gateway restarts.")
             self.peer.finish()
@@ -99,8 +104,9 @@ class ConsoleWebSocket(End):
         handshake = ServerProtocol(subprotocols=[SUBPROTOCOL], logger=_HANDSHAKE_LOG)  # type: ignore[list-item]
         handshake.receive_data(data)
         request = next((event for event in handshake.events_received() if isinstance(event, Request)), None)
-        if request is None:
-            self.transport.close()
+        if request is None:  # HTTP for uvicorn, and too long for websockets
+            status = http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._answer(Response(status, status.phrase, Headers({"Connection": "close", "Content-Length": "0"}), b""))
             return
         if (refusal := self._host_refusal(request)) is not None:
             self._refuse(refusal[0], refusal_document(*refusal, path=request.path.partition("?")[0]))
@@ -158,7 +164,7 @@ class ConsoleWebSocket(End):
         for name, value in (*self.shared.security_headers, ("Cache-Control", "no-store")):
             response.headers[name] = value
         self.transport.write(response.serialize())
-        self.transport.close()
+        super().finish()
 
     # The stream
 
@@ -175,21 +181,23 @@ class ConsoleWebSocket(End):
             self.peer.finish()
             return
         if payload and not self._close_sent:
-            self.peer.transport.writelines(payload)
-        if self._reader.controls:
-            controls, self._reader.controls = self._reader.controls, []
-            for opcode, body in controls:
-                self._control(opcode, body)
-
-    def _control(self, opcode: int, body: bytes) -> None:
-        assert self.peer is not None
-        if opcode == frames.PING and not self._close_sent:
-            self.transport.write(frames.header(frames.PONG, len(body)) + body)
-        elif opcode == frames.CLOSE:
-            if not self._close_sent:
-                self._close(int.from_bytes(body[:2]) if len(body) >= 2 else 1000, "")
+            self.peer.transport.writelines(payload if len(payload) <= MANY else (b"".join(payload),))
+        if self._reader.ping is not None:
+            self._answer_ping()
+        if self._reader.closing is not None:
+            self._close(int.from_bytes(self._reader.closing[:2]) if len(self._reader.closing) >= 2 else 1000, "")
             self.transport.close()
             self.peer.finish()
+
+    def _answer_ping(self) -> None:
+        """Answer the last ping; a viewer that reads none of its answers is not read on before it does."""
+        if self._full and not self._close_sent:
+            self._owes = True
+            super().hold()
+            return
+        body, self._reader.ping = self._reader.ping, None
+        if body is not None and not self._close_sent:
+            self.transport.write(frames.header(frames.PONG, len(body)) + body)
 
     def finish(self, error: Exception | None = None) -> None:
         """The host's side ended: say so after the last byte, and give the viewer time to answer."""
@@ -202,6 +210,7 @@ class ConsoleWebSocket(End):
         if self._close_sent or self.lost:
             return
         self._close_sent = True
+        self._owes = False
         self.transport.write(frames.close(code, reason))
         self.release()
         self._linger = asyncio.get_running_loop().call_later(LINGER, self.transport.abort)
@@ -214,7 +223,21 @@ class ConsoleWebSocket(End):
 
     def release(self) -> None:
         self._held = False
-        super().release()
+        if not self._owes:
+            super().release()
+
+    def pause_writing(self) -> None:
+        self._full = True
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._full = False
+        super().resume_writing()
+        if self._owes:
+            self._owes = False
+            self._answer_ping()
+            if not self._held:
+                super().release()
 
     def _ask(self) -> None:
         """Ping a silent viewer; give up one that stayed silent. One that we do not read cannot be heard."""
@@ -225,6 +248,6 @@ class ConsoleWebSocket(End):
                 self.peer.finish()
             return
         self._heard = False
-        if not self._close_sent:
+        if not (self._close_sent or self._full):
             self.transport.write(frames.header(frames.PING, 0))
         self._pinger = asyncio.get_running_loop().call_later(PING_INTERVAL, self._ask)

@@ -21,6 +21,7 @@ from pupitre.domain import ticket as tickets
 from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
 from pupitre.errors import LimitReached
 from pupitre.host.burned import MAX_LIFE, BurnedTickets
+from pupitre.listener import Slot
 from pupitre.splice import End
 
 CONSOLES_PER_DESKTOP = 4
@@ -49,8 +50,9 @@ class Screens(Protocol):
 class Viewing(End):
     """A viewer's side of one screen; counts against its desktop from `Audience.seat` until it is lost."""
 
-    def __init__(self, audience: "Audience") -> None:
+    def __init__(self, audience: "Audience", slot: Slot) -> None:
         super().__init__()
+        self.slot = slot
         self.ticket: Ticket | None = None
         self.curfew: asyncio.TimerHandle | None = None
         self._audience = audience

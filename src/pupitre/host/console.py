@@ -13,13 +13,13 @@ from pathlib import Path
 
 import structlog
 
-from pupitre import pki
+from pupitre import limits, listener, pki
 from pupitre.domain import console_link
 from pupitre.domain.ticket import Purpose, Ticket
 from pupitre.errors import MessageError, PupitreError
 from pupitre.host.audience import Audience, Screens, Viewing
-from pupitre.host.door import Door
 from pupitre.host.viewer import ViewerServer
+from pupitre.listener import Listener, Slot
 from pupitre.splice import join
 from pupitre.timeouts import timeout
 
@@ -46,7 +46,8 @@ class ConsoleServer:
         self.audience = Audience(host, pki.load_ticket_verifier(certificates), screens, state)
         self._role, self._certificates = pki.host_role(host), certificates
         self._context: ssl.SSLContext = pki.server_context(certificates, self._role)
-        self._door = Door("console port", address, port, self._serve)
+        self._address = (address, port)
+        self._listener: Listener | None = None
         self._viewers = (
             None if viewer_port is None else ViewerServer(host, certificates, self.audience, address, viewer_port)
         )
@@ -54,7 +55,8 @@ class ConsoleServer:
     @property
     def port(self) -> int:
         """The port it listens on."""
-        return self._door.port
+        assert self._listener is not None
+        return self._listener.port
 
     @property
     def viewer_port(self) -> int | None:
@@ -68,7 +70,9 @@ class ConsoleServer:
 
     async def start(self) -> None:
         """Listen. Raises `OSError` when the address or a port is not to be had."""
-        await self._door.open()
+        listening = listener.listen(*self._address)
+        self._listener = Listener("console port", listening, limits.of_host(), self._serve)
+        self._listener.start()
         if self._viewers:
             await self._viewers.start()
 
@@ -80,7 +84,9 @@ class ConsoleServer:
 
     async def stop(self) -> None:
         """Close the ports and every console; the guests go on."""
-        await self._door.close()
+        if self._listener:
+            self._listener.close()
+            await self._listener.wait_closed()
         if self._viewers:
             await self._viewers.stop()
         await self.audience.close()
@@ -89,22 +95,18 @@ class ConsoleServer:
         """Close every console of ``desktop``."""
         self.audience.desktop_ended(desktop)
 
-    async def _serve(self, connection: socket.socket) -> None:
-        end = Viewing(self.audience)  # what uvloop's connect_accepted_socket returns is not the protocol
+    async def _serve(self, connection: socket.socket, slot: Slot) -> None:
+        end = Viewing(self.audience, slot)  # what uvloop's connect_accepted_socket returns is not the protocol
         try:
             async with timeout(HANDSHAKE_LIMIT):
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
                 )
         except OSError as error:  # ssl.SSLError and TimeoutError are two
-            connection.close()
             log.info("a connection to the console port made no TLS handshake", reason=str(error) or "time is up")
             return
-        except asyncio.CancelledError:
-            connection.close()
-            raise
         try:
-            await self._greet(end)
+            await self._greet(end, slot)
         except (OSError, MessageError) as error:
             log.info("a connection to the console port ended early", reason=str(error) or "time is up")
             end.transport.abort()
@@ -115,14 +117,14 @@ class ConsoleServer:
             end.transport.abort()
             raise
 
-    async def _greet(self, end: Viewing) -> None:
+    async def _greet(self, end: Viewing, slot: Slot) -> None:
         role = pki.peer_role(end.transport.get_extra_info("ssl_object"))
         if role != "gateway":
             raise MessageError(f"Role {role or 'unknown'} has no business on the console port.")
         async with timeout(HANDSHAKE_LIMIT):
             hello = console_link.decode_hello(await end.read_line(console_link.MAX_LINE))
         ticket = self.audience.admit(hello.ticket, Purpose.CONSOLE, Purpose.SCREENSHOT)
-        self._door.admitted()
+        slot.settle()
         if ticket.purpose is Purpose.SCREENSHOT:
             await self._show(end, ticket)
         else:

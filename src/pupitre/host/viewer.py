@@ -13,12 +13,12 @@ from pathlib import Path
 
 import structlog
 
-from pupitre import pki
+from pupitre import limits, listener, pki
 from pupitre.domain.ticket import Purpose
 from pupitre.errors import MessageError, PupitreError, Unavailable
 from pupitre.host import rfb
 from pupitre.host.audience import Audience, Viewing
-from pupitre.host.door import Door
+from pupitre.listener import Listener, Slot
 from pupitre.splice import End, join
 from pupitre.timeouts import timeout
 
@@ -39,16 +39,20 @@ class ViewerServer:
         self._audience = audience
         self._role, self._certificates = pki.host_role(host), certificates
         self.reload()
-        self._door = Door("viewer port", address, port, self._serve)
+        self._address = (address, port)
+        self._listener: Listener | None = None
 
     @property
     def port(self) -> int:
         """The port it listens on."""
-        return self._door.port
+        assert self._listener is not None
+        return self._listener.port
 
     async def start(self) -> None:
         """Listen. Raises `OSError` when the address or port is not to be had."""
-        await self._door.open()
+        listening = listener.listen(*self._address)
+        self._listener = Listener("viewer port", listening, limits.of_host(), self._serve)
+        self._listener.start()
 
     def reload(self) -> None:
         """Greet with the certificate as it is now. Raises `SetupError`, and changes nothing."""
@@ -56,17 +60,19 @@ class ViewerServer:
 
     async def stop(self) -> None:
         """Close the port. Who watches goes when the `Audience` closes."""
-        await self._door.close()
+        if self._listener:
+            self._listener.close()
+            await self._listener.wait_closed()
 
-    async def _serve(self, connection: socket.socket) -> None:
-        end = Viewing(self._audience)
+    async def _serve(self, connection: socket.socket, slot: Slot) -> None:
+        end = Viewing(self._audience, slot)
         try:
             async with timeout(HANDSHAKE_LIMIT):
                 await rfb.agree_on_tls(rfb.Plain(connection))
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
                 )
-                await self._let_in(end)
+                await self._let_in(end, slot)
         except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
             log.debug("a connection to the viewer port ended early", reason=str(error) or "time is up")
             _drop(end, connection)
@@ -78,10 +84,10 @@ class ViewerServer:
             _drop(end, connection)
             raise
 
-    async def _let_in(self, end: Viewing) -> None:
+    async def _let_in(self, end: Viewing, slot: Slot) -> None:
         name, password = await rfb.read_credentials(end)
         ticket = self._audience.admit(password, Purpose.VIEWER, desktop=name)
-        self._door.admitted()
+        slot.settle()
         screen = await self._audience.seat(end, ticket)
         await _shake_hands(screen)
         end.send(rfb.ACCEPTED)
