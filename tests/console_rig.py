@@ -135,6 +135,13 @@ class Rig:
             f"Cookie: pupitre_session={SESSION}\r\nSec-WebSocket-Protocol: binary, {text}\r\n\r\n"
         ).encode()
 
+    async def kill_gateway(self) -> None:
+        """The gateway's process is killed, and another one comes up on the same port."""
+        self.gateway.kill()
+        await asyncio.to_thread(self.gateway.wait, 20)
+        self.gateway = start_gateway(self.settings, self.log)
+        await listening(self.port, self.gateway, self.log)
+
     async def restart_server(self) -> None:
         """The host's agent ends and comes back on the same port."""
         port = self.server.port
@@ -181,6 +188,20 @@ async def listening(port: int, process: subprocess.Popen[bytes], log: Path) -> N
             return
 
 
+def start_gateway(settings: Settings, log: Path) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PUPITRE_HOME": str(settings.home),
+        "PUPITRE_GATEWAY_PORT": str(settings.gateway_port),
+        "PUPITRE_PUBLIC_ORIGIN": settings.origin,
+        "PUPITRE_LOG_LEVEL": "debug",
+    }
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pupitre", "gateway"], env=environment, stdout=output, stderr=output
+        )
+
+
 @asynccontextmanager
 async def console_rig(home: Path, origin: str = ORIGIN) -> AsyncIterator[Rig]:
     settings = Settings(home=home, gateway_port=free_port(), public_origin=origin, host_name="h1")
@@ -190,24 +211,12 @@ async def console_rig(home: Path, origin: str = ORIGIN) -> AsyncIterator[Rig]:
     server = new_server(settings, guests)
     await server.start()
     log = home / "gateway.log"
-    environment = {
-        **os.environ,
-        "PUPITRE_HOME": str(home),
-        "PUPITRE_GATEWAY_PORT": str(settings.gateway_port),
-        "PUPITRE_PUBLIC_ORIGIN": origin,
-        "PUPITRE_LOG_LEVEL": "debug",
-    }
-    with log.open("wb") as output:
-        gateway = subprocess.Popen(  # noqa: ASYNC220  # it returns at once
-            [sys.executable, "-m", "pupitre", "gateway"], env=environment, stdout=output, stderr=output
-        )
+    rig = Rig(settings, guests, server, start_gateway(settings, log), settings.gateway_port, log)
     try:
-        await listening(settings.gateway_port, gateway, log)
-        rig = Rig(settings, guests, server, gateway, settings.gateway_port, log)
+        await listening(settings.gateway_port, rig.gateway, log)
         yield rig
-        server = rig.server
     finally:
-        gateway.terminate()
-        await asyncio.to_thread(gateway.wait, 20)
-        await server.stop()
+        rig.gateway.terminate()
+        await asyncio.to_thread(rig.gateway.wait, 20)
+        await rig.server.stop()
         await guests.close()

@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     head_timeout: float = Field(10, gt=0, description="Seconds in which a request's headers have to arrive.")
     body_timeout: float = Field(30, gt=0, description="Seconds in which its body has to arrive, from then on.")
     idle_timeout: float = Field(15, gt=0, description="Seconds without a request after which a connection is closed.")
+    stall_timeout: float = Field(
+        30, gt=0, description="Seconds after which a caller is dropped who reads nothing of the answer that waits."
+    )
 
     # Commands
     min_command_interval: float = Field(0.5, ge=0, description="Least seconds between two commands of one user.")

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from pupitre.limits import HEAD_BYTES, HEADER_COUNT, HIGH_WATER, LINGER, PROXY_IDLE, STALL
+from pupitre.limits import HEAD_BYTES, HEADER_COUNT, HIGH_WATER, LINGER, PROXY_IDLE
 from pupitre.listener import Slot
 
 PIECE = 2048
@@ -121,7 +121,7 @@ class BoundedHttp(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stall is None:
-            self._stall = self.loop.call_later(STALL, self.transport.abort)
+            self._stall = self.loop.call_later(self.slot.limits.stall, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()

@@ -18,8 +18,6 @@ HIGH_WATER = 64 << 10
 """Bytes waiting to be written at which nothing more is read that would add to them."""
 LINGER = 5.0
 """Seconds in which a connection that is closing may still be sent what waits for it."""
-STALL = 30.0
-"""Seconds in which an unread answer has to move on by about `HIGH_WATER` bytes."""
 PROXY_IDLE = 150.0
 """Seconds a trusted proxy may keep a connection for later: longer than Caddy (120) and nginx (60) do, so that
 they close it and never send a request into one that we are closing."""
@@ -47,7 +45,8 @@ class Limits:
 
     ``last_descriptor``: connections are taken up to this descriptor; the kernel gives the lowest that is
     free, so a higher one means that all below are in use, by whatever. ``waiting``: connections from which
-    something is waited for. ``is_proxy``: addresses that stand for many, which ``per_address`` spares.
+    something is waited for. ``stall``: time in which an answer that is not read has to move on by about
+    `HIGH_WATER` bytes. ``is_proxy``: addresses that stand for many, which ``per_address`` spares.
     """
 
     connections: int
@@ -57,6 +56,7 @@ class Limits:
     head: float = 10.0
     body: float = 30.0
     idle: float = 15.0
+    stall: float = 30.0
     is_proxy: Callable[[str], bool] = nobody
 
 
@@ -85,6 +85,7 @@ def of_web(settings: Settings) -> Limits:
         head=settings.head_timeout,
         body=settings.body_timeout,
         idle=settings.idle_timeout,
+        stall=settings.stall_timeout,
         is_proxy=settings.proxies.trusts,
     )
 
@@ -99,6 +100,7 @@ def of_ops(settings: Settings) -> Limits:
         head=settings.head_timeout,
         body=settings.body_timeout,
         idle=settings.idle_timeout,
+        stall=settings.stall_timeout,
     )
 
 

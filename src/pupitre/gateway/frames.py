@@ -11,6 +11,8 @@ from websockets.speedups import apply_mask
 
 BINARY, CLOSE, PING, PONG = 0x2, 0x8, 0x9, 0xA
 _CONTINUATION, _TEXT = 0x0, 0x1
+SMALL = 1024
+"""Bytes of payload up to which pieces are gathered: by itself each of a thousand keystrokes would be an object."""
 _HEADER_16 = struct.Struct("!BBH")
 _HEADER_64 = struct.Struct("!BBQ")
 
@@ -34,6 +36,8 @@ class FrameReader:
 
     ping: bytes | None = None
     closing: bytes | None = None
+    controls: int = 0
+    """Control frames in what was fed last."""
     _rest: bytes = b""  # a header, or a control frame, of which a part has not come yet
     _left: int = 0  # bytes of the open data frame still to come
     _mask: bytes = b""  # turned so that its first byte is for the next byte
@@ -43,13 +47,20 @@ class FrameReader:
         """The payload in ``data``, unmasked, in pieces. Raises `ProtocolFault`."""
         if self._rest:
             data, self._rest = self._rest + data, b""
+        self.controls = 0
         view = memoryview(data)
         position, end = 0, len(data)
         payload: list[bytes] = []
+        small = bytearray()
         while position < end and self.closing is None:
             if self._left:
                 size = min(self._left, end - position)
-                payload.append(apply_mask(view[position : position + size], self._mask))
+                piece = apply_mask(view[position : position + size], self._mask)
+                if size >= SMALL or position + size == end:
+                    payload.append(bytes(small) + piece if small else piece)
+                    small.clear()
+                else:
+                    small += piece
                 position += size
                 self._left -= size
                 turn = size & 3
@@ -60,6 +71,8 @@ class FrameReader:
                     self._rest = data[position:]
                     break
                 position += size
+        if small:
+            payload.append(bytes(small))
         return payload
 
     def _open_frame(self, data: bytes, start: int) -> int:
@@ -79,6 +92,7 @@ class FrameReader:
         if opcode >= CLOSE:
             if available < size + length:
                 return 0
+            self.controls += 1
             if opcode == PING:
                 self.ping = apply_mask(data[start + size : start + size + length], mask)
             elif opcode == CLOSE:

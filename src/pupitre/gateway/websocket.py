@@ -32,7 +32,9 @@ SUBPROTOCOL = "binary"
 PING_INTERVAL = 20.0
 """Seconds of silence after which a viewer is asked for a sign of life, and again until it is given up."""
 MANY = 16
-"""Pieces of payload that are written one by one: each costs the TLS link to the host a record."""
+"""Pieces of payload that are written one by one (each costs the TLS link a record), and control frames at once."""
+PACE = 1.0
+"""Seconds for which a viewer that sends more control frames than that is not read: they carry nothing."""
 _PATH = re.compile(r"/gateway/v1/console/([A-Za-z0-9-]{1,64})")
 _HANDSHAKE_LOG = logging.getLogger("pupitre.gateway.handshake")
 _HANDSHAKE_LOG.setLevel(logging.INFO)  # at debug level it would write the ticket
@@ -63,7 +65,8 @@ class ConsoleWebSocket(End):
         self._close_sent = False
         self._held = False  # not read, since the host has no room
         self._full = False  # what is for the viewer waits
-        self._owes = False  # not read, since a pong for it waits too
+        self._owes = False  # not read, since a pong for it waits too, or is made to
+        self._pacer: asyncio.TimerHandle | None = None
         self._heard = True
         self._pinger: asyncio.TimerHandle | None = None
 
@@ -76,6 +79,8 @@ class ConsoleWebSocket(End):
         self._server.connections.discard(self)
         if self._opening is not None:
             self._opening.cancel()
+        if self._pacer is not None:
+            self._pacer.cancel()
         if self._pinger is not None:
             self._pinger.cancel()
             self.shared.open.dec()
@@ -182,8 +187,12 @@ class ConsoleWebSocket(End):
             return
         if payload and not self._close_sent:
             self.peer.transport.writelines(payload if len(payload) <= MANY else (b"".join(payload),))
-        if self._reader.ping is not None:
-            self._answer_ping()
+        if self._reader.controls and not self._close_sent:
+            if self._reader.controls <= MANY:
+                self._answer_ping()
+            elif self._pacer is None:
+                self._owe()
+                self._pacer = asyncio.get_running_loop().call_later(PACE, self._repay)
         if self._reader.closing is not None:
             self._close(int.from_bytes(self._reader.closing[:2]) if len(self._reader.closing) >= 2 else 1000, "")
             self.transport.close()
@@ -191,13 +200,24 @@ class ConsoleWebSocket(End):
 
     def _answer_ping(self) -> None:
         """Answer the last ping; a viewer that reads none of its answers is not read on before it does."""
-        if self._full and not self._close_sent:
-            self._owes = True
-            super().hold()
-            return
-        body, self._reader.ping = self._reader.ping, None
-        if body is not None and not self._close_sent:
+        if self._full:
+            self._owe()
+        elif self._reader.ping is not None:
+            body, self._reader.ping = self._reader.ping, None
             self.transport.write(frames.header(frames.PONG, len(body)) + body)
+
+    def _owe(self) -> None:
+        self._owes = True
+        super().hold()
+
+    def _repay(self) -> None:
+        """Read on, and answer what was asked, unless that still waits."""
+        self._pacer = None
+        if self._owes and not self._full:
+            self._owes = False
+            self._answer_ping()
+            if not self._held:
+                super().release()
 
     def finish(self, error: Exception | None = None) -> None:
         """The host's side ended: say so after the last byte, and give the viewer time to answer."""
@@ -233,11 +253,8 @@ class ConsoleWebSocket(End):
     def resume_writing(self) -> None:
         self._full = False
         super().resume_writing()
-        if self._owes:
-            self._owes = False
-            self._answer_ping()
-            if not self._held:
-                super().release()
+        if self._pacer is None:
+            self._repay()
 
     def _ask(self) -> None:
         """Ping a silent viewer; give up one that stayed silent. One that we do not read cannot be heard."""
