@@ -1,4 +1,4 @@
-"""Consoles under attack (fault 22): what a viewer sends or leaves unread costs little, and so does a gateway that dies."""
+"""Consoles under attack (fault 22): what viewers send or leave unread costs little, and so does a gateway that dies."""
 
 import asyncio
 import contextlib

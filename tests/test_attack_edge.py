@@ -38,7 +38,7 @@ def token(stack: Stack) -> Iterator[str]:
 # Memory: what is sent, and what is not read
 
 
-CHUNKED = b"POST /api/v1/sessions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"POST /api/v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 UPGRADE = b"GET /gateway/v1/console/d HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
 HEADS = {
     "line": (b"GET /" + b"a" * 60_000, b"a" * 16_384, 414),
@@ -194,13 +194,13 @@ def test_half_closed_sockets_leave_nothing(web: Web, token: str) -> None:
         for path in ("/healthz", "/api/openapi.json", "/api/v1/events")
     ]
     with ExitStack() as connections:
-        for data in [b"", b"GET", *whole, whole[0] * 300, whole[1] * 300]:
-            for _ in range(10):
+        for data in [b"", b"GET", *whole, whole[0] * 50, whole[1] * 60]:
+            for _ in range(5):
                 connection = connections.enter_context(dial(web.port))
                 push(connection, data, len(data), patience=0.1)
                 connection.shutdown(socket.SHUT_WR)
         assert status(web.port) == 200  # so that all that came before are accepted
-        assert web.connections() > 5
+        assert web.connections() > 2
         deadline = time.monotonic() + 25
         while web.connections():
             assert time.monotonic() < deadline, web.connections()
