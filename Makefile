@@ -5,11 +5,12 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 VENV := .venv/bin
 
-.PHONY: help run test check bench setup lock
+.PHONY: help run test test-other check bench setup lock
 
 help:
 	@echo "make run     everything on this machine, at http://127.0.0.1:8080"
 	@echo "make test    every test; nothing is mocked"
+	@echo "make test-other   what depends on the interpreter, with another Python that is there"
 	@echo "make check   format, lint, strict types, import contracts"
 	@echo "make bench   what Pupitre costs, against libvirt, websockify and the bare databases"
 	@echo "make lock    new lock files from pyproject.toml and package.json"
@@ -32,6 +33,11 @@ check:
 test:
 	@scripts/setup test
 	$(VENV)/pytest $(ARGS)
+
+# What needs neither guests nor a browser: those are programs of their own, whatever Python starts them.
+test-other:
+	@scripts/setup test-other
+	[ ! -d .venv-other ] || .venv-other/bin/pytest --no-cov -m "not guest and not browser and not slow" $(ARGS)
 
 bench:
 	@scripts/setup bench

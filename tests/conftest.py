@@ -30,6 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
         leftovers.set_mark()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever asks for the running stack or its images starts guests, whatever asks for a browser needs one."""
+    for item in items:
+        needs = set(getattr(item, "fixturenames", ()))
+        if needs & {"stack", "images"}:
+            item.add_marker(pytest.mark.guest)
+        if "browser" in needs:
+            item.add_marker(pytest.mark.browser)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """No process outlives the run: one that does is ended, and the run has failed."""

@@ -26,7 +26,8 @@ def test_run_that_leaves_a_process_fails_and_ends_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-W", "ignore", "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-n", "0"),
-            *("--no-cov", "-p", "no:cacheprovider", "-W", "ignore", "-p", "tests.conftest", str(tmp_path)),
+            *("--no-cov", "-p", "no:cacheprovider", "-W", "ignore", "-p", "tests.conftest"),
+            *(f"--rootdir={tmp_path}", str(tmp_path)),
         ],
         cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
     )  # fmt: skip

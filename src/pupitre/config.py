@@ -215,6 +215,11 @@ class Settings(BaseSettings):
     guest_network: Literal["none", "user"] = Field(
         "none", description="user lets guests reach the host's loopback at 10.0.2.2."
     )
+    require_confinement: Literal["none", "user", "mandatory"] = Field(
+        "none",
+        description="What guests need before this host takes any: user, that QEMU is not root; mandatory, AppArmor or"
+        " SELinux too. Without it the host does what the machine allows.",
+    )
     host_memory_mib: int | None = Field(None, gt=0, description="Memory for guests; default: all but 2 GiB.")
     start_limit: int = Field(4, ge=1, description="Guests one host starts at the same time.")
     host_power_off: tuple[str, ...] = Field(

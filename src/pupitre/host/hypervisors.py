@@ -7,6 +7,7 @@ from pathlib import Path
 from pupitre.config import Settings
 from pupitre.errors import SetupError
 from pupitre.host import kvm
+from pupitre.host.confinement import require_user
 from pupitre.host.domain_xml import Machine
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.isolation import QEMU_USER, Paths
@@ -32,11 +33,13 @@ def choose(settings: Settings, paths: Paths) -> Hypervisor:
         overlays=paths.overlays,
         root=paths.embed if embedded else None,
         memory_mib=settings.host_memory_mib,
+        mandatory=settings.require_confinement == "mandatory",
     )
     if uri.startswith("test:"):
         return LibvirtHypervisor(connection, Machine("test", emulator=None, network="none"))
+    require_user(settings, paths)
     if embedded:
-        write_qemu_conf(paths)
+        write_qemu_conf(paths, mandatory=connection.mandatory)
     machine = Machine(
         accelerator="kvm" if _use_kvm(settings) else "qemu",
         emulator=Path(shutil.which(EMULATOR) or f"/usr/bin/{EMULATOR}"),
@@ -64,7 +67,7 @@ def _use_kvm(settings: Settings) -> bool:
     return verdict.usable
 
 
-def write_qemu_conf(paths: Paths) -> None:
+def write_qemu_conf(paths: Paths, *, mandatory: bool = False) -> None:
     """Settings of libvirt's QEMU driver, read when the embed root is opened. See its qemu.conf.
 
     The emulator's own log is a plain file below the root (`stdio_handler`), as there is no
@@ -81,6 +84,8 @@ def write_qemu_conf(paths: Paths) -> None:
         "remember_owner = 0",
         'capability_filters = ["cpu-unavailable-features"]',
     ]
+    if mandatory:
+        lines.append("security_require_confined = 1")
     if os.geteuid() == 0:
         user, group = (QEMU_USER, _kvm_group() or QEMU_USER) if paths.isolated else ("root", "root")
         lines += [f'user = "{user}"', f'group = "{group}"']

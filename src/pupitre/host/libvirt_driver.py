@@ -32,6 +32,7 @@ from PIL import Image
 from pupitre.domain.host import HostFacts
 from pupitre.errors import HypervisorError, NoSuchDomain, SetupError
 from pupitre.host import domain_xml
+from pupitre.host.confinement import require_driver
 from pupitre.host.diagnosis import explain
 from pupitre.host.hypervisor import Guest, GuestState, SeenGuest
 from pupitre.timeouts import timeout
@@ -69,13 +70,14 @@ _GONE = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """``root`` is the folder of ``qemu:///embed``; ``serials`` where serial sockets go."""
+    """``root`` is the folder of ``qemu:///embed``; ``serials`` where serial sockets go; see `confinement`."""
 
     uri: str
     serials: Path
     overlays: Path
     root: Path | None = None
     memory_mib: int | None = None
+    mandatory: bool = False
 
 
 class LibvirtHypervisor:
@@ -111,6 +113,8 @@ class LibvirtHypervisor:
         self._listening = await self._call(
             connection.domainEventRegisterAny, None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, heard, None
         )
+        if self._settings.mandatory:
+            require_driver(await self._call(connection.getCapabilities))
         if self._machine.emulator:
             await self._probe()
         await self.guests()
