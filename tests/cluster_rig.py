@@ -253,10 +253,13 @@ class Room:
         delay: float | None = None,
         memory_mib: int = 65536,
         register: bool = True,
+        broker_port: int | None = None,
     ) -> HostRig:
+        """``broker_port`` is that of a proxy, where the host reaches the broker through one."""
         hypervisor = SimulatedHypervisor(behaviour, self.settings.home / "serials", delay, memory_mib)
         await hypervisor.open()
-        host = HostRig(self.settings.model_copy(update={"host_name": name}), hypervisor)
+        broker = f"tls://127.0.0.1:{broker_port}" if broker_port else self.settings.nats_url
+        host = HostRig(self.settings.model_copy(update={"host_name": name, "nats_url": broker}), hypervisor)
         self.hosts.append(host)
         await host.start()
         if register:

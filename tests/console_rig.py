@@ -203,11 +203,11 @@ def start_gateway(settings: Settings, log: Path) -> subprocess.Popen[bytes]:
 
 
 @asynccontextmanager
-async def console_rig(home: Path, origin: str = ORIGIN) -> AsyncIterator[Rig]:
+async def console_rig(home: Path, origin: str = ORIGIN, guests: Guests | None = None) -> AsyncIterator[Rig]:
     settings = Settings(home=home, gateway_port=free_port(), public_origin=origin, host_name="h1")
     for role in ("gateway", "host-h1", "endpoint"):
         pki.ensure_certificate(settings, role)
-    guests = Guests()
+    guests = guests or Guests()
     server = new_server(settings, guests)
     await server.start()
     log = home / "gateway.log"

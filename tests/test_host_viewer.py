@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,6 +22,7 @@ from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.errors import NotFound
 from pupitre.host.console import ConsoleServer
 from pupitre.limits import HANDSHAKES
+from tests.firmware import firmware_guest
 from tests.rfb_viewer import Refused, Viewer
 
 pytestmark = pytest.mark.anyio
@@ -83,22 +83,8 @@ class Screens:
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """QEMU with its firmware alone; it has to live through everything that is done to its screen."""
     path = tmp_path_factory.mktemp("guest") / "vnc"
-    process = subprocess.Popen(
-        ["qemu-system-x86_64", "-accel", "tcg", "-m", "32", "-nodefaults", "-vga", "std", "-display", "none",
-         "-vnc", f"unix:{path},share=force-shared", "-qmp", "stdio"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    process.stdout.readline()
-    process.stdin.write(b'{"execute": "qmp_capabilities"}\n')
-    process.stdin.flush()
-    process.stdout.readline()  # it answers once everything is set up, the VNC server too
-    yield path
-    lived = process.poll() is None
-    process.kill()
-    process.communicate()
-    assert lived, "the guest ended"
+    with firmware_guest(path):
+        yield path
 
 
 @dataclass
