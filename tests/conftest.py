@@ -30,8 +30,14 @@ def pytest_configure(config: pytest.Config) -> None:
         leftovers.set_mark()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+COLLECTED = pytest.StashKey[frozenset[str]]()
+"""Node ids of all that was collected, before marks have left any out."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whatever asks for the running stack or its images starts guests, whatever asks for a browser needs one."""
+    config.stash[COLLECTED] = frozenset(item.nodeid for item in items)
     for item in items:
         needs = set(getattr(item, "fixturenames", ()))
         if needs & {"stack", "images"}:

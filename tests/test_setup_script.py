@@ -1,8 +1,11 @@
 """scripts/setup: what it refuses, what it says, and that nothing is done twice."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +39,7 @@ def program(folder: Path, name: str, lines: str) -> None:
 def test_an_unknown_aim_is_refused(tmp_path: Path) -> None:
     done = run(tree(tmp_path), "fly", path=os.environ["PATH"])
     assert done.returncode == 2
-    assert "fly is not one of run, test, check, bench" in done.stderr
+    assert "fly is not one of run, test, test-other, check, bench" in done.stderr
 
 
 def test_without_rights_it_names_the_command_for_root(tmp_path: Path) -> None:
@@ -60,13 +63,54 @@ def test_a_machine_without_dpkg_is_told_so(tmp_path: Path) -> None:
     assert "Debian 12 and later, and Ubuntu" in done.stderr
 
 
+def test_other_python_is_left_out_where_there_is_none(tmp_path: Path) -> None:
+    folder = tree(tmp_path)
+    for name in ("dirname", "sort", "tail", "cut", "rm"):
+        (folder / "programs" / name).symlink_to(shutil.which(name) or name)
+    done = run(folder, "test-other", path=str(folder / "programs"))
+    if os.access("/usr/bin/python3", os.X_OK):  # it is always looked for there; .venv is what differs from it
+        (folder / ".venv/bin").mkdir(parents=True)
+        (folder / ".venv/bin/python").symlink_to("/usr/bin/python3")
+        done = run(folder, "test-other", path=str(folder / "programs"))
+    assert done.returncode == 0, done.stderr
+    assert "There is no other Python here" in done.stdout
+
+
 @pytest.mark.parametrize("name", ["run", "dev", "build"])
 def test_lock_files_have_hashes_and_name_no_host(name: str) -> None:
+    """Threat 21: every package has digests of its own, and none says where it comes from."""
     text = (ROOT / f"requirements/{name}.lock").read_text()
-    requirements = [line for line in text.splitlines() if line and not line.startswith((" ", "#"))]
-    assert requirements
-    assert text.count("--hash=sha256:") >= len(requirements)
-    assert "://" not in text
+    requirements = [block for block in re.split(r"\n(?=\S)", text) if not block.startswith("#")]
+    assert len(requirements) >= 4
+    for block in requirements:
+        assert re.match(r"[\w.-]+(\[[\w,-]+\])?==\S+", block), block
+        assert "--hash=sha256:" in block, block
+    assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host|^-e", text, re.MULTILINE)
+
+
+def test_setup_installs_nothing_without_its_hash() -> None:
+    """Threat 21: pip from lock files with ``--require-hashes``, npm by ``ci`` and without the packages' own scripts."""
+    text = SETUP.read_text()
+    installs = [line for line in text.splitlines() if re.search(r"\bpip install\b", line)]
+    assert len(installs) == 3
+    for line in installs:
+        assert "--require-hashes" in line or "--no-deps" in line, line
+    assert "npm ci --ignore-scripts" in text
+    assert "npm install" not in text
+
+
+def test_list_of_parts_names_all_that_is_locked() -> None:
+    """Threat 21: what a run consists of can be printed, with digests."""
+    printed = subprocess.run([sys.executable, ROOT / "scripts/sbom"], capture_output=True, text=True, check=True)
+    document = json.loads(printed.stdout)
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    parts = {part["purl"]: part for part in document["components"]}
+    locked = re.findall(r"^([\w.-]+)(?:\[.*\])?==([^\s;]+)", (ROOT / "requirements/run.lock").read_text(), re.MULTILINE)
+    assert {f"pkg:pypi/{name}@{version}" for name, version in locked} <= parts.keys()
+    for name in json.loads((ROOT / "package.json").read_text())["dependencies"]:
+        assert any(purl.startswith(f"pkg:npm/{name.replace('@', '%40')}@") for purl in parts), name
+    assert "pkg:deb/debian/qemu-system-x86" in parts
+    assert all(part["hashes"] for purl, part in parts.items() if not purl.startswith("pkg:deb/"))
 
 
 def test_the_npm_lock_names_no_host() -> None:

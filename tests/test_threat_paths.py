@@ -18,6 +18,8 @@ from pupitre.domain.image import DiskFormat, ImageSpec
 from pupitre.errors import HypervisorError, ImageFault, PupitreError, SetupError
 from pupitre.host.overlays import Overlays
 from pupitre.images.store import ImageStore
+from pupitre.portal.sessions import COOKIE
+from pupitre.store.accounts import SessionKind
 from tests.portal_site import Site, open_site
 
 pytestmark = pytest.mark.anyio
@@ -203,3 +205,52 @@ async def test_no_address_of_the_website_leads_out_of_its_folders(site: Site) ->
             assert heard[9:12] in {b"303", b"307", b"400", b"401", b"403", b"404", b"405"}, (way + tail, heard[:100])
             if heard[9:10] == b"3":
                 assert b"\r\nlocation: /signin" in heard.lower() or site.url.encode() in heard, heard
+
+
+ELSEWHERE = (
+    "//evil.example", "//evil.example/%2f..", "///evil.example", "/%2f%2fevil.example/", "/\\evil.example",
+    "/%5cevil.example", "/%5c%5cevil.example/..", "/..;//evil.example", "/.%2e//evil.example", "/%09//evil.example",
+    "/@evil.example", "/http://evil.example", "/https:evil.example", "/%0d%0aLocation:%20http://evil.example",
+    "/?next=//evil.example", "/?next=https://evil.example", "/evil.example%2f..//", "/..%2f//evil.example/",
+)  # fmt: skip
+
+
+@pytest.mark.attack
+async def test_no_path_redirects_to_another_site(site: Site) -> None:
+    """Threat 4, for a stranger and for someone who is signed in."""
+    session = await site.session("student", SessionKind.COOKIE)
+
+    def ask(target: str, cookie: str) -> bytes:
+        with socket.create_connection(("127.0.0.1", site.settings.portal_port), timeout=20) as caller:
+            host = site.url.partition("//")[2]
+            head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\n{cookie}Connection: close\r\n\r\n"
+            caller.sendall(head.encode())
+            heard = b""
+            while b"\r\n\r\n" not in heard and (part := caller.recv(1 << 16)):
+                heard += part
+        return heard.partition(b"\r\n\r\n")[0]
+
+    redirects = 0
+    for way in (
+        "",
+        "/static",
+        "/gateway",
+        "/gateway/v1/console",
+        "/api/v1",
+        "/api/v1/desktops",
+        "/signin",
+        "/desktops",
+    ):
+        for tail in ELSEWHERE:
+            for cookie in ("", f"Cookie: {COOKIE}={session}\r\n"):
+                head = await asyncio.to_thread(ask, way + tail, cookie)
+                assert head[:10] in {b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4"}, (way + tail, head)
+                for line in head.lower().split(b"\r\n")[1:]:
+                    name, _, value = line.partition(b":")
+                    if name in {b"location", b"refresh", b"content-location"}:
+                        redirects += 1
+                        ours = value.strip().removeprefix(site.url.encode())
+                        assert ours.startswith(b"/"), (way + tail, head)
+                        assert not ours.startswith(b"//"), (way + tail, head)
+                        assert b"\\" not in ours, (way + tail, head)
+    assert redirects, "someone who is not signed in is led to the sign-in page"
