@@ -35,13 +35,14 @@ def test_every_threat_and_fault_has_a_row_and_a_test(section: str) -> None:
 def test_every_test_that_the_page_names_is_collected(request: pytest.FixtureRequest) -> None:
     """By pytest itself: a name may be there and skipped over, a parametrised one may have no case."""
     named = {test for section in COUNTS for row in rows(section) for test in NAMED.findall(row[3])}
-    collected = tests_in(request.config.stash[COLLECTED])
+    everything = request.config.stash[COLLECTED]
+    collected = names_in(everything)
     if modules := {module for module, _ in named} - {module for module, _ in collected}:
-        collected |= tests_in(collect(modules))  # this run is about some files only
+        collected |= names_in(collect(modules))  # this run is about some files only
     assert named <= collected, named - collected
 
 
-def tests_in(ids: Iterable[str]) -> set[tuple[str, str]]:
+def names_in(ids: Iterable[str]) -> set[tuple[str, str]]:
     matches = (re.match(r"(?:tests/)?(\S+?)::(test_\w+)", one) for one in ids)
     return {(match[1], match[2]) for match in matches if match}
 
