@@ -124,7 +124,7 @@ def _tamed(role: str, data: bytes, epoch: int) -> bytes:
     if is_order and role == "cluster":
         message["epoch"] = epoch
     if isinstance(message, dict):
-        message.pop("heard", None)  # by its right, a host that knows more than the cluster halts all commands
+        message.pop("heard", None)  # a host that says it knows more is set aside, and this room has no other
     return msgspec.json.encode(message)
 
 
