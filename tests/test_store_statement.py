@@ -105,6 +105,9 @@ class Line:
     def abandon(self) -> None:
         self.lost = True
 
+    def retire(self) -> None:
+        self.lost = True
+
     async def close(self) -> None:
         self.closed = True
 

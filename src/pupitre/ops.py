@@ -44,22 +44,30 @@ class Ops:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._ready_gauge = Gauge("pupitre_ready", "1 while the process can do its work", registry=self.registry)
-        self._missing: str | None = STARTING
+        self._missing: dict[str, str] = {"": STARTING}
 
     def ready(self) -> None:
-        if self._missing is not None:
-            if self._missing == STARTING:
-                _settle_down()  # once: whatever is frozen is never collected
-            self._missing = None
+        self.has("")
+
+    def not_ready(self, reason: str) -> None:
+        """``reason`` completes "not ready: …"."""
+        self.lacks("", reason)
+
+    def has(self, part: str) -> None:
+        """What `lacks` was said of is there again."""
+        reason = self._missing.pop(part, None)
+        if reason == STARTING:
+            _settle_down()  # once: whatever is frozen is never collected
+        if reason is not None and not self._missing:
             self._ready_gauge.set(1)
             notify("READY=1")
             logger.info("Ready.")
 
-    def not_ready(self, reason: str) -> None:
-        """``reason`` completes "not ready: …"."""
-        if self._missing is None:
+    def lacks(self, part: str, reason: str) -> None:
+        """It is not ready, for this reason as for any other, until it `has` ``part`` again."""
+        if part not in self._missing:
             logger.warning("Not ready.", reason=reason)
-        self._missing = reason
+        self._missing[part] = reason
         self._ready_gauge.set(0)
 
     def app(self) -> Starlette:
@@ -77,9 +85,10 @@ class Ops:
         return PlainTextResponse(f"{self.process} is alive\n")
 
     async def _readyz(self, _request: Request) -> Response:
-        if self._missing is None:
+        if not self._missing:
             return PlainTextResponse("ready\n")
-        return PlainTextResponse(f"not ready: {self._missing}\n", status_code=503)
+        reasons = "; ".join(dict.fromkeys(self._missing.values()))
+        return PlainTextResponse(f"not ready: {reasons}\n", status_code=503)
 
     async def _metrics(self, _request: Request) -> Response:
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)

@@ -20,6 +20,7 @@ from pupitre.credentials import Credentials
 from pupitre.errors import SetupError
 from pupitre.middleware import Forwarded, KnownHosts, security_headers
 from pupitre.ops import Ops
+from pupitre.store.health import telling
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +92,10 @@ async def _run(
         await lifespans.enter_async_context(credentials.watching())
         for part in parts:
             await lifespans.enter_async_context(part.router.lifespan_context(part))
+            portal = getattr(part.state, "portal", None)
+            if portal is not None:
+                rows = (portal.accounts, portal.commands, portal.status)
+                await lifespans.enter_async_context(telling(ops, *(one.database for one in rows)))
         await serve(
             Outermost(Forwarded(KnownHosts(app, settings.served), settings.proxies)),
             listener,

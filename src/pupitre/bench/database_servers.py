@@ -170,7 +170,7 @@ class MariaServer(DatabaseServer):
         self._process: subprocess.Popen[bytes] | None = None
         self._run(
             "mariadb-install-db", "--no-defaults", f"--datadir={self._data}", "--skip-test-db",
-            "--auth-root-authentication-method=normal", "--innodb-log-file-size=16M",
+            "--auth-root-authentication-method=normal", "--innodb-log-file-size=16M", f"--tmpdir={self._folder}",
         )  # fmt: skip
         first = self._folder / "first.sql"
         statements = (
@@ -192,6 +192,7 @@ class MariaServer(DatabaseServer):
             "bind-address": "127.0.0.1",
             "port": str(self.port),
             "socket": "server.sock",
+            "tmpdir": str(self._folder),
             "innodb-buffer-pool-size": "32M",
             "innodb-log-file-size": "16M",
             "innodb-flush-log-at-trx-commit": "1",

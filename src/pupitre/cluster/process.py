@@ -8,6 +8,7 @@ from pupitre.ops import Ops
 from pupitre.signing import ORDER_KEY, ensure_key
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.engine import open_database
+from pupitre.store.health import telling
 from pupitre.wire.link import Link
 
 ROLE = "cluster"
@@ -35,7 +36,8 @@ async def run(settings: Settings, ops: Ops) -> None:
         link.spawn(credentials.watch())
         await link.open()
         server = ClusterServer(settings, store, link, ops.registry, key)
-        await server.run(on_started=ops.ready)
+        async with telling(ops, store.database):
+            await server.run(on_started=ops.ready)
     finally:
         await link.close()
         await store.close()

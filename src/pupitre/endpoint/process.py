@@ -6,6 +6,7 @@ from pupitre.credentials import Credentials
 from pupitre.endpoint.endpoint import ROLE, WebServerEndpoint
 from pupitre.ops import Ops
 from pupitre.store.engine import open_database
+from pupitre.store.health import telling
 
 
 async def run(settings: Settings, ops: Ops) -> None:
@@ -14,9 +15,8 @@ async def run(settings: Settings, ops: Ops) -> None:
     certificates = pki.directory(settings, ROLE)
     credentials = Credentials(settings, ops.registry)
     credentials.keep(ROLE, lambda: endpoint.use_certificate(certificates))
-    endpoint.connect_to_databases(
-        open_database(settings, "endpoint", "commands"), open_database(settings, "endpoint", "status")
-    )
+    commands, status = (open_database(settings, "endpoint", name) for name in ("commands", "status"))
+    endpoint.connect_to_databases(commands, status)
     try:
         async with credentials.watching():
             await endpoint.connect_to_cluster_server(
@@ -28,6 +28,7 @@ async def run(settings: Settings, ops: Ops) -> None:
                 user_in_flight=settings.user_in_flight,
             )
             ops.ready()
-            await endpoint.run()
+            async with telling(ops, commands, status):
+                await endpoint.run()
     finally:
         await endpoint.disconnect_from_cluster_server()

@@ -20,17 +20,19 @@ async def alive() -> str:
 
 @router.get("/readyz")
 async def ready(request: Request) -> JSONResponse:
-    """The three databases answer, so that requests can be served."""
+    """The three databases answer and take changes, so that requests can be served."""
     portal = portal_of(request)
     checks: dict[str, str] = {}
-    for name, ask in (
-        ("accounts", portal.accounts.users),
-        ("commands", portal.commands.version),
-        ("status", portal.status.version),
+    for name, ask, database in (
+        ("accounts", portal.accounts.users, portal.accounts.database),
+        ("commands", portal.commands.version, portal.commands.database),
+        ("status", portal.status.version, portal.status.database),
     ):
         try:
             await ask()
-            checks[name] = "ok"
+            if database.health.reason and database.health.may_be_tried():
+                await database.check()
+            checks[name] = database.health.reason or "ok"
         except Unavailable as error:
             checks[name] = error.reason
     fine = all(answer == "ok" for answer in checks.values())

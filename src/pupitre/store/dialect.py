@@ -35,6 +35,9 @@ class DriverConnection(Connection, Protocol):
 
     def is_lost(self) -> bool: ...
 
+    def retire(self) -> None:
+        """It is lost from now on; who uses it may still end what it does."""
+
     async def begin(self, *, write: bool) -> None: ...
 
     async def commit(self, topics: Sequence[str]) -> None:
@@ -79,6 +82,12 @@ class Dialect(Protocol):
 
     def is_failure(self, error: Exception) -> bool:
         """Whether the driver says anything at all."""
+
+    def ends_sessions(self, error: Exception) -> bool:
+        """Whether the server says that what is connected to it had better connect anew.
+
+        It only reads since another one leads, it shuts down, or it has closed the connection.
+        """
 
     def announced(self, topics: Sequence[str]) -> None:
         """Just after a commit: wake who listens to ``topics``, if the commit did not. Never raises."""

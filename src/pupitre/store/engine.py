@@ -11,17 +11,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Executable, Table, make_url, select, update
+from sqlalchemy import Executable, Table, column, make_url, select, table, update
 
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import Conflict, Invalid, SetupError, Unavailable
 from pupitre.store.dialect import Connection, Dialect, DriverConnection, Listening
+from pupitre.store.health import Health
 from pupitre.store.pool import Pool
 from pupitre.store.statement import Result, Values
 from pupitre.timeouts import timeout
 
 LEAVE_WITHIN = 5.0
 """Seconds that transactions under way may take when a database is closed."""
+_news = table("news", column("value"))
+_LOOK, _CHANGE = select(_news.c.value), update(_news).values(value=_news.c.value)
 KINDS = ("sqlite", "postgresql", "mariadb")
 
 
@@ -38,6 +41,7 @@ class Database:
     ) -> None:
         self.url = make_url(url)
         self.read_only = read_only
+        self.health = Health()
         self._dialect = self._open(bells, poll, patience)
         self._under_way = 0
         self._ended = asyncio.Event()
@@ -48,7 +52,7 @@ class Database:
             case "sqlite":
                 from pupitre.store.sqlite import Sqlite
 
-                return Sqlite(self.url, bells=bells, read_only=self.read_only)
+                return Sqlite(self.url, bells=bells, patience=patience, read_only=self.read_only)
             case "postgresql":
                 from pupitre.store.postgresql import Postgres
 
@@ -78,6 +82,7 @@ class Database:
                     async with _transaction(self._dialect.writing, write=True) as connection:
                         yield connection
                         await connection.commit(topics)
+                self.health.works()
             self._dialect.announced(topics)
 
     @asynccontextmanager
@@ -94,6 +99,15 @@ class Database:
             connection, result = await pool.take(lambda one: one.execute(statement, values))
             await pool.give(connection)
         return result
+
+    async def check(self) -> None:
+        """Try whether it answers and, unless it is for reading alone, takes a change. Raises `Unavailable`."""
+        if self.read_only:
+            await self.select(_LOOK)
+            self.health.works()
+        else:
+            async with self.write() as connection:
+                await connection.execute(_CHANGE)
 
     def listen(self, topic: str) -> Listening:
         """An async context manager; ``heard()`` returns after each commit that wakes ``topic``."""
@@ -126,8 +140,13 @@ class Database:
                 raise Conflict("There is already one with that name.") from error
             if self._dialect.is_about_a_value(error):
                 raise Invalid(f"The database {self.name} cannot hold that value: {words_of(error)}") from error
+            if self._dialect.ends_sessions(error):
+                self._dialect.reading.discard()
+                self._dialect.writing.discard()
             if self._dialect.is_failure(error):
-                raise Unavailable(f"The database {self.name} {what}: {words_of(error)}") from error
+                reason = f"The database {self.name} {what}: {words_of(error)}"
+                self.health.fails(reason)
+                raise Unavailable(reason) from error
             raise
 
     @property

@@ -2,7 +2,8 @@
 
 Readers and writers have pools of their own: MariaDB takes four round trips to change
 a connection's isolation. Each transaction is begun aloud, which also shows a
-connection that the server closed while it rested in the pool.
+connection that the server closed while it rested in the pool. The limits on waits are
+ours (`deadline`): asyncmy's read_timeout makes a task of every read, and loses cancellations.
 """
 
 import asyncio
@@ -13,10 +14,11 @@ from functools import partial
 from typing import Any
 
 import asyncmy
-from asyncmy.errors import DataError, IntegrityError, InterfaceError, MySQLError, OperationalError
+from asyncmy.errors import DataError, IntegrityError, InterfaceError, InternalError, MySQLError, OperationalError
 from sqlalchemy import URL, Executable
 
 from pupitre.errors import SetupError
+from pupitre.store.deadline import Deadline
 from pupitre.store.dialect import DriverConnection, Listening
 from pupitre.store.listener import RemoteListener
 from pupitre.store.pool import Pool
@@ -24,13 +26,25 @@ from pupitre.store.statement import Result, Statements, Values
 
 SHORTEST_PAUSE = 0.02
 """Seconds between two looks at the row while it moves."""
+LOOK = 10.0
+"""Seconds that one look may take."""
 
-_ARGUMENTS = {"charset": "utf8mb4", "connect_timeout": 10}
+CONNECT = 10.0
+"""Seconds that the server has to take a connection."""
+GOOD_BYE = 2.0
+"""Seconds that the server has to answer when a connection is closed."""
+IDLE = 60
+"""Seconds after which the server ends a transaction in which nothing happens, and with it its connection."""
+
+_ARGUMENTS = {"charset": "utf8mb4", "connect_timeout": int(CONNECT)}
 # Notes on our own statements, such as the name of a primary key, help nobody.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
 
 _MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 _FAILURES = (MySQLError, OSError, asyncio.IncompleteReadError)
+_READ_ONLY, _KILLED, _SHUTDOWN = {1290, 1792, 1836}, {1152, 1927, 4031}, {1047, 1053, 1077, 1079}
+_ENDS_SESSIONS = frozenset(_READ_ONLY | _KILLED | _SHUTDOWN)
+"""What the server says of itself or of a connection (its own numbers are from 1000 to 1999, and above 3000)."""
 
 
 class Maria:
@@ -48,21 +62,26 @@ class Maria:
         self.turn = nullcontext()
 
     async def _open(self, isolation: str) -> DriverConnection:
-        raw = await asyncmy.connect(**self._address, **_ARGUMENTS, read_timeout=self._patience, autocommit=True)
-        connection = MariaConnection(raw, self._statements)
+        connection = MariaConnection(await _connect(self._address), self._statements, self._patience)
+        try:
+            await self._prepare(connection, isolation)
+        except BaseException:
+            connection.abandon()
+            raise
+        return connection
+
+    async def _prepare(self, connection: "MariaConnection", isolation: str) -> None:
         mode = f"sql_mode = '{_MODE}', innodb_lock_wait_timeout = {int(self._patience / 3)}"
         await connection.say(f"SET SESSION TRANSACTION ISOLATION LEVEL {isolation}")
-        await connection.say(f"SET SESSION {mode}")
+        await connection.say(f"SET SESSION {mode}, idle_transaction_timeout = {IDLE}")
         if self._read_only:
             await connection.say("SET SESSION TRANSACTION READ ONLY")
         if await connection.say("SELECT @@innodb_flush_log_at_trx_commit") != 1:
-            await connection.close()
             raise SetupError(
                 f"MariaDB at {self._where[0]} does not put every commit on disk"
                 " (innodb_flush_log_at_trx_commit is not 1).",
                 "Set innodb_flush_log_at_trx_commit = 1 in its configuration and restart it.",
             )
-        return connection
 
     def is_conflict(self, error: Exception) -> bool:
         return isinstance(error, IntegrityError)
@@ -73,6 +92,9 @@ class Maria:
     def is_failure(self, error: Exception) -> bool:
         return isinstance(error, (*_FAILURES, UnicodeEncodeError))
 
+    def ends_sessions(self, error: Exception) -> bool:
+        return isinstance(error, MySQLError) and _number(error) in _ENDS_SESSIONS
+
     def announced(self, topics: Sequence[str]) -> None:
         pass
 
@@ -81,31 +103,53 @@ class Maria:
         return MariaListener(self._where[1], self._address, self._poll)
 
     async def close(self) -> None:
-        await self.reading.close()
-        await self.writing.close()
+        await asyncio.gather(self.reading.close(), self.writing.close())
+
+
+async def _connect(address: dict[str, Any]) -> Any:
+    with Deadline(CONNECT):
+        return await asyncmy.connect(**address, **_ARGUMENTS, autocommit=True)
+
+
+def _number(error: Exception) -> int:
+    """What the server or the client calls the error; 0 where neither did."""
+    number = error.args[0] if error.args and isinstance(error, MySQLError) else 0
+    return number if isinstance(number, int) else 0
+
+
+def _abort(raw: Any) -> None:
+    """End the connection at once. Its own ``close`` would first wait until all is sent."""
+    if raw._transport is not None:
+        raw._transport.abort()
+    raw.close()
 
 
 class MariaConnection:
     kind = "mariadb"
 
-    def __init__(self, raw: Any, statements: Statements) -> None:
+    def __init__(self, raw: Any, statements: Statements, patience: float) -> None:
         self._raw = raw
         self._statements = statements
+        self._deadline = Deadline(patience, self.abandon)
         self._begun = False
         self._broken = False
 
     def is_lost(self) -> bool:
         return self._broken or not self._raw.connected
 
+    def retire(self) -> None:
+        self._broken = True
+
     @asynccontextmanager
     async def _cursor(self) -> AsyncIterator[Any]:
         try:
-            async with self._raw.cursor() as cursor:
-                yield cursor
-        except (InterfaceError, OperationalError, OSError, asyncio.IncompleteReadError) as error:
-            # What the server says has numbers below 2000; above are the client's, about the connection.
-            number = error.args[0] if error.args and isinstance(error, MySQLError) else 0
-            self._broken |= not isinstance(number, int) or not 1000 <= number < 2000
+            with self._deadline:
+                async with self._raw.cursor() as cursor:
+                    yield cursor
+        except (InterfaceError, InternalError, OperationalError, OSError, asyncio.IncompleteReadError) as error:
+            # What is neither the server's word on a statement is about the connection.
+            number = _number(error)
+            self._broken |= number in _ENDS_SESSIONS or not (1000 <= number < 2000 or 3000 <= number < 5000)
             raise
 
     async def say(self, text: str) -> Any:
@@ -144,13 +188,17 @@ class MariaConnection:
             await self.say("ROLLBACK")
 
     def abandon(self) -> None:
-        self._raw.close()
+        self._broken = True
+        _abort(self._raw)
 
     async def close(self) -> None:
         try:
-            await self._raw.ensure_closed()
+            with Deadline(GOOD_BYE, self.abandon):
+                await self._raw.ensure_closed()
         except _FAILURES:
-            self._raw.close()
+            pass
+        finally:
+            self.abandon()
 
 
 class MariaListener(RemoteListener):
@@ -164,16 +212,20 @@ class MariaListener(RemoteListener):
         self._longest = longest
 
     async def _follow(self) -> None:
-        async with asyncmy.connect(**self._address, **_ARGUMENTS, read_timeout=30, autocommit=True) as connection:
-            seen = await _news(connection)
+        connection = await _connect(self._address)
+        try:
+            deadline = Deadline(LOOK, partial(_abort, connection))
+            seen = await _news(connection, deadline)
             self._begun()
-            await self._look(connection, seen)
+            await self._look(connection, deadline, seen)
+        finally:
+            _abort(connection)
 
-    async def _look(self, connection: Any, seen: int) -> None:
+    async def _look(self, connection: Any, deadline: Deadline, seen: int) -> None:
         pause = SHORTEST_PAUSE
         while True:
             await asyncio.sleep(pause)
-            now = await _news(connection)
+            now = await _news(connection, deadline)
             if now == seen:
                 pause = min(pause * 1.5, max(self._longest, SHORTEST_PAUSE))
             else:
@@ -181,8 +233,9 @@ class MariaListener(RemoteListener):
                 self._ring()
 
 
-async def _news(connection: Any) -> int:
-    async with connection.cursor() as cursor:
-        await cursor.execute("SELECT value FROM news")
-        (value,) = await cursor.fetchone()
+async def _news(connection: Any, deadline: Deadline) -> int:
+    with deadline:
+        async with connection.cursor() as cursor:
+            await cursor.execute("SELECT value FROM news")
+            (value,) = await cursor.fetchone()
     return int(value)

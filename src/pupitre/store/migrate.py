@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from sqlalchemy.pool import NullPool
 
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import SetupError, Unavailable
+from pupitre.store.deadline import Deadline
 from pupitre.store.engine import KINDS
 from pupitre.store.grants import ACCESS, ensure_grants
 from pupitre.store.schema import DATABASES
@@ -34,6 +35,8 @@ from pupitre.store.server import said_by
 T = TypeVar("T")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mariadb+asyncmy"}
+CONNECT = 60.0
+"""Seconds that a server has to take a connection."""
 # The first words of an upgrade.
 _LOCK = {
     "sqlite": "BEGIN IMMEDIATE",
@@ -114,7 +117,9 @@ async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
         event.listen(engine.sync_engine, "connect", _begin_ourselves)
     try:
         with _alone(_file(url)):
-            async with engine.connect() as connection:
+            with Deadline(CONNECT):
+                connection = await engine.connect()
+            async with aclosing(connection):
                 yield connection
     except (DBAPIError, OSError) as error:
         raise Unavailable(f"The database {where.database} is not upgraded: {said_by(error)}") from error

@@ -13,6 +13,8 @@ from pupitre.timeouts import timeout
 SIZE = 8
 PATIENCE = 10.0
 """Seconds that who asks waits for a connection."""
+DISCARD_EVERY = 1.0
+"""Seconds in which all connections are discarded no more than once: a server that stays of no use is not flooded."""
 
 
 class Pooled(Protocol):
@@ -21,6 +23,9 @@ class Pooled(Protocol):
 
     def abandon(self) -> None:
         """What it was doing is not waited for: who used it was cancelled."""
+
+    def retire(self) -> None:
+        """It is lost from now on; who uses it may still end what it does."""
 
     async def close(self) -> None:
         """Never raises; it is closed when this returns."""
@@ -39,6 +44,8 @@ class Pool(Generic[C]):
         self._open = open
         self._slots = asyncio.Semaphore(SIZE)
         self._resting: list[C] = []
+        self._open_ones: set[C] = set()
+        self._discarded = -DISCARD_EVERY
         self._closed = False
 
     async def take(self, begin: Callable[[C], Awaitable[R]]) -> tuple[C, R]:
@@ -52,7 +59,7 @@ class Pool(Generic[C]):
             while self._resting:
                 connection = self._resting.pop()
                 if connection.is_lost():
-                    await connection.close()
+                    await self._end(connection)
                     continue
                 try:
                     return connection, await begin(connection)
@@ -60,15 +67,16 @@ class Pool(Generic[C]):
                     if not connection.is_lost():
                         self._resting.append(connection)
                         raise
-                    await connection.close()
+                    await self._end(connection)
                 except BaseException:
                     await self._leave(connection)
                     raise
             connection = await self._open()
+            self._open_ones.add(connection)
             try:
                 return connection, await begin(connection)
             except Exception:
-                await connection.close()
+                await self._end(connection)
                 raise
             except BaseException:
                 await self._leave(connection)
@@ -88,14 +96,29 @@ class Pool(Generic[C]):
 
     async def _rest(self, connection: C) -> None:
         if connection.is_lost() or self._closed:
-            await connection.close()
+            await self._end(connection)
         else:
             self._resting.append(connection)
 
+    async def _end(self, connection: C) -> None:
+        self._open_ones.discard(connection)
+        await connection.close()
+
+    def discard(self) -> None:
+        """The server at the other end is of no use any more: whoever asks next has a new connection.
+
+        Connections in use end with what they do.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._discarded >= DISCARD_EVERY:
+            self._discarded = now
+            for connection in self._open_ones:
+                connection.retire()
+
     async def close(self) -> None:
         self._closed = True
-        while self._resting:
-            await self._resting.pop().close()
+        resting, self._resting = self._resting, []
+        await asyncio.gather(*(self._end(connection) for connection in resting))
 
     async def _slot(self) -> None:
         if not self._slots.locked():

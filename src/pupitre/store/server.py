@@ -10,7 +10,7 @@ import hmac
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import ClassVar
 
 from sqlalchemy import URL, text
@@ -19,7 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from pupitre.errors import SetupError, Unavailable
+from pupitre.store.deadline import Deadline
 
+CONNECT = 60.0
+"""Seconds that a server has to take a connection."""
 ITERATIONS = 4096
 """Of SCRAM-SHA-256, as PostgreSQL itself takes; the passwords are random."""
 
@@ -176,7 +179,9 @@ async def open_server(root: URL) -> AsyncIterator[Server]:
 async def _connected(url: URL) -> AsyncIterator[AsyncConnection]:
     engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     try:
-        async with engine.connect() as connection:
+        with Deadline(CONNECT):
+            connection = await engine.connect()
+        async with aclosing(connection):
             yield connection
     finally:
         await engine.dispose()
