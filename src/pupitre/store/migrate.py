@@ -120,11 +120,21 @@ async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
             with Deadline(CONNECT):
                 connection = await engine.connect()
             async with aclosing(connection):
+                if kind == "postgresql":
+                    await _refuse_pooler(connection)
                 yield connection
     except (DBAPIError, OSError) as error:
         raise Unavailable(f"The database {where.database} is not upgraded: {said_by(error)}") from error
     finally:
         await engine.dispose()
+
+
+async def _refuse_pooler(connection: AsyncConnection) -> None:
+    from pupitre.store.pooler import refuse_pooler
+
+    engine = connection.engine
+    _, arguments = engine.dialect.create_connect_args(engine.url)
+    await refuse_pooler((await connection.get_raw_connection()).driver_connection, arguments, {})
 
 
 @contextmanager

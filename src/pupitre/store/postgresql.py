@@ -17,6 +17,7 @@ from pupitre.store.deadline import Deadline
 from pupitre.store.dialect import DriverConnection, Listening
 from pupitre.store.listener import RemoteListener
 from pupitre.store.pool import Pool
+from pupitre.store.pooler import refuse_pooler, refused_by_pooler
 from pupitre.store.statement import Result, Statements, Values
 from pupitre.timeouts import timeout
 
@@ -39,6 +40,8 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "60s",
     "synchronous_commit": "on",
 }
+_MARKED = {name: _SESSION[name] for name in ("enable_seqscan", "jit", "synchronous_commit")}
+"""Settings that show whether ours have reached the session."""
 _ENDS_SESSIONS = frozenset({"25006", "25P03", "57P01", "57P02", "57P03", "57P04", "57P05"})
 """SQLSTATEs beside those of class 08 (the connection): it only reads, it shuts down, it has closed the connection."""
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -66,7 +69,10 @@ class Postgres:
         self.turn = nullcontext()
 
     async def _open(self) -> DriverConnection:
-        raw = await _connect(self._arguments)
+        try:
+            raw = await _connect(self._arguments)
+        except asyncpg.PostgresError as error:
+            raise refused_by_pooler(error, self._arguments) or error from error
         try:
             if not self._checked:
                 await self._check(raw)
@@ -77,6 +83,7 @@ class Postgres:
         return PostgresConnection(raw, self._statements, self._patience)
 
     async def _check(self, raw: "asyncpg.Connection[asyncpg.Record]") -> None:
+        await refuse_pooler(raw, self._arguments, _MARKED)
         with Deadline(CONNECT, raw.terminate):
             fsync = await raw.fetchval("SHOW fsync")
         if fsync != "on":
