@@ -145,3 +145,75 @@ def test_the_doctor_finds_an_open_home_and_a_missing_database(pupitre: Shell) ->
     assert done.returncode == 1
     assert f"→ chmod 700 {pupitre.home}" in done.stdout
     assert "✗ database status: is not there\n    → pupitre db create" in done.stdout
+
+
+def test_version_is_printed(pupitre: Shell) -> None:
+    assert pupitre("--version").stdout == "pupitre 0.1.0\n"
+
+
+@pytest.mark.parametrize("words", [(), ("user",), ("user", "add"), ("status",), ("image", "import")])
+def test_short_option_for_help(pupitre: Shell, words: tuple[str, ...]) -> None:
+    assert pupitre(*words, "-h").stdout == pupitre(*words, "--help").stdout != ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"portl_port": "9000"}, "there is no setting PUPITRE_PORTL_PORT. Do you mean PUPITRE_PORTAL_PORT?"),
+        ({"heartbeat": "inf"}, "Setting heartbeat: Input should be a finite number."),
+        ({"command_timeouts": "{"}, "command_timeouts"),
+    ],
+)
+def test_unusable_variable_is_named(pupitre: Shell, variables: dict[str, str], sentence: str) -> None:
+    ended = pupitre("status", **variables)
+    assert ended.returncode == 2
+    assert sentence in ended.stderr
+
+
+def test_unknown_setting_in_the_file_is_named(pupitre: Shell) -> None:
+    pupitre.home.mkdir()
+    (pupitre.home / "pupitre.toml").write_text("sesion_hours = 3\n")
+    ended = pupitre("status")
+    assert ended.returncode == 2
+    assert "there is no setting sesion_hours. Do you mean session_hours?" in ended.stderr
+
+
+def test_empty_address_of_a_server_is_refused(pupitre: Shell) -> None:
+    ended = pupitre("db", "create", "--url", "")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "--url is not an address" in ended.stderr
+
+
+def test_contradicting_options_are_refused(pupitre: Shell) -> None:
+    assert "contradict" in pupitre("audit", "--json", "--csv").stderr
+    assert "contradict" in pupitre("user", "add", "ana", "--password-stdin", "--ask", given="x\n").stderr
+
+
+def test_user_of_the_machine_without_a_name_can_add_users(pupitre: Shell) -> None:
+    pupitre("db", "create")
+    if os.geteuid() != 0:
+        pytest.skip("only root can become a user without a name")
+    nameless = 4_000_000_000
+    for path in (pupitre.home, *pupitre.home.rglob("*")):
+        os.chown(path, nameless, nameless)
+    code = (
+        "import os, pkgutil, pupitre.cli.user, pupitre.cli.accounts, pupitre.up.demo, pupitre.portal.passwords;"
+        f"import aiosqlite, uuid_utils; os.setgid({nameless}); os.setuid({nameless});"
+        "from pupitre.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "user", "add", "ana"],
+        env=pupitre.environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ended.stdout.startswith("Added ana"), ended.stderr
+
+
+def test_reader_that_leaves_ends_a_listing_quietly(pupitre: Shell) -> None:
+    pupitre("db", "create")
+    pupitre("user", "add", "ana")
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m pupitre user list --json | true"],
+        env=pupitre.environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert ended.stderr == ""
+    assert ended.returncode in {0, 141}

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pupitre import config
+from pupitre.environment import default_home
 from pupitre.errors import SetupError
 from pupitre.peer import LOOPBACK, TrustedProxies, parse_network
 
@@ -88,7 +89,7 @@ def test_proxies_are_read_from_environment_and_file(monkeypatch: pytest.MonkeyPa
         assert config.load().trusted_proxies == (ip_network("10.0.0.5"), ip_network("fd00::/64"))
         assert not config.load().proxies.trusts("127.0.0.1")
     monkeypatch.delenv("PUPITRE_TRUSTED_PROXIES")
-    (config.default_home() / "pupitre.toml").write_text('trusted_proxies = ["10.0.0.5"]\n')
+    (default_home() / "pupitre.toml").write_text('trusted_proxies = ["10.0.0.5"]\n')
     assert config.load().trusted_proxies == (ip_network("10.0.0.5"),)
 
 

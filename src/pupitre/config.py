@@ -14,12 +14,14 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
+    SettingsError,
 )
 
+from pupitre.environment import FILE, PREFIX, check_home, check_variables, default_home, read_file, unknown, user_folder
 from pupitre.errors import SetupError
 from pupitre.origin import ServedHosts, host_name, is_loopback, own_origin, parse_origin
 from pupitre.peer import LOOPBACK, Network, TrustedProxies, parse_network
@@ -34,15 +36,6 @@ CommandName = Literal[
 ]
 _SLOW: Mapping[str, float] = {"retire_host": 600, "boot_up_host": 600, "halt": 600}
 """Seconds for what waits for a machine, or for people who are warned first, unless a setting says otherwise."""
-
-
-def default_home() -> Path:
-    """``$PUPITRE_HOME``, else ``/var/lib/pupitre`` for root and ``~/.local/share/pupitre`` for anyone else.
-
-    Root's own folder would be closed to QEMU, which runs as a user of its own.
-    """
-    usual = Path("/var/lib/pupitre") if os.geteuid() == 0 else Path.home() / ".local/share/pupitre"
-    return Path(os.environ.get("PUPITRE_HOME") or usual).absolute()
 
 
 def _words(value: object) -> object:
@@ -85,7 +78,7 @@ def _listening(value: object) -> object:
 class Settings(BaseSettings):
     """All settings. Times are in seconds unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="PUPITRE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, allow_inf_nan=False)
 
     home: Path = Field(default_factory=default_home, description="State folder: databases, keys, overlays.")
     cluster: str = Field(
@@ -262,7 +255,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, default_home() / "pupitre.toml")
+        return init_settings, env_settings, InitSettingsSource(settings_cls, read_file(default_home()))
 
     @model_validator(mode="after")
     def _safe_address(self) -> Self:
@@ -305,8 +298,9 @@ class Settings(BaseSettings):
     def images_dir(self) -> Path:
         if self.image_store:
             return self.image_store
-        usual = Path("/var/cache") if os.geteuid() == 0 else Path.home() / ".cache"
-        return Path(os.environ.get("XDG_CACHE_HOME") or usual) / "pupitre/images"
+        if given := os.environ.get("XDG_CACHE_HOME"):
+            return Path(given) / "pupitre/images"
+        return (Path("/var/cache") if os.geteuid() == 0 else user_folder() / ".cache") / "pupitre/images"
 
     @property
     def host_dir(self) -> Path:
@@ -375,14 +369,22 @@ class Settings(BaseSettings):
 
 
 def load() -> Settings:
-    """The settings of this process. Raises `SetupError` that names the setting and the mend."""
+    """The settings of this process. Raises `SetupError` that names the file, folder or setting and the remedy."""
+    home = default_home()
+    check_home(home)
+    check_variables(Settings.model_fields)
     try:
         return Settings()
+    except SettingsError as error:
+        # pydantic-settings: a list or a table in the environment that is no JSON.
+        raise SetupError(f"Environment: {error}.", "Write lists and tables there as JSON.") from error
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"] if part != "[key]"] or ["settings"]
         key = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            raise SetupError(f"{home / FILE}: {unknown(key, Settings.model_fields)}", "Correct it there.") from None
         raise SetupError(
             f"Setting {key}: {first['msg']}.",
-            f"Mend it in {default_home() / 'pupitre.toml'} or in PUPITRE_{path[0].upper()}.",
+            f"Correct it in {home / FILE} or in {PREFIX}{path[0].upper()}.",
         ) from error

@@ -38,6 +38,7 @@
 word for programs. HTTP status codes are chosen by the portal alone.
 """
 
+import errno
 from typing import ClassVar
 
 
@@ -182,3 +183,24 @@ class SetupError(PupitreError):
         super().__init__(f"{reason} {mend}" if mend else reason)
         self.reason = reason
         self.mend = mend
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Free some space there and try again.",
+    errno.EDQUOT: "Free some space there and try again.",
+    errno.EACCES: "Run this as the user to whom it belongs, or use another folder.",
+    errno.EPERM: "Run this as the user to whom it belongs, or use another folder.",
+    errno.EROFS: "Make the file system writable, or use another folder.",
+    errno.ENAMETOOLONG: "Use a shorter name.",
+    errno.EMFILE: "Raise the limit of open files: ulimit -n 65536",
+    errno.EIO: "Look at the system's log: the disk may be failing.",
+}
+
+
+def setup_error(error: OSError, mend: str = "") -> SetupError:
+    """The sentence for a file or folder that the system refuses, with the path and the remedy."""
+    place = error.filename if error.filename is not None else "This machine"
+    if isinstance(place, bytes):
+        place = place.decode(errors="backslashreplace")
+    reason = error.strerror or type(error).__name__
+    return SetupError(f"{place}: {reason}.", mend or _REMEDIES.get(error.errno or 0, ""))

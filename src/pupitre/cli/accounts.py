@@ -5,7 +5,6 @@ Each change is in the audit log in the name of the machine's user who made it.
 
 import hashlib
 import os
-import pwd
 import re
 import secrets
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.access import User
+from pupitre.environment import login_name
 from pupitre.errors import Invalid, NotFound
 from pupitre.store.accounts import Accounts, SessionKind
 from pupitre.store.audit import NOBODY, Act, AuditEntry, AuditLog
@@ -34,8 +34,9 @@ class Books:
     audit: AuditLog
 
     async def note(self, act: Act, subject: str, detail: str = "") -> None:
-        login = pwd.getpwuid(os.getuid()).pw_name
-        entry = AuditEntry(now_ms(), NOBODY, login, act, subject, ORIGIN, outcome="done", detail=detail)
+        entry = AuditEntry(
+            now_ms(), NOBODY, login_name(os.getuid()), act, subject, ORIGIN, outcome="done", detail=detail
+        )
         await self.audit.add(entry)
 
 

@@ -32,7 +32,7 @@ def audit(
         None
     ),
     until: Annotated[str | None, typer.Option(help="As --since; not included.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows of the table, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Rows of the table, the newest first.")] = 50,
     who: As = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print every entry as CSV.")] = False,
@@ -40,6 +40,8 @@ def audit(
     """Read the audit log, the newest first. --json and --csv print every entry, as it comes."""
     from pupitre.cli.client import connect
 
+    if as_json and as_csv:
+        raise Invalid("--json and --csv contradict each other. Give one of them.")
     with connect(who) as client:
         entries = client.each(
             "/audit", text=text, user=user, action=action, outcome=outcome,

@@ -13,17 +13,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import httpx2
 
 from pupitre import config
 from pupitre.cli.output import print_json
 from pupitre.config import Settings
-from pupitre.errors import CommandError, RequestError, SetupError, Unavailable
+from pupitre.domain.text import shown
+from pupitre.errors import CommandError, Invalid, RequestError, SetupError, Unavailable
 
 FINAL = {"succeeded", "failed", "timed_out", "cancelled"}
 SESSION_SECONDS = 600.0
+LONGEST_NAME = 255
 
 
 class ApiError(RequestError):
@@ -31,7 +33,10 @@ class ApiError(RequestError):
 
 
 class Client:
-    """``get``, ``post``, ``patch`` and ``delete`` give the decoded answer. All raise `ApiError` and `Unavailable`."""
+    """``get``, ``post``, ``patch`` and ``delete`` give the decoded answer. All raise `ApiError` and `Unavailable`.
+
+    Redirects are not followed: the API has none.
+    """
 
     def __init__(self, settings: Settings, token: str) -> None:
         self.origin = settings.origin
@@ -97,7 +102,7 @@ class Client:
         return response
 
     def _check(self, response: httpx2.Response) -> None:
-        if response.status_code < 400:
+        if response.status_code < 300:
             return
         response.read()
         try:
@@ -162,18 +167,26 @@ def _local_session(settings: Settings, who: str | None, *, lasting: bool) -> tup
     return token, None if lasting else lambda: asyncio.run(close_session(settings, token))
 
 
+def path_of(*parts: str) -> str:
+    """The path of a thing in the API from what a person typed. Raises `Invalid` for what can name nothing."""
+    for part in parts:
+        if part in {"", ".", ".."} or len(part) > LONGEST_NAME:
+            raise Invalid(f"{part[:20]!r} names nothing: a name or an id has 1 to {LONGEST_NAME} characters.")
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
 def wait_for_outcome(client: Client, command_id: str, *, quiet: bool) -> dict[str, Any]:
     """The command once it has ended; live events tell each step. Raises `CommandError` when it did not succeed."""
     steps = _Steps(quiet)
     with client.events() as events:
         # Asked after the stream is open: whatever happens later is in the stream.
-        command = client.get(f"/commands/{command_id}")
+        command = client.get(path_of("commands", command_id))
         steps.tell(command["state"])
         host = command["kind"].endswith("_host") and command["subject"]
         while command["state"] not in FINAL:
             name, data = next(events)
             if name == "resync" or (name == "command" and data["id"] == command_id):
-                command = client.get(f"/commands/{command_id}")
+                command = client.get(path_of("commands", command_id))
                 steps.tell(command["state"])
             elif name == "host" and data["name"] == host:
                 steps.tell(_host_step(data))
@@ -215,5 +228,5 @@ class _Steps:
 
     def tell(self, step: str) -> None:
         if step != self._last and not self._quiet:
-            print(f"  {time.monotonic() - self._begun:6.1f} s  {step}", file=sys.stderr, flush=True)
+            print(f"  {time.monotonic() - self._begun:6.1f} s  {shown(step)}", file=sys.stderr, flush=True)
         self._last = step

@@ -32,10 +32,10 @@ def list_(
 @app.command()
 def show(command: Id, who: As = None, as_json: Json = False) -> None:
     """One command."""
-    from pupitre.cli.client import connect
+    from pupitre.cli.client import connect, path_of
 
     with connect(who) as client:
-        found = client.get(f"/commands/{command}")
+        found = client.get(path_of("commands", command))
     if as_json:
         print_json(found)
     else:

@@ -34,7 +34,7 @@ def create(
     With --url on a server, with a user for each role that may do there what it needs and nothing else; their
     addresses are written to databases.json. Without it in files of SQLite, or where databases.json says.
     """
-    made, there = _provision(url, prefix, new_passwords) if url else ([], [])
+    made, there = _provision(url, prefix, new_passwords) if url is not None else ([], [])
     _bring_up_to_date(as_json, made, there)
 
 

@@ -42,10 +42,10 @@ def start(
 @app.command()
 def stop(desktop: Desktop, no_wait: NoWait = False, who: As = None, as_json: Json = False) -> None:
     """Stop a desktop. What is on its disk is gone with it."""
-    from pupitre.cli.client import connect, wait_for_outcome
+    from pupitre.cli.client import connect, path_of, wait_for_outcome
 
     with connect(who) as client:
-        asked = client.delete(f"/desktops/{desktop}")
+        asked = client.delete(path_of("desktops", desktop))
         if asked is None:  # it never ran, and is put away at once
             _told({"desktop": desktop, "state": "gone"}, f"Desktop {desktop} is gone.", as_json)
             return
@@ -71,10 +71,10 @@ def list_(who: As = None, as_json: Json = False) -> None:
 @app.command()
 def show(desktop: Desktop, who: As = None, as_json: Json = False) -> None:
     """One desktop."""
-    from pupitre.cli.client import connect
+    from pupitre.cli.client import connect, path_of
 
     with connect(who) as client:
-        found = client.get(f"/desktops/{desktop}")
+        found = client.get(path_of("desktops", desktop))
     if as_json:
         print_json(found)
     else:
@@ -84,10 +84,10 @@ def show(desktop: Desktop, who: As = None, as_json: Json = False) -> None:
 @app.command()
 def console(desktop: Desktop, who: As = None, as_json: Json = False) -> None:
     """A console's address and ticket, good once and for 30 seconds; offer both subprotocols: binary, and the ticket."""
-    from pupitre.cli.client import connect
+    from pupitre.cli.client import connect, path_of
 
     with connect(who, lasting=True) as client:
-        opened = client.post(f"/desktops/{desktop}/console", {})
+        opened = client.post(path_of("desktops", desktop, "console"), {})
         if as_json:
             print_json(opened)
             return
@@ -106,15 +106,15 @@ def viewer(
     as_json: Json = False,
 ) -> None:
     """A connection file for remote-viewer, good once and for 60 seconds; some hosts let no native viewer in."""
-    from pupitre.cli.client import connect
+    from pupitre.cli.client import connect, path_of
     from pupitre.cli.viewer import add_authority, home, knows, write_connection
 
-    path = output or Path(f"{desktop}.vv")
+    path = output or Path(f"{path_of(desktop)[1:]}.vv")
     with connect(who, lasting=True) as client:
         authority = client.file("GET", "/authority")
         if ca:
             add_authority(home(), authority)
-        write_connection(path, client.file("POST", f"/desktops/{desktop}/viewer").decode())
+        write_connection(path, client.file("POST", path_of("desktops", desktop, "viewer")).decode())
     known = knows(home(), authority)
     _told({"file": str(path), "authority_known": known}, f"Within 60 seconds: remote-viewer {path}", as_json)
     if not known:

@@ -1,7 +1,6 @@
 """``pupitre host``: the agent of this VM server, and the hosts of the cluster."""
 
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
@@ -62,13 +61,13 @@ def configure(
     as_json: Json = False,
 ) -> None:
     """Change what is given; the rest stays as it is."""
-    from pupitre.cli.client import order
+    from pupitre.cli.client import order, path_of
 
     given = {"label": label, "address": address, "port": port, "edition": edition, "mac": mac}
     body = {key: value for key, value in given.items() if value is not None}
     if not body:
         raise Invalid("Nothing is to be changed. See: pupitre host configure --help")
-    order("PATCH", path(host), body, f"{host} is changed.", who=who, no_wait=no_wait, as_json=as_json)
+    order("PATCH", path_of("hosts", host), body, f"{host} is changed.", who=who, no_wait=no_wait, as_json=as_json)
 
 
 @app.command("shut-down")
@@ -76,10 +75,18 @@ def shut_down(
     host: Name, at_once: AtOnce = False, no_wait: NoWait = False, who: As = None, as_json: Json = False
 ) -> None:
     """Shut a host's machine down, its desktops first. `pupitre host boot` brings it back."""
-    from pupitre.cli.client import order
+    from pupitre.cli.client import order, path_of
 
     body = {"unregister": False, "at_once": at_once}
-    order("POST", f"{path(host)}/retire", body, f"{host} is shut down.", who=who, no_wait=no_wait, as_json=as_json)
+    order(
+        "POST",
+        path_of("hosts", host, "retire"),
+        body,
+        f"{host} is shut down.",
+        who=who,
+        no_wait=no_wait,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -87,19 +94,19 @@ def unregister(
     host: Name, at_once: AtOnce = False, no_wait: NoWait = False, who: As = None, as_json: Json = False
 ) -> None:
     """Take a host out of the cluster, its desktops first."""
-    from pupitre.cli.client import order
+    from pupitre.cli.client import order, path_of
 
     body = {"unregister": True, "at_once": at_once}
     said = f"{host} is no longer part of the cluster."
-    order("POST", f"{path(host)}/retire", body, said, who=who, no_wait=no_wait, as_json=as_json)
+    order("POST", path_of("hosts", host, "retire"), body, said, who=who, no_wait=no_wait, as_json=as_json)
 
 
 @app.command()
 def boot(host: Name, no_wait: NoWait = False, who: As = None, as_json: Json = False) -> None:
     """Wake a host that was shut down, and wait until its agent is back."""
-    from pupitre.cli.client import order
+    from pupitre.cli.client import order, path_of
 
-    order("POST", f"{path(host)}/boot", {}, f"{host} is up.", who=who, no_wait=no_wait, as_json=as_json)
+    order("POST", path_of("hosts", host, "boot"), {}, f"{host} is up.", who=who, no_wait=no_wait, as_json=as_json)
 
 
 @app.command("list")
@@ -128,10 +135,10 @@ def list_(who: As = None, as_json: Json = False) -> None:
 @app.command()
 def show(host: Name, who: As = None, as_json: Json = False) -> None:
     """One host."""
-    from pupitre.cli.client import connect
+    from pupitre.cli.client import connect, path_of
 
     with connect(who) as client:
-        found = client.get(path(host))
+        found = client.get(path_of("hosts", host))
     if as_json:
         print_json(found)
         return
@@ -157,8 +164,3 @@ def show(host: Name, who: As = None, as_json: Json = False) -> None:
             "Last heard": short_time(found["heard"]) if found["heard"] else None,
         }
     )
-
-
-def path(host: str) -> str:
-    """A label may hold any sign."""
-    return f"/hosts/{quote(host, safe='')}"

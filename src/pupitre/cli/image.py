@@ -142,16 +142,14 @@ def _as_dict(copy: ImageCopy) -> dict[str, Any]:
 
 @contextmanager
 def _outcome(as_json: bool) -> Iterator[None]:
-    """An error is one sentence on standard error (with --json: an object on standard output) and exit code 1."""
+    """With --json an error is an object on standard output too; the sentence and the exit code are `cli.main`'s."""
     signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     except PupitreError as error:
         if as_json:
             print(json.dumps({"error": {"code": error.code, "reason": shown(str(error), 4000)}}))
-        else:
-            print(f"pupitre: {shown(str(error), 4000)}", file=sys.stderr)
-        raise typer.Exit(1) from error
+        raise
 
 
 def _stop(_signal: int, _frame: object) -> NoReturn:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pupitre.domain.text import shown
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 As = Annotated[
@@ -57,7 +59,7 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
+    return shown(str(value))
 
 
 def short_time(moment: str) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from pupitre import config
 from pupitre.cli.output import Json, print_items, print_json
+from pupitre.errors import SetupError
 
 app = typer.Typer(add_completion=False)
 
@@ -36,12 +37,17 @@ def status(as_json: Json = False) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `up` wrote; empty when it does not run, even if it was killed and could not clean up."""
+    """What `up` wrote; empty when it does not run, even if it was killed and could not clean up.
+
+    Raises `SetupError` for a damaged one.
+    """
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        return record if Path(f"/proc/{record['pid']}").exists() else {}
     except FileNotFoundError:
         return {}
-    return record if Path(f"/proc/{record['pid']}").exists() else {}
+    except (ValueError, TypeError, KeyError) as error:
+        raise SetupError(f"{path} is damaged.", "Stop Pupitre, if it runs, and start it again: pupitre up") from error
 
 
 def _row(process: dict[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def remove(name: Name, as_json: Json = False) -> None:
 
 def _password(from_input: bool, ask: bool) -> tuple[str, bool]:
     """The password, and whether it was made here and so must be shown."""
+    if from_input and ask:
+        raise Invalid("--password-stdin and --ask contradict each other. Give one of them.")
     if from_input:
         given = sys.stdin.readline().rstrip("\n")
         if not given:

@@ -15,8 +15,14 @@ AUTHORITIES = Path(".pki/CA/cacert.pem")
 
 
 def home() -> Path:
-    """Where remote-viewer of this user looks for `AUTHORITIES`."""
-    return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    """Where remote-viewer of this user looks for `AUTHORITIES`. Raises `SetupError`."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        raise SetupError(
+            f"The user with number {os.getuid()} is not in this machine's user database.",
+            "Fetch the file as a user that is.",
+        ) from None
 
 
 def write_connection(path: Path, text: str) -> None:

@@ -1,9 +1,13 @@
 """Where the demonstration accounts are written down, and how to read them back."""
 
-import json
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from pupitre.config import Settings
+from pupitre.errors import SetupError
+
+_ACCOUNTS = TypeAdapter(list[dict[str, str]])
 
 
 def accounts_file(settings: Settings) -> Path:
@@ -12,9 +16,13 @@ def accounts_file(settings: Settings) -> Path:
 
 
 def read_accounts(settings: Settings) -> list[dict[str, str]]:
-    """``[{"name", "role", "password"}]``; empty when the file is not there."""
+    """``[{"name", "role", "password"}]``; empty when the file is not there. Raises `SetupError` for a damaged one."""
+    path = accounts_file(settings)
     try:
-        entries: list[dict[str, str]] = json.loads(accounts_file(settings).read_text())
+        return _ACCOUNTS.validate_json(path.read_bytes())
     except FileNotFoundError:
         return []
-    return entries
+    except ValidationError as error:
+        raise SetupError(
+            f"{path} is damaged.", "Move it away; set new passwords with: pupitre user password NAME"
+        ) from error
