@@ -34,10 +34,11 @@ test:
 	@scripts/setup test
 	$(VENV)/pytest $(ARGS)
 
-# What needs neither guests nor a browser: those are programs of their own, whatever Python starts them.
+# What needs neither guests nor a browser nor a database server: those are programs of their own, whatever Python
+# starts them. With all of them it would not fit into twenty minutes beside `make test`.
 test-other:
 	@scripts/setup test-other
-	[ ! -d .venv-other ] || .venv-other/bin/pytest --no-cov -m "not guest and not browser and not slow" $(ARGS)
+	[ ! -d .venv-other ] || .venv-other/bin/pytest --no-cov -m "not guest and not browser and not slow and not server" $(ARGS)
 
 bench:
 	@scripts/setup bench

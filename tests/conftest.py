@@ -36,7 +36,7 @@ COLLECTED = pytest.StashKey[frozenset[str]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whatever asks for the running stack or its images starts guests, whatever asks for a browser needs one."""
+    """What a test asks for says what it needs."""
     config.stash[COLLECTED] = frozenset(item.nodeid for item in items)
     for item in items:
         needs = set(getattr(item, "fixturenames", ()))
@@ -44,6 +44,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.guest)
         if "browser" in needs:
             item.add_marker(pytest.mark.browser)
+        case = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        if "each_server" in needs or any(kind in case for kind in database_servers.KINDS[1:]):
+            item.add_marker(pytest.mark.server)
 
 
 @pytest.hookimpl(trylast=True)
