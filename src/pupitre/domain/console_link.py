@@ -18,7 +18,8 @@ from pupitre.errors import MessageError
 
 VERSION = 1
 MAX_LINE = 4096
-MAX_PICTURE = 16 << 20
+MAX_PICTURE = 1 << 20
+"""Bytes of a picture: it waits as a whole for a browser that does not read it."""
 PICTURE_SIZE = struct.Struct("!I")
 
 

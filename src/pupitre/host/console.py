@@ -18,6 +18,7 @@ from pupitre.domain import console_link
 from pupitre.domain.ticket import Purpose, Ticket
 from pupitre.errors import MessageError, PupitreError
 from pupitre.host.audience import Audience, Screens, Viewing
+from pupitre.host.picture import bounded
 from pupitre.host.viewer import ViewerServer
 from pupitre.listener import Listener, Slot
 from pupitre.splice import join
@@ -132,6 +133,8 @@ class ConsoleServer:
 
     async def _show(self, end: Viewing, ticket: Ticket) -> None:
         picture = await self.audience.screens.screenshot(ticket.desktop, ticket.boot)
+        if len(picture) > console_link.MAX_PICTURE:
+            picture = await asyncio.to_thread(bounded, picture)
         end.send(
             console_link.encode(console_link.Reply(ok=True)) + console_link.PICTURE_SIZE.pack(len(picture)) + picture
         )
