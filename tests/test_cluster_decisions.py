@@ -15,6 +15,7 @@ from pupitre.domain.command import BootDesktop, CommandState, DestroyDesktop, Or
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
+from pupitre.domain.overhead import guest_overhead_mib
 from pupitre.errors import Unavailable
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.cluster_rows import Entry, Placed
@@ -53,8 +54,12 @@ class Cluster:
     def __init__(self, store: ClusterStore) -> None:
         self.store = store
 
-    async def add_host(self, name: str = "host-1", memory_mib: int = 1024) -> None:
-        facts = HostFacts(memory_mib, 64, 100_000, "simulated", "none", "1")
+    async def add_host(
+        self, name: str = "host-1", memory_mib: int = 1024, accelerator: str = "none", over_books_mib: int = 0
+    ) -> None:
+        facts = HostFacts(
+            memory_mib, 64, 100_000, "simulated", accelerator, "1", guests_mib=0, over_books_mib=over_books_mib
+        )
 
         def add(transaction: Transaction) -> None:
             transaction.put_host(Host(name, HostState.READY, "127.0.0.1", 1, False, 1, facts=facts))
@@ -112,6 +117,24 @@ async def cluster(folder: Path) -> AsyncIterator[Cluster]:
         found = Cluster(ClusterStore(database))
         yield found
         await found.check_known()
+
+
+@pytest.mark.parametrize("over_books", [0, 300])
+async def test_overhead_of_each_guest_and_measured_excess_count(tmp_path: Path, over_books: int) -> None:
+    """Under emulation a guest takes more than its own, and what is measured beyond that is given to nobody."""
+    each = IMAGE.memory_mib + guest_overhead_mib("tcg", SPEC.video)
+    async with cluster(tmp_path) as one:
+        await one.add_host("host-1", 3 * each + 299, "tcg", over_books)
+        boots = [boot() for _ in range(5)]
+        for given in boots:
+            await one.accept(given)
+        fitting = 3 if not over_books else 2
+        outcomes = [await one.ended(given) for given in boots]
+        assert [outcome is None for outcome, _ in outcomes] == [True] * fitting + [False] * (5 - fitting)
+        assert "of memory short" in str(outcomes[-1][1])
+        assert await one.used() == {"host-1": (fitting * each, fitting)}
+        await one.see(boots[0], DesktopState.GONE)
+        assert await one.used() == {"host-1": ((fitting - 1) * each, fitting - 1)}
 
 
 async def test_many_boots_at_once_never_use_more_memory_than_a_host_has(tmp_path: Path) -> None:

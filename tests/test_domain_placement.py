@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pupitre.domain.host import HostState
+from pupitre.domain.overhead import VIDEO_MIB, guest_overhead_mib, over_books_mib
 from pupitre.domain.placement import OVERLAY_RESERVE_MIB, Candidate, Need, NoPlace, choose
 
 IMAGES = ("a", "b")
@@ -26,6 +27,8 @@ candidates = st.builds(
     used_vcpus=st.integers(0, 32),
     starting=st.integers(0, 3),
     label=st.sampled_from(("", "Room 7", "Room 8")),
+    overhead_mib=st.integers(0, 300),
+    over_books_mib=st.integers(0, 300),
 )
 clusters = st.lists(candidates, max_size=6, unique_by=lambda host: host.name)
 roomy = st.builds(replace, candidates, state=st.just(HostState.READY), images=st.just(frozenset(IMAGES)))
@@ -37,7 +40,7 @@ def fits(need: Need, host: Candidate) -> bool:
         host.state is HostState.READY
         and host.edition == need.edition
         and need.image in host.images
-        and host.used_memory_mib + need.memory_mib <= host.memory_mib
+        and host.used_memory_mib + host.over_books_mib + need.memory_mib + host.overhead_mib <= host.memory_mib
         and host.used_vcpus + need.vcpus <= host.vcpus
         and host.disk_free_mib >= OVERLAY_RESERVE_MIB * (host.starting + 1)
     )
@@ -45,7 +48,8 @@ def fits(need: Need, host: Candidate) -> bool:
 
 def is_true(reason: str, need: Need, host: Candidate) -> bool:
     """Whether the reason holds, and names the number that is short."""
-    free_memory, free_vcpus = host.memory_mib - host.used_memory_mib, host.vcpus - host.used_vcpus
+    free_memory = host.memory_mib - host.used_memory_mib - host.over_books_mib - host.overhead_mib
+    free_vcpus = host.vcpus - host.used_vcpus
     disk = OVERLAY_RESERVE_MIB * (host.starting + 1)
     return {
         str(host.state).replace("_", " "): host.state is not HostState.READY,
@@ -84,13 +88,13 @@ def test_one_after_the_other_they_never_use_more_than_there_is(wanted: list[Need
             given_out.setdefault(choice, []).append(need)
             there[choice] = replace(
                 host,
-                used_memory_mib=host.used_memory_mib + need.memory_mib,
+                used_memory_mib=host.used_memory_mib + need.memory_mib + host.overhead_mib,
                 used_vcpus=host.used_vcpus + need.vcpus,
                 starting=host.starting + 1,
             )
     for name, taken in given_out.items():
         host = there[name]
-        assert host.used_memory_mib <= host.memory_mib
+        assert host.used_memory_mib + host.over_books_mib <= host.memory_mib
         assert host.used_vcpus <= host.vcpus
         assert host.starting * OVERLAY_RESERVE_MIB <= host.disk_free_mib
         assert {need.edition for need in taken} == {host.edition}
@@ -127,3 +131,18 @@ def test_it_says_in_words_what_each_host_lacks() -> None:
 
 def test_without_hosts_it_says_what_to_do() -> None:
     assert "An administrator can add one" in str(choose(Need("a", 1, 1), []))
+
+
+@given(st.sampled_from(("tcg", "kvm")), st.sampled_from(sorted(VIDEO_MIB)), st.integers(1, 64))
+def test_books_hold_what_measured_guests_really_take(accelerator: str, video: str, count: int) -> None:
+    """As many as fit 16 GiB by the books are not more than fit by what one was measured to take."""
+    need, measured = 160, 252
+    each = need + guest_overhead_mib(accelerator, video)
+    assert accelerator == "kvm" or each >= measured
+    assert over_books_mib([(need, each)] * count, accelerator) <= count * max(VIDEO_MIB.values())
+    surplus = over_books_mib([(need, need + guest_overhead_mib(accelerator, "vga") + 10)] * count, accelerator)
+    assert surplus == 10 * count
+
+
+def test_simulated_guests_take_nothing_beyond_their_own() -> None:
+    assert guest_overhead_mib("simulated", "vga") == guest_overhead_mib("test", "vga") == 0

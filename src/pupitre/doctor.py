@@ -21,7 +21,7 @@ from pupitre import authority, pki
 from pupitre.authority import Rotation
 from pupitre.config import Settings
 from pupitre.errors import PupitreError, SetupError, Unavailable
-from pupitre.host import isolation, kvm
+from pupitre.host import guest_process, isolation, kvm
 from pupitre.images.programs import DEBIAN_PACKAGE, find
 from pupitre.images.recipes import RECIPES
 from pupitre.images.store import ImageStore
@@ -110,6 +110,15 @@ def _kvm(settings: Settings) -> Iterator[Finding]:
         yield Finding("kvm", False, verdict.sentence, 'Set accelerator = "auto" (PUPITRE_ACCELERATOR=auto).')
     else:
         yield Finding("kvm", verdict.usable, verdict.sentence, minor=True)
+
+
+def _guests(_settings: Settings) -> Iterator[Finding]:
+    if guest_process.has_cgroups():
+        yield Finding("guests' limits", True, "CPU shares and a memory limit by cgroups, and niceness")
+    else:
+        yield Finding(
+            "guests' limits", True, "niceness and a ceiling of memory for each guest; no cgroups that libvirt can use"
+        )
 
 
 def _memory(_settings: Settings) -> Iterator[Finding]:
@@ -271,6 +280,6 @@ def _network(settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _python, _programs, _libvirt, _kvm, _memory, _disk, _home, _port, _certificates, _databases, _hosts, _images,
-    _network,
+    _python, _programs, _libvirt, _kvm, _guests, _memory, _disk, _home, _port, _certificates, _databases, _hosts,
+    _images, _network,
 )  # fmt: skip

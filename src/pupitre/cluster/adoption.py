@@ -151,6 +151,7 @@ def _adopt(transaction: Transaction, host: str, sighting: Sighting, ordered: Ord
         boot=ordered.boot,
     )
     wanted = DesktopState.GONE if sighting.state in ENDING else DesktopState.RUNNING
-    transaction.put_desktop(Placed(desktop, wanted, ordered.memory_mib, ordered.vcpus))
+    memory = ordered.memory_mib + transaction.overhead(host, ordered.image)
+    transaction.put_desktop(Placed(desktop, wanted, memory, ordered.vcpus))
     detail = f"{host} has it, this database had not; taken over for {desktop.owner}."
     transaction.note("guest_adopted", desktop.id, detail, now=now)

@@ -133,7 +133,7 @@ def _place(transaction: Transaction, entry: Entry, order: BootDesktop, *, now: i
     if image is None:
         return failed(f"No host has the image {order.image} ready.")
     need = placement.Need(image.id, image.memory_mib, image.vcpus, order.edition)
-    host = placement.choose(need, transaction.candidates(overcommit=overcommit))
+    host = placement.choose(need, transaction.candidates(image.id, overcommit=overcommit))
     if isinstance(host, placement.NoPlace):
         return failed(str(host))
     desktop = Desktop(
@@ -146,7 +146,8 @@ def _place(transaction: Transaction, entry: Entry, order: BootDesktop, *, now: i
         created=now,
         boot=1,
     )
-    transaction.put_desktop(Placed(desktop, DesktopState.RUNNING, image.memory_mib, image.vcpus))
+    memory = image.memory_mib + transaction.overhead(host, image.id)
+    transaction.put_desktop(Placed(desktop, DesktopState.RUNNING, memory, image.vcpus))
     return entry
 
 

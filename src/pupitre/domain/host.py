@@ -63,7 +63,11 @@ HOST_LIFE: Machine[HostState, HostEvent] = Machine(
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What a host says of itself. Memory in MiB, disk in MiB free where overlays go."""
+    """What a host says of itself. Memory in MiB, disk in MiB free where overlays go.
+
+    ``guests_mib`` is the memory that its guests' emulators take now, ``over_books_mib`` what of it is more than is
+    counted for them.
+    """
 
     memory_mib: MemoryMib
     vcpus: Vcpus
@@ -71,6 +75,8 @@ class HostFacts:
     hypervisor: Line
     accelerator: Name
     version: Line
+    guests_mib: MemoryMib = 0
+    over_books_mib: MemoryMib = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ class Candidate:
     """A host in the snapshot. ``used_*`` count every desktop placed there that is not gone.
 
     ``vcpus`` is how many virtual CPUs may be given out, over-commit included; ``starting`` counts
-    desktops that are placed there and do not run yet. ``aside`` says why nothing is started there, if so.
+    desktops that are placed there and do not run yet. ``overhead_mib`` is what the guest in question would take
+    there beyond its own memory, ``over_books_mib`` what the guests there are measured to take beyond what is
+    counted for them. ``aside`` says why nothing is started there, if so.
     """
 
     name: str
@@ -45,11 +47,18 @@ class Candidate:
     starting: int = 0
     label: str = ""
     aside: str = ""
+    overhead_mib: int = 0
+    over_books_mib: int = 0
 
     @property
     def title(self) -> str:
         """What to call it."""
         return self.label or self.name
+
+    @property
+    def free_memory_mib(self) -> int:
+        """By the books, or by what is measured where that is more."""
+        return self.memory_mib - self.used_memory_mib - self.over_books_mib
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,7 @@ def choose(need: Need, candidates: Sequence[Candidate]) -> str | NoPlace:
         if obstacle:
             reasons.append((host.title, obstacle))
         else:
-            left = host.memory_mib - host.used_memory_mib - need.memory_mib
+            left = host.free_memory_mib - need.memory_mib - host.overhead_mib
             fitting.append((-left / host.memory_mib, host.name))
     return min(fitting)[1] if fitting else NoPlace(tuple(reasons))
 
@@ -87,7 +96,7 @@ def _obstacle(need: Need, host: Candidate) -> str | None:
         return "for editing images only" if host.edition else "not for editing images"
     if need.image not in host.images:
         return f"has no copy of {need.image} yet"
-    short = need.memory_mib - (host.memory_mib - host.used_memory_mib)
+    short = need.memory_mib + host.overhead_mib - host.free_memory_mib
     if short > 0:
         return f"{short} MiB of memory short"
     short = need.vcpus - (host.vcpus - host.used_vcpus)

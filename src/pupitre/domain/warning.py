@@ -50,6 +50,26 @@ class WarningCode(StrEnum):
         False,
         True,
     )
+    DISK_FULL = (
+        "disk_full",
+        "The disk for desktops on {host} is nearly full: {number} MiB are free. Nothing starts there, and guests that"
+        " write are paused until there is space.",
+        False,
+        True,
+    )
+    DISK_PROMISED = (
+        "disk_promised",
+        "The disks of the desktops on {host} may still grow by {number} GiB, and {text} are free. Add space, or stop"
+        " desktops before it is full.",
+        False,
+        True,
+    )
+    MEMORY_OVER = (
+        "memory_over",
+        "The desktops on {host} take {number} MiB of memory more than is counted; that much less is given out.",
+        False,
+        True,
+    )
     REPORTS_REFUSED = "reports_refused", "The reports of {host} are refused, so nothing starts there: {text}", True
     KNOWS_MORE = (
         "knows_more",

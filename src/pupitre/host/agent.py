@@ -29,11 +29,12 @@ from pupitre.errors import (
 )
 from pupitre.host.console import ConsoleServer
 from pupitre.host.departure import Departure, PoweredOff, after
-from pupitre.host.hypervisor import Guest, GuestState, Hypervisor, SeenGuest
+from pupitre.host.hypervisor import DISK_FULL, Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
 from pupitre.host.overlays import Disks
 from pupitre.host.reports import Reporter
 from pupitre.host.sweep import Sweep
+from pupitre.host.waiting import Waiting
 from pupitre.images.store import ImageStore, bell
 from pupitre.timeouts import timeout
 from pupitre.wire.link import Link
@@ -79,7 +80,8 @@ class HostAgent:
         self._start_slots = asyncio.Semaphore(settings.start_limit)
         self._starting: set[str] = set()
         self._ended_early: dict[str, SeenGuest] = {}
-        self._reporter = Reporter(settings, hypervisor, images, journal)
+        self._reporter = Reporter(settings, hypervisor, disks, images, journal)
+        self._waiting = Waiting(hypervisor, disks, self._paused)
         self._sweep = Sweep(hypervisor, disks, journal, put=self._put, found=self._reporter.found)
         self._departure = Departure(
             hypervisor, journal, self._reporter, take_away=self._take_away, grace=settings.shutdown_grace
@@ -108,6 +110,7 @@ class HostAgent:
                 tasks.create_task(self._watch_images())
                 tasks.create_task(self._sweep.run())
                 tasks.create_task(self._departure.run())
+                tasks.create_task(self._waiting.run())
         except* PoweredOff:
             powered_off = True
         return powered_off
@@ -317,6 +320,14 @@ class HostAgent:
                 except Unavailable as error:
                     log.warning("What became of a guest is not written down yet.", reason=str(error))
                     await asyncio.sleep(1)
+
+    def _paused(self) -> list[str]:
+        """Desktops whose guests wait for their disk."""
+        return [
+            record.desktop
+            for record in self._journal.records.values()
+            if record.state is DesktopState.RUNNING and record.reason == DISK_FULL
+        ]
 
     async def _guest_changed(self, seen: SeenGuest) -> None:
         async with self._journal.turn(seen.desktop):

@@ -109,7 +109,10 @@ def _domain(guest: Guest, machine: Machine, serial: Path) -> etree._Element:
 
 def _disk(devices: etree._Element, guest: Guest, machine: Machine) -> None:
     disk = etree.SubElement(devices, "disk", type="file", device="disk")
-    etree.SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap")
+    # What the host's disk refuses never reaches the guest as an error: it is paused until there is space again.
+    etree.SubElement(
+        disk, "driver", name="qemu", type="qcow2", discard="unmap", error_policy="stop", rerror_policy="stop"
+    )
     etree.SubElement(disk, "source", file=_path(guest.disk))
     # An explicit chain keeps libvirt from opening the files to look for one.
     backing = etree.SubElement(disk, "backingStore")

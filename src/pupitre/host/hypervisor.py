@@ -20,6 +20,9 @@ from typing import Protocol
 from pupitre.domain.host import HostFacts
 from pupitre.domain.image import ImageSpec
 
+DISK_FULL = "Paused: the disk of its host is full or cannot be written. It goes on by itself once there is space."
+"""What keeps a guest waiting."""
+
 
 class GuestState(StrEnum):
     """What the hypervisor says of a guest, now."""
@@ -80,6 +83,9 @@ class Hypervisor(Protocol):
 
     async def ensure_gone(self, desktop: str) -> None:
         """Return when no guest of this desktop runs. The overlay is not touched."""
+
+    async def resume(self, desktop: str) -> None:
+        """Let a guest go on that waits for its disk; one that runs is left alone. Raises `HypervisorError`."""
 
     async def shut_down(self, desktop: str) -> None:
         """Press the power button (ACPI) and return at once; the end, if it comes, is an orderly change.

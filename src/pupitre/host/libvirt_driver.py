@@ -30,11 +30,12 @@ from lxml import etree
 from PIL import Image
 
 from pupitre.domain.host import HostFacts
+from pupitre.domain.overhead import over_books_mib
 from pupitre.errors import HypervisorError, NoSuchDomain, SetupError
-from pupitre.host import domain_xml
+from pupitre.host import domain_xml, guest_process
 from pupitre.host.confinement import require_driver
 from pupitre.host.diagnosis import explain
-from pupitre.host.hypervisor import Guest, GuestState, SeenGuest
+from pupitre.host.hypervisor import DISK_FULL, Guest, GuestState, SeenGuest
 from pupitre.timeouts import timeout
 
 # Read when libvirt is imported. What it refuses, it raises; otherwise it would also print it,
@@ -64,7 +65,6 @@ _STOPPED = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: "The guest was saved.",
     libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: "The guest was moved to another host.",
 }
-DISK_FULL = "The guest waits: its disk cannot be written. Free some space on this host."
 _GONE = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID})
 
 
@@ -93,6 +93,10 @@ class LibvirtHypervisor:
         self._locks: dict[str, asyncio.Lock] = {}
         self._boots: dict[str, int] = {}
         self._stops: dict[str, asyncio.Event] = {}
+        self._memory: dict[str, int] = {}
+        self._waiting: set[str] = set()
+        self._confining: set[asyncio.Task[None]] = set()
+        self._has_cgroups = guest_process.has_cgroups()
 
     async def open(self) -> None:
         _start_event_loop()
@@ -155,6 +159,8 @@ class LibvirtHypervisor:
         except libvirt.libvirtError as error:
             raise HypervisorError(f"libvirt does not describe this host: {_said(error)}.") from error
         disk = await asyncio.to_thread(_free_mib, self._settings.overlays)
+        accelerator = {"qemu": "tcg"}.get(self._machine.accelerator, self._machine.accelerator)
+        taken = await self._taken()
         if self._machine.emulator:
             memory = psutil.virtual_memory().total >> 20  # libvirt adds up NUMA nodes, which may not say all
         return HostFacts(
@@ -162,8 +168,10 @@ class LibvirtHypervisor:
             vcpus=int(cpus),
             disk_free_mib=disk,
             hypervisor=self._settings.uri,
-            accelerator={"qemu": "tcg"}.get(self._machine.accelerator, self._machine.accelerator),
+            accelerator=accelerator,
             version=f"{name} {emulator}, libvirt {_version(libvirt.getVersion())}",
+            guests_mib=sum(resident for _, resident in taken),
+            over_books_mib=over_books_mib(taken, accelerator),
         )
 
     async def ensure_running(self, guest: Guest) -> None:
@@ -192,6 +200,46 @@ class LibvirtHypervisor:
             except libvirt.libvirtError as error:
                 self._boots.pop(guest.desktop, None)
                 raise await asyncio.to_thread(explain, self._machine, guest, _said(error)) from error
+            task = asyncio.create_task(self._confine(guest.desktop, guest.spec.memory_mib))
+            self._confining.add(task)
+            task.add_done_callback(self._confining.discard)
+
+    async def _confine(self, desktop: str, memory_mib: int) -> None:
+        """Put the guest behind the processes that control it, after its start: nobody waits for this."""
+        self._memory[desktop] = memory_mib
+        if pid := guest_process.pid_of(desktop, self._settings.root):
+            await asyncio.to_thread(guest_process.confine, pid, memory_mib)
+        if self._has_cgroups:
+            limit = (memory_mib + guest_process.ROOM_MIB) << 10
+            try:
+                dom = await self._find(desktop)
+                await self._call(dom.setSchedulerParameters, {"cpu_shares": guest_process.CPU_SHARES})
+                await self._call(dom.setMemoryParameters, {"hard_limit": limit}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            except NoSuchDomain:
+                pass
+            except (libvirt.libvirtError, HypervisorError) as error:
+                self._has_cgroups = False
+                _log.warning("Guests have no limits by cgroups.", reason=str(error))
+
+    async def _taken(self) -> list[tuple[int, int]]:
+        """Each guest's own memory and what its emulator takes of this host's, both in MiB."""
+        taken = []
+        for desktop in list(self._boots):
+            pid = guest_process.pid_of(desktop, self._settings.root) if self._machine.emulator else None
+            if pid is None:
+                continue
+            if desktop not in self._memory:  # of an earlier process of this host
+                try:
+                    self._memory[desktop] = await self._call((await self._find(desktop)).maxMemory) >> 10
+                except (libvirt.libvirtError, HypervisorError):
+                    continue
+            taken.append((self._memory[desktop], guest_process.resident_mib(pid)))
+        return taken
+
+    async def resume(self, desktop: str) -> None:
+        seen = await self._seen(desktop)
+        if seen is not None and seen.reason:
+            await self._resume(desktop)
 
     async def ensure_gone(self, desktop: str) -> None:
         async with self._lock(desktop):
@@ -249,12 +297,18 @@ class LibvirtHypervisor:
         if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
             change = SeenGuest(desktop, boot, GuestState.RUNNING)
         elif event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED and detail == libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR:
+            self._waiting.add(desktop)
             change = SeenGuest(desktop, boot, GuestState.RUNNING, DISK_FULL)
+        elif event == libvirt.VIR_DOMAIN_EVENT_RESUMED and desktop in self._waiting:
+            self._waiting.discard(desktop)
+            change = SeenGuest(desktop, boot, GuestState.RUNNING)
         elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             reason = _STOPPED.get(detail, "The guest stopped.")
             orderly = detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN
             change = SeenGuest(desktop, boot, GuestState.STOPPED, reason, orderly)
             del self._boots[desktop]
+            self._waiting.discard(desktop)
+            self._memory.pop(desktop, None)
             if desktop in self._stops:
                 self._stops[desktop].set()
         else:
@@ -278,6 +332,8 @@ class LibvirtHypervisor:
             raise HypervisorError(f"libvirt does not describe a guest: {_said(error)}.") from error
         desktop, boot = domain_xml.identity(metadata)
         waits = state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR
+        if waits:
+            self._waiting.add(desktop)
         if state in {libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED} or waits:
             return SeenGuest(desktop, boot, GuestState.RUNNING, DISK_FULL if waits else None)
         if state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_STARTING_UP:

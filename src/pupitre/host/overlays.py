@@ -6,6 +6,7 @@ A disk is found by its desktop's id alone, so whoever cleans up needs no other r
 """
 
 import asyncio
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -17,6 +18,8 @@ from pupitre.host.domain_xml import desktop_id, is_desktop_id
 from pupitre.timeouts import timeout
 
 SUFFIX = ".qcow2"
+_SIZE_AT = 24
+"""Where a qcow2 header has the virtual size: 8 bytes, big-endian."""
 LIMIT = 60.0
 """Seconds for one ``qemu-img``."""
 
@@ -31,6 +34,12 @@ class Disks(Protocol):
 
     def all(self) -> set[str]:
         """The desktops that have a disk here."""
+
+    def growth_mib(self) -> int:
+        """What all of them together may still grow by."""
+
+    def free_mib(self) -> int:
+        """What is free where they are."""
 
 
 class NoDisks:
@@ -49,6 +58,12 @@ class NoDisks:
 
     def all(self) -> set[str]:
         return set(self._there)
+
+    def growth_mib(self) -> int:
+        return 0
+
+    def free_mib(self) -> int:
+        return 1 << 20
 
 
 class Overlays:
@@ -96,6 +111,20 @@ class Overlays:
         """The desktops that have a disk here."""
         names = {path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"[!.]*{SUFFIX}")}
         return {name for name in names if is_desktop_id(name)}  # what someone else put here is none of ours
+
+    def growth_mib(self) -> int:
+        """Virtual sizes less what is allocated, of all overlays."""
+        growth = 0
+        for path in self.folder.glob(f"[!.]*{SUFFIX}"):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                header = file.read(_SIZE_AT + 8)
+                size = int.from_bytes(header[_SIZE_AT:]) if len(header) == _SIZE_AT + 8 else 0
+                growth += max(0, size - os.fstat(file.fileno()).st_blocks * 512)
+        return growth >> 20
+
+    def free_mib(self) -> int:
+        free = os.statvfs(self.folder)
+        return free.f_bavail * free.f_frsize >> 20
 
     async def _create(self, path: Path, backing: Path | None, backing_format: str | None, size_gib: int) -> None:
         free = os.statvfs(self.folder)

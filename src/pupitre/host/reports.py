@@ -14,6 +14,7 @@ import structlog
 
 from pupitre.clock import now_ms
 from pupitre.config import Settings
+from pupitre.domain.capacity import shortages
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
 from pupitre.domain.signed_manifest import SignedManifest
@@ -22,6 +23,7 @@ from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError
 from pupitre.host.console import ConsoleServer
 from pupitre.host.hypervisor import Hypervisor
 from pupitre.host.journal import Journal, Record
+from pupitre.host.overlays import Disks
 from pupitre.images.signatures import read_signed
 from pupitre.images.store import ImageStore
 from pupitre.wire.link import Link
@@ -47,8 +49,11 @@ Held = tuple[tuple[Copy, ...], tuple[SignedManifest, ...]]
 class Reporter:
     """`open` once, then `run`. ``due`` is set whenever there is something to tell."""
 
-    def __init__(self, settings: Settings, hypervisor: Hypervisor, images: ImageStore, journal: Journal) -> None:
+    def __init__(
+        self, settings: Settings, hypervisor: Hypervisor, disks: Disks, images: ImageStore, journal: Journal
+    ) -> None:
         self._settings = settings
+        self._growth = disks.growth_mib
         self._name = settings.host_name
         self._subjects = Subjects(settings.cluster)
         self._hypervisor = hypervisor
@@ -247,15 +252,25 @@ class Reporter:
         except HypervisorError as error:
             log.warning("The host's facts are not known.", reason=str(error))
             return
+        self.warn("capacity", *shortages(facts, await asyncio.to_thread(self._growth)))
         if self._told is not None and _differs(self._told, facts):
             self._facts_dirty = True
             self.due.set()
 
 
 def _differs(told: HostFacts, seen: HostFacts) -> bool:
-    """Whether it matters to placement: a little disk more or less does not."""
-    close = abs(told.disk_free_mib - seen.disk_free_mib) <= max(64, told.disk_free_mib // 50)
-    return not close or replace(told, disk_free_mib=seen.disk_free_mib) != seen
+    """Whether it matters to placement: a little disk or memory more or less does not."""
+    for before, now in (
+        (told.disk_free_mib, seen.disk_free_mib),
+        (told.guests_mib, seen.guests_mib),
+        (told.over_books_mib, seen.over_books_mib),
+    ):
+        if abs(before - now) > max(64, before // 50):
+            return True
+    same = replace(
+        told, disk_free_mib=seen.disk_free_mib, guests_mib=seen.guests_mib, over_books_mib=seen.over_books_mib
+    )
+    return same != seen
 
 
 def _sighting(record: Record) -> Sighting:

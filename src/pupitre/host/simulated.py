@@ -119,6 +119,9 @@ class SimulatedHypervisor:
         if self._guests.get(guest.desktop) is not there:
             raise HypervisorError("The hypervisor refused to start the guest: it ended while it started.")
 
+    async def resume(self, desktop: str) -> None:
+        """Nothing here waits for a disk."""
+
     async def ensure_gone(self, desktop: str) -> None:
         if there := self._guests.get(desktop):
             self._end(there, "The guest was stopped.")

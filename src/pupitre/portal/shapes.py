@@ -153,6 +153,8 @@ class FactsOut(BaseModel):
     hypervisor: str
     accelerator: str
     version: str
+    guests_mib: int
+    over_books_mib: int
 
 
 class WarningOut(BaseModel):
@@ -363,6 +365,8 @@ def host_out(seen: SeenHost) -> HostOut:
             hypervisor=facts.hypervisor,
             accelerator=facts.accelerator,
             version=facts.version,
+            guests_mib=facts.guests_mib,
+            over_books_mib=facts.over_books_mib,
         )
         if facts
         else None,

@@ -17,6 +17,7 @@ from pupitre.domain.command import CommandKind, CommandState, Fault, desktop_of
 from pupitre.domain.desktop import Desktop
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
+from pupitre.domain.overhead import guest_overhead_mib
 from pupitre.domain.placement import Candidate
 from pupitre.domain.status import Rows
 from pupitre.domain.warning import set_aside_by
@@ -189,8 +190,14 @@ class Transaction:
         found = [images[image_id] for images in self.images.values() if image_id in images]
         return max(found, key=lambda image: image.since, default=None)
 
-    def candidates(self, *, overcommit: float) -> list[Candidate]:
-        """The snapshot for placement."""
+    def overhead(self, host: str, image: str) -> int:
+        """Memory (MiB) that a guest of ``image`` takes on ``host`` beyond its own."""
+        facts = self.hosts[host].host.facts if host in self.hosts else None
+        spec = self._known.specs.get((host, image))
+        return guest_overhead_mib(facts.accelerator if facts else "", spec.video if spec else "")
+
+    def candidates(self, image: str, *, overcommit: float) -> list[Candidate]:
+        """The snapshot for the placement of a desktop of ``image``."""
         return [
             Candidate(
                 name=entry.host.name,
@@ -204,6 +211,8 @@ class Transaction:
                 used_vcpus=entry.used_vcpus,
                 starting=self.starting[entry.host.name],
                 label=entry.host.title,
+                overhead_mib=self.overhead(entry.host.name, image),
+                over_books_mib=entry.host.facts.over_books_mib if entry.host.facts else 0,
                 aside=KNOWS_MORE if entry.host.name in self.doubts else _why_aside(entry.host),
             )
             for _, entry in sorted(self.hosts.items())
@@ -357,7 +366,9 @@ class Transaction:
         places: dict[str, object] = {"host": entry.host.name, "memory": memory, "cpus": vcpus}
         if memory > 0:
             facts = entry.host.facts
-            taken = await connection.execute(_TAKE, {**places, "most": facts.memory_mib if facts else 0})
+            taken = await connection.execute(
+                _TAKE, {**places, "most": facts.memory_mib - facts.over_books_mib if facts else 0}
+            )
         else:
             taken = await connection.execute(_GIVE_BACK, places)
         if not taken.rowcount:

@@ -16,7 +16,7 @@ from pupitre.wire.wake import woken_by
 
 RESERVED_MIB = 2048
 """Memory that all guests of this machine together do not get."""
-LEAST_MIB = 256
+LEAST_MIB = 512
 _CARD = bytes.fromhex("025075700000")
 """A locally administered address (IEEE 802, the second bit): no card that was ever made has it."""
 

@@ -1,0 +1,20 @@
+"""What a host is short of, or soon will be: warnings from what it measures of itself."""
+
+from pupitre.domain.host import HostFacts
+from pupitre.domain.placement import OVERLAY_RESERVE_MIB
+from pupitre.domain.warning import HostWarning, WarningCode, warn
+
+NOTABLE_MIB = 64
+"""Less than this beyond the books is no matter for people."""
+
+
+def shortages(facts: HostFacts, growth_mib: int) -> list[HostWarning]:
+    """``growth_mib`` is what the desktops' disks may still grow by, all together."""
+    found = []
+    if facts.disk_free_mib < OVERLAY_RESERVE_MIB:
+        found.append(warn(WarningCode.DISK_FULL, facts.disk_free_mib))
+    elif facts.disk_free_mib < growth_mib:
+        found.append(warn(WarningCode.DISK_PROMISED, growth_mib >> 10, f"{facts.disk_free_mib >> 10} GiB"))
+    if facts.over_books_mib >= NOTABLE_MIB:
+        found.append(warn(WarningCode.MEMORY_OVER, facts.over_books_mib))
+    return found
