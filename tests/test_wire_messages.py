@@ -163,6 +163,14 @@ GROWN: dict[str, AnyMessage] = {
         copies=(Copy(IMAGE, SPEC, "a" * 64),),
         manifests=(SignedManifest("{}", "b" * 64, "c" * 128),),
     ),
+    "report-memory": Report(
+        host="host-1",
+        run="r1",
+        number=7,
+        full=False,
+        port=4433,
+        facts=replace(FACTS, guests_mib=2048, over_books_mib=96),
+    ),
     "heartbeat-at": Heartbeat(host="host-1", run="r1", number=7, at=1700000000000),
     "changed-host": Changed(epoch=3, after=13, sequence=14, rows=Rows(hosts=(HOST,))),
     **{
