@@ -9,6 +9,7 @@ limit of libvirt's cgroups come on top where `has_cgroups`.
 import contextlib
 import os
 import resource
+import subprocess
 from pathlib import Path
 
 NICENESS = 5
@@ -53,10 +54,22 @@ def confine(pid: int, memory_mib: int) -> None:
     """Put the guest behind whatever controls it. What this user may not do to the process, or it has ended: nothing."""
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE))
-    with contextlib.suppress(OSError, ValueError):
-        ceiling = (memory_mib + ROOM_MIB) << 20
-        resource.prlimit(pid, resource.RLIMIT_DATA, (ceiling, ceiling))
+    _limit_memory(pid, (memory_mib + ROOM_MIB) << 20)
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):  # on Linux niceness is each thread's own
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, int(thread), NICENESS)
+
+
+def _limit_memory(pid: int, ceiling: int) -> None:
+    try:
+        resource.prlimit(pid, resource.RLIMIT_DATA, (ceiling, ceiling))
+    except PermissionError:  # root without CAP_SYS_RESOURCE, as in a container: the guest's own user may
+        with contextlib.suppress(OSError):
+            owner = Path(f"/proc/{pid}").stat()
+            if owner.st_uid and os.geteuid() == 0:
+                become = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "--"]
+                command = [*become, "prlimit", f"--pid={pid}", f"--data={ceiling}:{ceiling}"]
+                subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10)
+    except (OSError, ValueError):
+        pass  # it has ended
