@@ -27,7 +27,7 @@ def test_run_that_leaves_a_process_fails_and_ends_it(tmp_path: Path) -> None:
         [
             *(sys.executable, "-W", "ignore", "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "-n", "0"),
             *("--no-cov", "-p", "no:cacheprovider", "-W", "ignore", "-p", "tests.conftest"),
-            *(f"--rootdir={tmp_path}", str(tmp_path)),
+            *(f"--confcutdir={tmp_path}", f"--rootdir={tmp_path}", str(tmp_path)),
         ],
         cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False,
     )  # fmt: skip

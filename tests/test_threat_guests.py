@@ -82,13 +82,14 @@ def test_host_with_required_driver_is_taken(driver: str) -> None:
 
 
 def test_emulator_as_root_is_refused_where_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, there = settings(URI), paths(URI)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    there = paths(URI)
     for wanted in ("user", "mandatory"):
+        strict = usual.model_copy(update={"require_confinement": wanted})
         with pytest.raises(SetupError, match="would run as root"):
-            require_user(settings(URI).model_copy(update={"require_confinement": wanted}), there)
-        require_user(settings(URI).model_copy(update={"require_confinement": wanted}), replace(there, isolated=True))
-    require_user(settings(URI), there)
+            require_user(strict, there)
+        require_user(strict, replace(there, isolated=True))
+    require_user(usual, there)
 
 
 async def test_real_libvirt_says_what_confines(host: Hypervisor) -> None:
