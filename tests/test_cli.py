@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pupitre.cli.root import COMMANDS
+from pupitre.portal.passwords import verify
 from pupitre.up.ports import free_port
 
 
@@ -78,13 +80,49 @@ def test_a_user_from_beginning_to_end(pupitre: Shell) -> None:
     assert missing.stderr == "pupitre: There is no user named ana. See: pupitre user list\n"
 
 
-@pytest.mark.parametrize("name", ["", "Ana", "a b", "-a", "a" * 65])
+@pytest.mark.parametrize("name", ["", "a b", "-a", "a/b", "a\u202eb", "a\x1b[31m", "a" * 129])
 def test_a_name_that_cannot_be_is_refused_in_words(pupitre: Shell, name: str) -> None:
     pupitre("db", "create")
     done = pupitre("user", "add", "--", name)
     assert done.returncode == 1
     assert "Choose another." in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stderr.replace("\n", "").isprintable()
+
+
+def test_a_name_is_found_however_it_is_typed(pupitre: Shell) -> None:
+    pupitre("db", "create")
+    added = pupitre("user", "add", "Ana@Example.org", "--display-name", "Ana Díaz", "--json")
+    assert json.loads(added.stdout)["name"] == "ana@example.org"
+    again = pupitre("user", "add", "ANA@example.org")
+    assert (again.returncode, again.stderr) == (1, "pupitre: There is already a user named ana@example.org.\n")
+    assert json.loads(pupitre("user", "display-name", "ana@EXAMPLE.org", "", "--json").stdout)["display_name"] == ""
+    removed = pupitre("user", "remove", "Ana@example.org")
+    assert removed.stdout == "Removed ana@example.org.\n"
+    missing = pupitre("user", "remove", "a\u202eb")
+    assert missing.stderr == "pupitre: There is no user named a\N{REPLACEMENT CHARACTER}b. See: pupitre user list\n"
+
+
+def test_a_password_from_a_pipe_is_a_line_of_utf8(pupitre: Shell) -> None:
+    pupitre("db", "create")
+    for given, said in (
+        (b"contrase\xf1a larga\n", b"is not UTF-8 text. Send it as UTF-8."),
+        (b"\r\n", b"no password on standard input"),
+        (b"password12\r\n", b"Many people have this password"),
+        (b"          \n", b"repeats fewer than 5 characters"),
+        (b"0123456789abc" * 50 + b"\n", b"at most 512 characters. Choose a shorter one."),
+        (b"a quite long one\r\n", b""),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "pupitre", "user", "add", "ana", "--password-stdin"],
+            env=pupitre.environment, input=given, capture_output=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == (1 if said else 0), done.stderr
+        assert said in done.stderr
+        assert b"Traceback" not in done.stderr
+    with sqlite3.connect(pupitre.home / "db/accounts.sqlite") as database:
+        (made,) = database.execute("select password_hash from users").fetchone()
+    assert verify("a quite long one", made)
 
 
 def test_a_wrong_setting_is_named_with_its_mend(pupitre: Shell) -> None:

@@ -83,7 +83,7 @@ async def test_users_come_change_and_go_with_all_they_had_open(site: Site) -> No
         assert (await admin.post("/api/v1/users", json=new)).status_code == 409
         assert (await other.get("/api/v1/status")).status_code == 200
         changed = await admin.patch("/api/v1/users/other", json={"role": "teacher"})
-        assert changed.json() == {"id": site.users["other"].id, "name": "other", "role": "teacher"}
+        assert changed.json() == {"id": site.users["other"].id, "name": "other", "role": "teacher", "display_name": ""}
         assert (await other.get("/api/v1/status")).status_code == 401, "what was open with the old rights has ended"
         assert (await student.get("/api/v1/status")).status_code == 200
         assert (await admin.delete("/api/v1/users/student")).status_code == 204

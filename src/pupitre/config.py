@@ -122,9 +122,18 @@ class Settings(BaseSettings):
     web_packages: Path | None = Field(
         None, description="Folder of npm packages that browsers are served. Default: node_modules of the source tree."
     )
-    session_hours: float = Field(12, gt=0, description="Hours after which a sign-in ends.")
+    session_hours: float = Field(12, gt=0, description="Hours after which a sign-in ends, unless it is extended.")
+    session_most_hours: float | None = Field(
+        None,
+        gt=0,
+        description="Hours after which a sign-in ends however often it was extended. Default: twice session_hours;"
+        " not more than session_hours: none is extended.",
+    )
     sign_in_per_minute: int = Field(
-        10, ge=1, description="Failed sign-ins allowed per minute, per name and per address."
+        10,
+        ge=1,
+        description="Failed sign-ins allowed per minute for one name at one address. Ten times as many in ten minutes"
+        " are allowed for a name from everywhere, sixty times as many in an hour for an address.",
     )
 
     # Connections of the web process and of ops ports, see pupitre.limits
@@ -334,6 +343,17 @@ class Settings(BaseSettings):
             if name == kind:
                 return seconds
         return _SLOW.get(kind, self.command_timeout)
+
+    @property
+    def session_ms(self) -> int:
+        """How long a sign-in lasts from its beginning or from an extension (ms)."""
+        return int(self.session_hours * 3_600_000)
+
+    @property
+    def session_most_ms(self) -> int:
+        """How long a sign-in lasts however often it is extended (ms)."""
+        most = 2 * self.session_hours if self.session_most_hours is None else self.session_most_hours
+        return int(max(most, self.session_hours) * 3_600_000)
 
     @property
     def databases_file(self) -> Path:

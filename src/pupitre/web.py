@@ -8,6 +8,7 @@ import time
 from contextlib import AsyncExitStack
 from email.utils import formatdate
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from starlette.applications import Starlette
@@ -145,7 +146,7 @@ class Outermost:
                     headers.append((b"cache-control", b"no-store"))
                 message["headers"] = headers
                 log.debug(
-                    "Answered.", method=scope["method"], path=scope["path"], status=message["status"],
+                    "Answered.", method=scope["method"], path=quote(scope["path"]), status=message["status"],
                     ms=round((time.monotonic() - begun) * 1000, 1),
                 )  # fmt: skip
             await send(message)

@@ -5,7 +5,6 @@ Each change is in the audit log in the name of the machine's user who made it.
 
 import hashlib
 import os
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -16,11 +15,12 @@ from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.access import User
 from pupitre.environment import login_name
-from pupitre.errors import Invalid, NotFound
+from pupitre.errors import NotFound
 from pupitre.store.accounts import Accounts, SessionKind
-from pupitre.store.audit import NOBODY, Act, AuditEntry, AuditLog
+from pupitre.store.audit import NOBODY, Act, AuditEntry, AuditLog, bounded
 from pupitre.store.commands import Commands
 from pupitre.store.engine import open_database
+from pupitre.store.failures import Failures
 
 ORIGIN = "this machine"
 
@@ -30,6 +30,7 @@ class Books:
     """What is kept of users."""
 
     accounts: Accounts
+    failures: Failures
     commands: Commands
     audit: AuditLog
 
@@ -47,25 +48,18 @@ async def open_books(settings: Settings) -> AsyncIterator[Books]:
     try:
         commands = open_database(settings, "portal", "commands")
         try:
-            yield Books(Accounts(accounts), Commands(commands), AuditLog(commands))
+            yield Books(Accounts(accounts), Failures(accounts), Commands(commands), AuditLog(commands))
         finally:
             await commands.close()
     finally:
         await accounts.close()
 
 
-def checked_name(name: str) -> str:
-    """Raises `Invalid`."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-        raise Invalid("A user's name is 1 to 64 small letters, digits, dots, hyphens and underscores. Choose another.")
-    return name
-
-
 async def find_user(accounts: Accounts, name: str) -> User:
     """Raises `NotFound`."""
     found = await accounts.user_named(name)
     if found is None:
-        raise NotFound(f"There is no user named {name}. See: pupitre user list")
+        raise NotFound(f"There is no user named {bounded(name, 64)}. See: pupitre user list")
     return found[0]
 
 
@@ -78,7 +72,7 @@ async def open_session(settings: Settings, name: str, seconds: float, act: Act) 
         await books.accounts.open_session(
             _digest(token), user.id, SessionKind.BEARER, now=int(now * 1000), expires=int((now + seconds) * 1000)
         )
-        await books.note(act, name, "on the command line")
+        await books.note(act, user.name, "on the command line")
     return token
 
 

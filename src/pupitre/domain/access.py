@@ -15,11 +15,20 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Someone with an account. ``id`` never changes; ``name`` is what they type."""
+    """Someone with an account. ``id`` never changes; ``name`` is what they type (see `pupitre.domain.username`).
+
+    ``display_name`` is how pages show them; empty where that is their sign-in name.
+    """
 
     id: str
     name: str
     role: Role
+    display_name: str = ""
+
+    @property
+    def title(self) -> str:
+        """What people read."""
+        return self.display_name or self.name
 
 
 def may_see_desktop(user: User, desktop: Desktop) -> bool:

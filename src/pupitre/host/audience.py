@@ -55,6 +55,8 @@ class Viewing(End):
         self.slot = slot
         self.ticket: Ticket | None = None
         self.curfew: asyncio.TimerHandle | None = None
+        self.until = 0.0
+        """Unix second at which the sign-in ends by which this one watches, as far as a ticket has said."""
         self._audience = audience
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -90,6 +92,7 @@ class Audience:
             raise TicketRefused("The sign-in that asked for this ticket has ended. Sign in again.")
         if ticket.purpose is not Purpose.SCREENSHOT:
             self._burned.burn(ticket.id, ticket.expires + tickets.LEEWAY)
+        self._extend(ticket)
         return ticket
 
     async def seat(self, viewing: Viewing, ticket: Ticket) -> End:
@@ -103,7 +106,7 @@ class Audience:
             viewing.ticket = ticket
             self._of_desktop[ticket.desktop] += 1
             self._seated.add(viewing)
-            viewing.curfew = asyncio.get_running_loop().call_later(ticket.until - time.time(), _show_out, viewing)
+            _close_at(viewing, ticket.until)
         guest = await self.screens.open_console(ticket.desktop, ticket.boot)
         guest.setblocking(False)
         try:
@@ -112,6 +115,12 @@ class Audience:
             guest.close()
             raise
         return screen
+
+    def _extend(self, ticket: Ticket) -> None:
+        """Whoever watches by the same sign-in may do so for as long as its newest ticket says: it was extended."""
+        for viewing in self._seated:
+            if viewing.ticket and viewing.ticket.bearer == ticket.bearer and viewing.until < ticket.until:
+                _close_at(viewing, ticket.until)
 
     def leave(self, viewing: Viewing) -> None:
         """``viewing`` is gone."""
@@ -153,6 +162,13 @@ class Audience:
         for viewing in going:
             _show_out(viewing)
         return len(going)
+
+
+def _close_at(viewing: Viewing, until: float) -> None:
+    if viewing.curfew is not None:
+        viewing.curfew.cancel()
+    viewing.until = until
+    viewing.curfew = asyncio.get_running_loop().call_later(until - time.time(), _show_out, viewing)
 
 
 def _show_out(viewing: Viewing) -> None:

@@ -15,9 +15,9 @@ from pupitre.portal.context import open_portal
 from pupitre.portal.guards import Body, SameOrigin, Timed
 from pupitre.portal.metrics import Metrics
 from pupitre.portal.problems import RESPONSES, Problem
-from pupitre.portal.rest import audit, cluster, commands, desktops, events, hosts, images, sessions, users
+from pupitre.portal.rest import audit, cluster, commands, desktops, events, hosts, images, locks, sessions, users
 
-REST = (sessions, images, desktops, commands, events, hosts, cluster, users, audit)
+REST = (sessions, images, desktops, commands, events, hosts, cluster, users, locks, audit)
 
 
 def create_app(settings: Settings) -> FastAPI:

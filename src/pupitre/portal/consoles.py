@@ -4,6 +4,7 @@ import configparser
 import hashlib
 import io
 import time
+from contextlib import suppress
 
 from pupitre import pki
 from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
@@ -11,7 +12,7 @@ from pupitre.domain.host import Host
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.errors import Conflict, NotFound
 from pupitre.portal.context import Portal, new_id
-from pupitre.portal.desktops import desktop_of
+from pupitre.portal.desktops import desktop_of, desktops_of
 from pupitre.portal.sessions import Caller
 
 CONSOLE_SECONDS = 30
@@ -84,6 +85,16 @@ async def picture_path(portal: Portal, caller: Caller, desktop_id: str) -> str:
         window * PICTURE_WINDOW + PICTURE_SECONDS,
     )
     return f"/gateway/v1/screenshot/{desktop.id}?ticket={ticket}"
+
+
+async def renewals(portal: Portal, caller: Caller) -> list[str]:
+    """Pictures of every screen the caller may see: who asks for one tells its host how long the sign-in lasts now."""
+    found = []
+    for seen in await desktops_of(portal, caller.user):
+        if seen.desktop.state in OPEN_STATES:
+            with suppress(Conflict, NotFound):  # it ended meanwhile
+                found.append(await picture_path(portal, caller, seen.desktop.id))
+    return found
 
 
 async def _open_desktop(portal: Portal, caller: Caller, desktop_id: str) -> Desktop:

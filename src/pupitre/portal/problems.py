@@ -24,6 +24,7 @@ from pupitre.errors import (
     TooEarly,
     Unavailable,
 )
+from pupitre.portal.paths import here
 from pupitre.portal.views import render
 
 MEDIA_TYPE = "application/problem+json"
@@ -75,20 +76,33 @@ def problem(
     title = HTTPStatus(status).phrase
     if is_api(request):
         document = Problem(
-            title=title, status=status, detail=detail, instance=request.url.path, code=code, errors=errors
+            title=title, status=status, detail=detail, instance=quote(request.url.path), code=code, errors=errors
         )
         body = document.model_dump(exclude_none=True)
         return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
     retry_after = int(headers["Retry-After"]) if "Retry-After" in headers else None
     if "hx-request" in request.headers:
         if status == 401:
-            return Response(status_code=status, headers={**headers, "HX-Redirect": "/signin"})
+            return Response(status_code=status, headers={**headers, "HX-Redirect": _sign_in_path(request)})
         notice = {"detail": detail, "errors": errors, "retry_after": retry_after}
         return render(request, "_notice.html", notice, status=status, headers=headers)
     if status == 401 and request.method == "GET":
-        return RedirectResponse(f"/signin?next={quote(request.url.path)}", 303)
-    context = {"status": status, "title": title, "detail": detail, "errors": errors, "retry_after": retry_after}
+        return RedirectResponse(_sign_in_path(request), 303)
+    again = _sign_in_path(request) if status == 401 else None
+    context = {
+        "again": again,
+        "status": status,
+        "title": title,
+        "detail": detail,
+        "errors": errors,
+        "retry_after": retry_after,
+    }
     return render(request, "error.html", context, status=status, headers=headers)
+
+
+def _sign_in_path(request: Request) -> str:
+    """The page for signing in, which leads back to where the person was."""
+    return f"/signin?next={quote(here(request))}"
 
 
 def is_api(request: Request) -> bool:

@@ -5,7 +5,6 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from pupitre.domain.access import Role, User
 from pupitre.domain.bounds import is_shown, shown
 from pupitre.domain.command import Command, CommandKind, CommandState
 from pupitre.domain.desktop import DesktopState
@@ -20,7 +19,6 @@ from pupitre.store.audit import AuditEntry
 
 T = TypeVar("T")
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
 Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:-]{1,255}$")]
 
@@ -35,7 +33,6 @@ Label = Annotated[str, StringConstraints(strip_whitespace=True, max_length=64), 
 Mac = Annotated[str, StringConstraints(to_lower=True, pattern=r"^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")]
 NoMac = Annotated[str, StringConstraints(max_length=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-Password = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
 class Page(BaseModel, Generic[T]):
@@ -43,19 +40,6 @@ class Page(BaseModel, Generic[T]):
 
     items: list[T]
     next: str | None = None
-
-
-class SignIn(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    password: Password
-
-
-class Token(BaseModel):
-    """Send it as ``Authorization: Bearer …``. It cannot be read again."""
-
-    token: str
-    expires: datetime
 
 
 class ImageOut(BaseModel):
@@ -270,24 +254,6 @@ class LinkOut(BaseModel):
     reason: str | None
 
 
-class UserOut(BaseModel):
-    id: str
-    name: str
-    role: Role
-
-
-class UserChange(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    role: Role
-
-
-class UserRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: Name
-    role: Role
-    password: Password
-
-
 def moment(milliseconds: int) -> datetime:
     """What no calendar has is shown as its first or last moment."""
     return datetime.fromtimestamp(shown(milliseconds) / 1000, UTC)
@@ -404,7 +370,3 @@ def audit_out(entry: AuditEntry) -> AuditOut:
         outcome=entry.outcome,
         detail=entry.detail,
     )
-
-
-def user_out(user: User) -> UserOut:
-    return UserOut(id=user.id, name=user.name, role=user.role)

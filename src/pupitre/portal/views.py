@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request, Response
 from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pupitre.clock import now_ms
-from pupitre.domain.access import User, may_manage_hosts, may_read_audit
+from pupitre.config import Settings
+from pupitre.domain.access import User, may_manage_hosts, may_manage_users, may_read_audit
 from pupitre.domain.bounds import is_shown
 from pupitre.domain.desktop import OPEN_STATES, Desktop
+from pupitre.domain.sign_in import warning
 from pupitre.portal import words
 from pupitre.portal.assets import Assets
+from pupitre.portal.paths import here
+from pupitre.portal.sessions import Caller
 
 
 def templates(assets: Assets) -> Jinja2Templates:
@@ -34,10 +38,12 @@ def templates(assets: Assets) -> Jinja2Templates:
         "outcome_words": words.outcome_words,
         "action_words": words.action_words,
         "late_words": words.late_words,
+        "lock_words": words.lock_words,
     }
     environment.globals |= {
         "assets": assets,
         "may_manage_hosts": may_manage_hosts,
+        "may_manage_users": may_manage_users,
         "may_open": may_open,
         "may_read_audit": may_read_audit,
         "steps": steps,
@@ -61,8 +67,22 @@ def render(
     found: Jinja2Templates = request.app.state.templates
     caller = getattr(request.state, "caller", None)
     user: User | None = caller.user if caller else None
-    whole = {"user": user, "now": now_ms(), "notice": None, **context}
+    end = _end_of(request, caller) if caller and caller.browser else None
+    whole = {"user": user, "now": now_ms(), "notice": None, "sign_in": end, "here": here(request), **context}
     return found.TemplateResponse(request, name, whole, status, headers)
+
+
+class SignInEnd(NamedTuple):
+    """Of a browser's sign-in, in ms: its end, how long before people are warned, and the last end it may have."""
+
+    ends: int
+    warn: int
+    latest: int
+
+
+def _end_of(request: Request, caller: Caller) -> SignInEnd:
+    settings: Settings = request.app.state.portal.settings
+    return SignInEnd(caller.until, warning(settings.session_ms), caller.since + settings.session_most_ms)
 
 
 def fragment(request: Request, name: str, context: Mapping[str, Any]) -> str:

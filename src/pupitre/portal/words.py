@@ -18,6 +18,7 @@ from pupitre.domain.command import (
 )
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
+from pupitre.domain.throttle import Counted, Counter
 from pupitre.store.audit import Act
 
 STEPS = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING, DesktopState.RUNNING)
@@ -57,13 +58,17 @@ KIND_WORDS = {
 ACTION_WORDS: dict[str, str] = {
     **{str(kind): said for kind, said in KIND_WORDS.items()},
     Act.SIGN_IN: "Sign in",
+    Act.SIGN_IN_EXTENDED: "Stay signed in",
     Act.SIGN_OUT: "Sign out",
+    Act.SIGN_IN_LOCKED: "Lock sign-ins",
+    Act.LOCK_LIFTED: "Lift a lock",
     Act.TOKEN_MADE: "Make an API token",
     Act.TOKEN_REVOKED: "End a sign-in or token",
     Act.PASSWORD_CHANGED: "Change a password",
     Act.USER_ADDED: "Add a user",
     Act.USER_REMOVED: "Remove a user",
     Act.ROLE_CHANGED: "Change a role",
+    Act.DISPLAY_NAME_CHANGED: "Change a name to be shown",
     Act.CONSOLE_OPENED: "Open a console",
     Act.VIEWER_FILE_GIVEN: "Open in a native viewer",
 }
@@ -161,6 +166,19 @@ def late_words(command: Command) -> str:
             return "A late answer came: it could not be done."
 
 
+def lock_words(counter: Counter) -> str:
+    """What a lock keeps out."""
+    match counter.kind:
+        case Counted.PAIR:
+            return f"Sign-ins as {counter.name} from {counter.address}"
+        case Counted.NAME:
+            return f"Sign-ins as {counter.name} from everywhere but known browsers"
+        case Counted.ADDRESS:
+            return f"Sign-ins from {counter.address} but in known browsers"
+        case Counted.DEVICE:
+            return f"A browser of {counter.name} is no longer trusted for a day"
+
+
 def duration(milliseconds: int) -> str:
     """As pages say it: ``8 s``, ``3 min``, ``2 h 5 min``, ``4 days``."""
     seconds = max(0, milliseconds // 1000)
@@ -171,6 +189,17 @@ def duration(milliseconds: int) -> str:
     if seconds < 48 * 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60} min"
     return f"{seconds // 86400} days"
+
+
+def lasting(milliseconds: int) -> str:
+    """How long a whole thing was meant to last: ``12 hours``, ``90 minutes``, ``90 seconds``."""
+    seconds = round(milliseconds / 1000)
+    for size, unit in ((3600, "hour"), (60, "minute")):
+        if seconds >= 2 * size and seconds % size < 2:
+            return f"{seconds // size} {unit}s"
+    if seconds >= 3600:
+        return f"{seconds // 60} minutes"
+    return f"{seconds} seconds"
 
 
 def countdown(milliseconds: int) -> str:

@@ -11,6 +11,8 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 
 from pupitre.domain.access import Role, User
+from pupitre.domain.sign_in import REASON_KEPT
+from pupitre.domain.username import canonical
 from pupitre.errors import Conflict
 from pupitre.store.dialect import Connection
 from pupitre.store.endings import Ending
@@ -33,6 +35,7 @@ class Session:
     user: User
     kind: SessionKind
     expires: int
+    created: int
 
 
 SESSIONS = "sessions"
@@ -49,7 +52,12 @@ class Accounts:
             async with self.database.write() as connection:
                 await connection.execute(
                     insert(users).values(
-                        id=user.id, name=user.name, role=user.role, password_hash=password_hash, created=now
+                        id=user.id,
+                        name=user.name,
+                        role=user.role,
+                        password_hash=password_hash,
+                        created=now,
+                        display_name=user.display_name,
                     )
                 )
         except Conflict as error:
@@ -67,13 +75,20 @@ class Accounts:
             await connection.execute(update(users).where(users.c.id == user_id).values(role=role))
             await _end(connection, sessions.c.user_id == user_id)
 
+    async def set_display_name(self, user_id: str, display_name: str) -> None:
+        async with self.database.write(SESSIONS) as connection:
+            await connection.execute(update(users).where(users.c.id == user_id).values(display_name=display_name))
+
     async def remove_user(self, user_id: str) -> None:
         async with self.database.write(SESSIONS) as connection:
             await _end(connection, sessions.c.user_id == user_id)
             await connection.execute(delete(users).where(users.c.id == user_id))
 
-    async def user_named(self, name: str) -> tuple[User, str] | None:
-        """The user and the password hash."""
+    async def user_named(self, typed: str) -> tuple[User, str] | None:
+        """The user whose name this is, however it was typed, and the password hash."""
+        name = canonical(typed)
+        if name is None:
+            return None
         async with self.database.read() as connection:
             row = (await connection.execute(select(users).where(users.c.name == name))).one_or_none()
         return (_user(row), row.password_hash) if row else None
@@ -84,10 +99,26 @@ class Accounts:
 
     async def open_session(self, token_hash: str, user_id: str, kind: SessionKind, *, now: int, expires: int) -> None:
         async with self.database.write() as connection:
-            await connection.execute(delete(sessions).where(sessions.c.expires <= now))
+            await connection.execute(delete(sessions).where(sessions.c.expires <= now - REASON_KEPT))
             await connection.execute(
                 insert(sessions).values(token_hash=token_hash, user_id=user_id, kind=kind, created=now, expires=expires)
             )
+
+    async def extend_session(self, token_hash: str, expires: int, *, now: int) -> bool:
+        """A later end for a live sign-in. False when it has ended."""
+        live = (sessions.c.token_hash == token_hash, sessions.c.expires > now)
+        async with self.database.write(SESSIONS) as connection:
+            changed = await connection.execute(update(sessions).where(*live).values(expires=expires))
+        return bool(changed.rowcount)
+
+    async def run_out(self, token_hash: str, *, now: int) -> int | None:
+        """How long the sign-in lasted (ms) that ended by itself within the last day; None of others."""
+        query = select(sessions.c.created, sessions.c.expires).where(
+            sessions.c.token_hash == token_hash, sessions.c.expires <= now
+        )
+        async with self.database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return row.expires - row.created if row else None
 
     async def session(self, token_hash: str, *, now: int) -> Session | None:
         """The live session with this token."""
@@ -131,7 +162,14 @@ async def _end(connection: Connection, which: ColumnElement[bool], *, watched: b
 
 
 _SESSIONS = select(
-    users.c.id, users.c.name, users.c.role, sessions.c.token_hash, sessions.c.kind, sessions.c.expires
+    users.c.id,
+    users.c.name,
+    users.c.role,
+    users.c.display_name,
+    sessions.c.token_hash,
+    sessions.c.kind,
+    sessions.c.expires,
+    sessions.c.created,
 ).join(sessions, sessions.c.user_id == users.c.id)
 
 _LIVE = _SESSIONS.where(
@@ -140,8 +178,8 @@ _LIVE = _SESSIONS.where(
 
 
 def _session(row: AnyRow) -> Session:
-    return Session(row.token_hash, _user(row), SessionKind(row.kind), row.expires)
+    return Session(row.token_hash, _user(row), SessionKind(row.kind), row.expires, row.created)
 
 
 def _user(row: AnyRow) -> User:
-    return User(row.id, row.name, Role(row.role))
+    return User(row.id, row.name, Role(row.role), row.display_name)

@@ -27,13 +27,17 @@ class Act(StrEnum):
     """What is written down besides commands, whose kind is their action."""
 
     SIGN_IN = "sign_in"
+    SIGN_IN_EXTENDED = "sign_in_extended"
     SIGN_OUT = "sign_out"
+    SIGN_IN_LOCKED = "sign_in_locked"
+    LOCK_LIFTED = "lock_lifted"
     TOKEN_MADE = "token_made"  # noqa: S105
     TOKEN_REVOKED = "token_revoked"  # noqa: S105
     PASSWORD_CHANGED = "password_changed"  # noqa: S105
     USER_ADDED = "user_added"
     USER_REMOVED = "user_removed"
     ROLE_CHANGED = "role_changed"
+    DISPLAY_NAME_CHANGED = "display_name_changed"
     CONSOLE_OPENED = "console_opened"
     VIEWER_FILE_GIVEN = "viewer_file_given"
 
@@ -124,7 +128,7 @@ class AuditLog:
                 or_(audit.c.command == text, *(place.icontains(text, autoescape=True) for place in places))
             )
         if actor:
-            query = query.where(or_(audit.c.actor == actor, audit.c.actor_name == actor))
+            query = query.where(or_(audit.c.actor == actor, audit.c.actor_name == bounded(actor, 64)))
         if action:
             query = query.where(audit.c.action == action)
         if outcome:

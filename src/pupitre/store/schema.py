@@ -32,10 +32,12 @@ users = Table(
     "users",
     accounts,
     Column("id", _ID, primary_key=True),
-    Column("name", _NAME, nullable=False, unique=True),
+    # In the one form that compares (`domain.username`): a name typed in another way finds it, and is not free.
+    Column("name", String(128), nullable=False, unique=True),
     Column("role", String(16), nullable=False),
     Column("password_hash", String(255), nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("display_name", _NAME, nullable=False, server_default=""),
 )
 sessions = Table(
     "sessions",
@@ -46,6 +48,19 @@ sessions = Table(
     Column("kind", String(16), nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False),
+)
+# Wrong passwords, counted by what `domain.throttle` says; rows whose window is over are removed now and then.
+sign_in_failures = Table(
+    "sign_in_failures",
+    accounts,
+    # SHA-256 of the three that follow: a key that every database compares alike.
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("failures", Integer, nullable=False),
+    # Last, since MariaDB sets columns one after the other and the others look at it.
+    Column("until", BigInteger, nullable=False, index=True),
 )
 
 

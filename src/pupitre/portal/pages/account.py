@@ -6,14 +6,18 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pupitre.clock import now_ms
+from pupitre.domain.password import MIN_LENGTH
 from pupitre.errors import Invalid, NotSignedIn, RequestError, TooEarly
+from pupitre.portal.account_shapes import MAX_PASSWORD
+from pupitre.portal.consoles import renewals
 from pupitre.portal.context import portal_of
-from pupitre.portal.passwords import MIN_LENGTH
+from pupitre.portal.paths import own_path
 from pupitre.portal.sessions import (
     DAY,
     SignedIn,
     change_password,
     end_session,
+    extend_session,
     make_token,
     open_session,
     set_cookie,
@@ -34,6 +38,7 @@ async def _page(
         "token": token,
         "refusal": refusal,
         "days": TOKEN_DAYS,
+        "screens": await renewals(portal_of(request), caller) if caller.browser else [],
         "min_length": MIN_LENGTH,
     }
     return render(request, "account.html", context, status=status)
@@ -59,12 +64,21 @@ async def end_token(request: Request, caller: SignedIn, token_hash: str) -> Resp
     return RedirectResponse("/account", 303)
 
 
+@router.post("/account/extend")
+async def extend(
+    request: Request, caller: SignedIn, to: Annotated[str, Form(alias="next", max_length=512)] = "/account"
+) -> Response:
+    """Stay signed in, for browsers without scripts; others ask the REST API."""
+    await extend_session(portal_of(request), caller)
+    return RedirectResponse(own_path(to), 303)
+
+
 @router.post("/account/password")
 async def set_password(
     request: Request,
     caller: SignedIn,
-    current: Annotated[str, Form(max_length=512)],
-    new: Annotated[str, Form(max_length=512)],
+    current: Annotated[str, Form(max_length=MAX_PASSWORD)],
+    new: Annotated[str, Form(max_length=MAX_PASSWORD)],
 ) -> Response:
     portal = portal_of(request)
     try:

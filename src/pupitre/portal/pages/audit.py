@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from pupitre.domain.username import canonical
 from pupitre.portal.context import portal_of
 from pupitre.portal.roles import Auditor
 from pupitre.portal.views import render
@@ -22,7 +23,7 @@ class Search(BaseModel):
     """What was typed. Times are the clock of ``zone``, which a script fills in; without one it is UTC's."""
 
     text: Annotated[str, Field(max_length=255)] = ""
-    user: Annotated[str, Field(max_length=64)] = ""
+    user: Annotated[str, Field(max_length=128)] = ""
     action: Annotated[str, Field(max_length=64)] = ""
     outcome: Annotated[str, Field(max_length=64)] = ""
     since: Annotated[str, Field(max_length=32)] = ""
@@ -52,7 +53,7 @@ async def audit(request: Request, _caller: Auditor, search: Annotated[Search, Qu
             times[name], errors[name] = None, _WRONG_TIME
     found = await portal_of(request).audit.search(
         text=search.text.strip(),
-        actor=search.user.strip(),
+        actor=canonical(search.user) or search.user.strip(),
         action=search.action,
         outcome=search.outcome,
         since=times["since"],

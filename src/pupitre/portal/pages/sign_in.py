@@ -6,38 +6,35 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pupitre.errors import NotSignedIn, TooEarly
-from pupitre.portal import sessions
-from pupitre.portal.context import portal_of
-from pupitre.portal.sessions import address_of, caller_of, clear_cookie, set_cookie
+from pupitre.portal import devices, sessions
+from pupitre.portal.account_shapes import MAX_NAME, MAX_PASSWORD
+from pupitre.portal.context import origin_of, portal_of
+from pupitre.portal.paths import own_path
+from pupitre.portal.sessions import address_of, caller_of, clear_cookie, set_cookie, why_ended
 from pupitre.portal.views import render
-from pupitre.store.accounts import SessionKind
 
 router = APIRouter()
-
-
-def own_path(path: str) -> str:
-    """``path`` if it stays on this site, else the first page: no open redirect."""
-    plain = path.isascii() and path.isprintable() and "\\" not in path
-    return path if plain and path.startswith("/") and not path.startswith("//") else "/"
 
 
 @router.get("/signin")
 async def form(request: Request, to: Annotated[str, Query(alias="next", max_length=512)] = "/") -> Response:
     if await caller_of(request):
         return RedirectResponse(own_path(to), 303)
-    return render(request, "signin.html", {"name": "", "to": own_path(to), "refusal": None})
+    context = {"name": "", "to": own_path(to), "refusal": None, "ended": await why_ended(request)}
+    return render(request, "signin.html", context)
 
 
 @router.post("/signin")
 async def sign_in(
     request: Request,
-    name: Annotated[str, Form(max_length=64)] = "",
-    password: Annotated[str, Form(max_length=512)] = "",
+    name: Annotated[str, Form(max_length=MAX_NAME)] = "",
+    password: Annotated[str, Form(max_length=MAX_PASSWORD)] = "",
     to: Annotated[str, Form(alias="next", max_length=512)] = "/",
 ) -> Response:
     portal = portal_of(request)
     try:
-        token = await sessions.sign_in(portal, name, password, address_of(request), SessionKind.COOKIE)
+        known_by = devices.cookie_of(request)
+        token, known_by = await sessions.sign_in_browser(portal, name, password, address_of(request), known_by)
     except TooEarly as error:
         headers = {"Retry-After": str(round(error.retry_after + 0.499))}
         return _again(request, name, to, error.reason, 429, headers)
@@ -47,6 +44,7 @@ async def sign_in(
     if old := await caller_of(request):
         await sessions.end_session(portal, old, old.bearer)
     set_cookie(request, response, token)
+    devices.set_cookie(response, known_by, secure=origin_of(request).startswith("https:"))
     return response
 
 
@@ -61,5 +59,5 @@ async def sign_out(request: Request) -> Response:
 
 
 def _again(request: Request, name: str, to: str, refusal: str, status: int, headers: dict[str, str]) -> Response:
-    context = {"name": name, "to": own_path(to), "refusal": refusal}
+    context = {"name": name, "to": own_path(to), "refusal": refusal, "ended": None}
     return render(request, "signin.html", context, status=status, headers=headers)

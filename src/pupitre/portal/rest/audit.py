@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
+from pupitre.domain.username import canonical
 from pupitre.portal.context import portal_of
 from pupitre.portal.rest.paging import After, Limit, page
 from pupitre.portal.roles import Auditor
@@ -22,7 +23,7 @@ async def entries(
     request: Request,
     _caller: Auditor,
     text: Words = "",
-    user: Word = "",
+    user: Annotated[str, Query(max_length=128)] = "",
     action: Word = "",
     outcome: Word = "",
     since: Moment = None,
@@ -33,7 +34,7 @@ async def entries(
     """The newest first. ``user`` is a name or an id; ``since`` is included, ``until`` is not."""
     found = await portal_of(request).audit.search(
         text=text,
-        actor=user,
+        actor=canonical(user) or user,
         action=action,
         outcome=outcome,
         since=_unix_ms(since),

@@ -11,7 +11,7 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 Limit = Annotated[int, Query(ge=1, le=200, description="Most items in one answer.")]
-After = Annotated[str | None, Query(max_length=64, description="`next` of the answer before.")]
+After = Annotated[str | None, Query(max_length=128, description="`next` of the answer before.")]
 
 
 def page(

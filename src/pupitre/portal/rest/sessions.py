@@ -5,10 +5,11 @@ import time
 from fastapi import APIRouter, Request, Response
 
 from pupitre.portal import sessions
+from pupitre.portal.account_shapes import SessionExtended, SessionOut, SignIn, Token, session_out
+from pupitre.portal.consoles import renewals
 from pupitre.portal.context import portal_of
 from pupitre.portal.sessions import SignedIn, address_of
-from pupitre.portal.shapes import SignIn, Token, moment
-from pupitre.store.accounts import SessionKind
+from pupitre.portal.shapes import moment
 
 router = APIRouter(tags=["sessions"])
 
@@ -17,8 +18,23 @@ router = APIRouter(tags=["sessions"])
 async def sign_in(request: Request, body: SignIn) -> Token:
     """A bearer token for programs. It ends by itself after the session time."""
     portal = portal_of(request)
-    token = await sessions.sign_in(portal, body.name, body.password, address_of(request), SessionKind.BEARER)
+    token = await sessions.sign_in(portal, body.name, body.password, address_of(request))
     return Token(token=token, expires=moment(int((time.time() + portal.settings.session_hours * 3600) * 1000)))
+
+
+@router.get("/sessions/current")
+async def current(request: Request, caller: SignedIn) -> SessionOut:
+    """Until when the cookie or token of this request is good."""
+    return session_out(caller, portal_of(request).settings)
+
+
+@router.post("/sessions/current/extend")
+async def extend(request: Request, caller: SignedIn) -> SessionExtended:
+    """Stay signed in, in a browser. Each of ``screens``, asked for once, makes an open console follow."""
+    portal = portal_of(request)
+    longer = await sessions.extend_session(portal, caller)
+    shown = session_out(longer, portal.settings)
+    return SessionExtended(**shown.model_dump(), screens=await renewals(portal, longer))
 
 
 @router.delete("/sessions/current", status_code=204)

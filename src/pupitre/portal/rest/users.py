@@ -3,10 +3,11 @@
 from fastapi import APIRouter, Request, Response
 
 from pupitre.portal import users
+from pupitre.portal.account_shapes import UserChange, UserOut, UserRequest, user_out
 from pupitre.portal.context import portal_of
 from pupitre.portal.rest.paging import After, Limit, page
 from pupitre.portal.roles import UserKeeper
-from pupitre.portal.shapes import Page, UserChange, UserOut, UserRequest, user_out
+from pupitre.portal.shapes import Page
 
 router = APIRouter(tags=["users"])
 
@@ -20,13 +21,14 @@ async def list_users(request: Request, _caller: UserKeeper, limit: Limit = 100, 
 @router.post("/users", status_code=201)
 async def add_user(request: Request, caller: UserKeeper, body: UserRequest) -> UserOut:
     """A new account."""
-    return user_out(await users.add_user(portal_of(request), caller, body.name, body.role, body.password))
+    portal = portal_of(request)
+    return user_out(await users.add_user(portal, caller, body.name, body.role, body.password, body.display_name))
 
 
 @router.patch("/users/{name}")
 async def change_user(request: Request, caller: UserKeeper, name: str, body: UserChange) -> UserOut:
-    """A new role; every sign-in and token of the user ends."""
-    return user_out(await users.set_role(portal_of(request), caller, name, body.role))
+    """A new role, with which every sign-in and token of the user ends, or a new name to be shown."""
+    return user_out(await users.change_user(portal_of(request), caller, name, body.role, body.display_name))
 
 
 @router.delete("/users/{name}", status_code=204)

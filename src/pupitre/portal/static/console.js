@@ -133,7 +133,7 @@ stage.addEventListener(
     event.stopPropagation();
     window.dispatchEvent(new Event("blur")); // noVNC then lets go of every key that it holds
     connection.rfb?.blur();
-    usable()[0].focus();
+    (document.querySelector("#sign-in-warning:not([hidden]) form:not([hidden]) button") ?? usable()[0]).focus();
   },
   { capture: true },
 );
