@@ -14,9 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pupitre.clock import now_ms
 from pupitre.cluster.adoption import SET_ASIDE
+from pupitre.cluster.decisions import IN_DOUBT
 from pupitre.domain.command import CommandState, RetireHost
 from pupitre.domain.order_proof import Ordered, prove, proven
 from pupitre.store.audit import AuditLog
+from pupitre.store.cluster_rows import Doubt
+from pupitre.store.doubts import is_cluster_in_doubt
 from pupitre.wire.messages import Done
 from tests.cluster_rig import USER, Room, eventually, room
 from tests.hostile_host import HostileHost, hostile_host
@@ -186,3 +189,36 @@ def test_a_proof_is_for_one_host_and_one_key() -> None:
     for bad in ("", ".", proof[:-4], "A" * 5000, f"{proof}A", proof.replace(".", "")):
         assert proven(bad, key.public_key(), host="host-1") is None
     assert len(proof) < 1024
+
+
+async def test_two_hosts_that_know_more_stop_every_start(tmp_path: Path) -> None:
+    """Two words are evidence that the database is from the past; confirmed for each host, starts go on."""
+    async with room(tmp_path, host_timeout=30) as here:
+        for name in ("host-1", BAD):
+            await (await here.add_host(name)).crash()
+        async with hostile_host(here.settings, "host-1") as one, hostile_host(here.settings, BAD) as two:
+            for host in (one, two):
+                heard = {"epoch": now_ms() - 5000, "sequence": 10**6}
+                assert isinstance(await host.say(host.report(heard=heard)), Done)
+                await host_where_warned(here, host.name, "knows_more")
+            refused = await here.outcome(await here.boot(), CommandState.FAILED)
+            assert refused.fault is not None
+            assert refused.fault.reason == IN_DOUBT
+            assert (await confirmed(here, "host-1"))["hosts"] == ["host-1"]
+            assert (await confirmed(here))["hosts"] == [BAD]
+            for host in (one, two):
+
+                async def believed(host: HostileHost = host) -> bool:
+                    await host.say(host.report(full=True))
+                    seen = await here.status.host(host.name)
+                    return seen is not None and seen.warnings == ()
+
+                await eventually(believed)
+
+
+def test_a_proof_or_two_words_are_evidence() -> None:
+    word, proof, settled = Doubt(1, False), Doubt(1, False, proven=True), Doubt(1, True, proven=True)
+    assert not is_cluster_in_doubt([])
+    assert not is_cluster_in_doubt([word, settled])
+    assert is_cluster_in_doubt([proof])
+    assert is_cluster_in_doubt([word, word])
