@@ -284,7 +284,7 @@ class ImageStore:
     def _drop(self, digests: Iterable[str]) -> None:
         for digest in digests:
             with contextlib.suppress(FileNotFoundError):
-                os.utime(self._blobs / digest, (DROPPED, DROPPED))
+                os.utime(self._blobs / digest, (DROPPED, DROPPED), follow_symlinks=False)
 
     def _collect_garbage(self) -> None:
         """Blobs that no manifest names: of builds that died, and of images replaced or removed.
