@@ -99,9 +99,12 @@ class Machine:
 
 
 class Guest(Machine):
-    """``with Guest(store, "tiny", folder)``: boots the image on an overlay; gone at the end."""
+    """``with Guest(store, "tiny", folder)``: boots the image on an overlay; gone at the end.
 
-    def __init__(self, store: ImageStore, image: str, folder: Path) -> None:
+    ``network``: it reaches the loopback of this machine as 10.0.2.2, as desktops do.
+    """
+
+    def __init__(self, store: ImageStore, image: str, folder: Path, *, network: bool = False) -> None:
         self.spec: ImageSpec = store.spec(image)
         self.overlay = folder / "overlay.qcow2"
         base = ["-b", str(store.blob(self.spec.disk)), "-F", str(self.spec.disk_format)]
@@ -115,6 +118,7 @@ class Guest(Machine):
             "-kernel", store.blob(self.spec.kernel), "-initrd", store.blob(self.spec.initrd),
             "-append", self.spec.cmdline, *VIDEO[self.spec.video],
             "-drive", f"file={self.overlay},format=qcow2,if=virtio",
+            *(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"] if network else []),
         ])  # fmt: skip
 
     def press(self, text: str) -> None:

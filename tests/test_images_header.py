@@ -69,7 +69,7 @@ def secret(tmp_path: Path) -> Path:
 def test_harmless_qcow2_passes_and_qemu_agrees(tmp_path: Path, options: tuple[str, ...]) -> None:
     path = qcow2(tmp_path, *options, size="3G")
     with open_regular(path) as file:
-        header = read_header(file, agreed_format(path, file))
+        header = read_header(file, DiskFormat(agreed_format(path, file)))
     assert header.virtual_bytes == 3 << 30
     assert image_info(path, DiskFormat.QCOW2)["virtual-size"] == header.virtual_bytes
     check_image(path, DiskFormat.QCOW2)
@@ -206,7 +206,7 @@ def test_iso_needs_its_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "disc.iso"
     path.write_bytes(iso_bytes())
     with open_regular(path) as file:
-        assert read_header(file, agreed_format(path, file)).virtual_bytes == 20 * 2048
+        assert read_header(file, DiskFormat(agreed_format(path, file))).virtual_bytes == 20 * 2048
     path.write_bytes(bytes(20 * 2048))
     assert "CD001" in verdict(path, DiskFormat.ISO)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,9 +18,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from pupitre import config
-from pupitre.domain.image import LEAST_MEMORY_MIB, MOST_MEMORY_MIB, MOST_VCPUS, DiskFormat, ImageCopy
+from pupitre.domain.image import LEAST_MEMORY_MIB, MOST_MEMORY_MIB, MOST_VCPUS, DiskBus, DiskFormat, Firmware, ImageCopy
 from pupitre.domain.text import shown
 from pupitre.errors import PupitreError
+from pupitre.images.header import AnyFormat, Foreign
 from pupitre.images.importer import DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, import_image
 from pupitre.images.progress import Progress
 from pupitre.images.recipes import RECIPES
@@ -30,6 +32,19 @@ from pupitre.images.store import ImageStore
 app = typer.Typer(
     add_completion=False, help="Images: the computers that desktops are started from.", no_args_is_help=True
 )
+
+
+class Format(StrEnum):
+    """What may be imported."""
+
+    QCOW2 = DiskFormat.QCOW2
+    RAW = DiskFormat.RAW
+    ISO = DiskFormat.ISO
+    VMDK = Foreign.VMDK
+    VDI = Foreign.VDI
+    VHDX = Foreign.VHDX
+    OVA = Foreign.OVA
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(RECIPES)}.")]
@@ -53,15 +68,32 @@ def build(name: NameArgument, as_json: Json = False) -> None:
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A qcow2, raw or ISO file that stands alone.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="An OVA, or a qcow2, raw, ISO, VMDK, VDI or VHDX file that stands alone."),
+    ],
     name: Annotated[str | None, typer.Option(help="What people see. Default: the file's name.")] = None,
     disk_format: Annotated[
-        DiskFormat | None, typer.Option("--format", help="Default: what the file's name and first bytes agree on.")
+        Format | None, typer.Option("--format", help="Default: what the file's name and first bytes agree on.")
     ] = None,
     memory: Annotated[
-        int, typer.Option(min=LEAST_MEMORY_MIB, max=MOST_MEMORY_MIB, help="Memory of a desktop in MiB.")
-    ] = DEFAULT_MEMORY_MIB,
-    vcpus: Annotated[int, typer.Option(min=1, max=MOST_VCPUS, help="Processors of a desktop.")] = DEFAULT_VCPUS,
+        int | None,
+        typer.Option(
+            min=LEAST_MEMORY_MIB,
+            max=MOST_MEMORY_MIB,
+            help=f"Memory of a desktop in MiB. Default: what an OVA says, else {DEFAULT_MEMORY_MIB}.",
+        ),
+    ] = None,
+    vcpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST_VCPUS, help=f"Processors of a desktop. Default: what an OVA says, else {DEFAULT_VCPUS}."
+        ),
+    ] = None,
+    disk_bus: Annotated[
+        DiskBus | None, typer.Option(help="Default: sata for disks of other products, else virtio.")
+    ] = None,
+    firmware: Annotated[Firmware | None, typer.Option(help="Default: what an OVA says, else bios.")] = None,
     new_id: Annotated[
         str | None, typer.Option("--id", help="What programs call it. Default: made from the name.")
     ] = None,
@@ -72,10 +104,16 @@ def import_(
         store, begun = open_store(), time.monotonic()
         with _shown(f"Importing {shown(file.name, 60)}") as progress:
             manifest = import_image(
-                store, file, name=name, new_id=new_id, disk_format=disk_format, memory_mib=memory, vcpus=vcpus,
-                progress=progress,
+                store, file, name=name, new_id=new_id, disk_format=_format(disk_format), memory_mib=memory,
+                vcpus=vcpus, disk_bus=disk_bus, firmware=firmware, progress=progress,
             )  # fmt: skip
         _print_image(store, manifest.spec.id, as_json, seconds=round(time.monotonic() - begun, 3))
+
+
+def _format(name: Format | None) -> AnyFormat | None:
+    if name is None:
+        return None
+    return Foreign(name.value) if name.value in [*Foreign] else DiskFormat(name.value)
 
 
 @app.command("list")

@@ -42,11 +42,10 @@ class DiskFormat(StrEnum):
 
 
 class DiskBus(StrEnum):
-    """What the guest's disk hangs on. Windows and old systems have no driver for virtio of their own."""
+    """What the guest's disk hangs on. Computers of other products know SATA; not all have a driver for virtio."""
 
     VIRTIO = "virtio"
     SATA = "sata"
-    SCSI = "scsi"
 
 
 class Firmware(StrEnum):

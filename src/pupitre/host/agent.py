@@ -17,10 +17,11 @@ from pupitre.bell import Listener
 from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
-from pupitre.domain.image import DiskFormat, ImageSpec
+from pupitre.domain.image import DiskFormat, Firmware, ImageSpec
 from pupitre.domain.warning import HostWarning
 from pupitre.errors import (
     HypervisorError,
+    ImageFault,
     MessageError,
     NoSuchDomain,
     NotFound,
@@ -29,6 +30,7 @@ from pupitre.errors import (
 )
 from pupitre.host.console import ConsoleServer
 from pupitre.host.departure import Departure, PoweredOff, after
+from pupitre.host.domain_xml import EFI
 from pupitre.host.hypervisor import DISK_FULL, Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
 from pupitre.host.overlays import Disks
@@ -243,6 +245,8 @@ class HostAgent:
 
     async def _start(self, record: Record, spec: ImageSpec) -> None:
         self._note(record.seen(DesktopState.PREPARING))
+        if spec.firmware is Firmware.EFI and not EFI.exists():
+            raise ImageFault("The image boots by EFI, and this host has no EFI firmware: sudo apt-get install ovmf")
         base = self._images.blob(spec.disk)
         is_cd = spec.disk_format is DiskFormat.ISO
         backing = None if is_cd else base

@@ -17,12 +17,14 @@ from typing import Literal
 
 from lxml import etree
 
-from pupitre.domain.image import VIDEO_MODELS, DiskFormat
+from pupitre.domain.image import VIDEO_MODELS, DiskBus, DiskFormat, Firmware
 from pupitre.errors import HypervisorError
 from pupitre.host.hypervisor import Guest
 
 NAMESPACE = "https://pupitre.invalid/domain/1"
 """Of our metadata element; a name, not an address."""
+EFI = Path("/usr/share/ovmf/OVMF.fd")
+"""Debian's EFI firmware (package ovmf). It keeps no variables: what boots is what a removable disk would boot."""
 SOCKET_PATH_LIMIT = 107
 """Bytes of ``sockaddr_un.sun_path`` less the final NUL (unix(7))."""
 TRANSLATION_CACHE_MIB = 128
@@ -72,6 +74,8 @@ def _domain(guest: Guest, machine: Machine, serial: Path) -> etree._Element:
 
     system = etree.SubElement(root, "os")
     _text(system, "type", "hvm", arch="x86_64", **({} if machine.accelerator == "test" else {"machine": "q35"}))
+    if spec.firmware is Firmware.EFI and machine.accelerator != "test":
+        _text(system, "loader", str(EFI), readonly="yes", type="rom")
     if guest.kernel:
         _text(system, "kernel", _path(guest.kernel))
         if guest.initrd:
@@ -122,7 +126,8 @@ def _disk(devices: etree._Element, guest: Guest, machine: Machine) -> None:
         etree.SubElement(backing, "format", type=kind)
         _keep_owner(etree.SubElement(backing, "source", file=_path(guest.backing)), machine)
         etree.SubElement(backing, "backingStore")
-    etree.SubElement(disk, "target", dev="vda", bus="virtio")
+    bus = guest.spec.disk_bus
+    etree.SubElement(disk, "target", dev="vda" if bus is DiskBus.VIRTIO else "sda", bus=bus)
     if not guest.kernel:
         etree.SubElement(disk, "boot", order="1")
 
@@ -131,7 +136,7 @@ def _cdrom(devices: etree._Element, image: Path, machine: Machine) -> None:
     disk = etree.SubElement(devices, "disk", type="file", device="cdrom")
     etree.SubElement(disk, "driver", name="qemu", type="raw")
     _keep_owner(etree.SubElement(disk, "source", file=_path(image)), machine)
-    etree.SubElement(disk, "target", dev="sda", bus="sata")
+    etree.SubElement(disk, "target", dev="sdb", bus="sata")
     etree.SubElement(disk, "readonly")
     etree.SubElement(disk, "boot", order="2")
 

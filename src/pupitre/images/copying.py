@@ -21,15 +21,19 @@ NO_MORE_DATA = {errno.ENXIO}
 KNOWS_NO_HOLES = {errno.EINVAL, errno.EOPNOTSUPP}
 
 
-def copy(source: BinaryIO, target: Path, progress: Progress, name: str) -> None:
-    """The whole of ``source``, world-readable. Raises `Invalid` where it cannot be read, or is not at rest."""
+def copy(source: BinaryIO, target: Path, progress: Progress, name: str, part: tuple[int, int] | None = None) -> None:
+    """The whole of ``source``, or the ``part`` of it at an offset with a length; world-readable.
+
+    Raises `Invalid` where it cannot be read, or is not at rest.
+    """
     before = os.fstat(source.fileno())
+    begin, size = part or (0, before.st_size)
     progress("Copying the image", 0.0)
     with target.open("wb") as out:
-        if not _clone(source, out):
-            total, done = allocated(before), 0
-            for offset, length in extents(source, before.st_size):
-                out.seek(offset)
+        if part is not None or not _clone(source, out):
+            total, done = min(allocated(before), size), 0
+            for offset, length in extents(source, begin, begin + size):
+                out.seek(offset - begin)
                 for chunk in _chunks(source, offset, length, name):
                     if chunk.count(0) == len(chunk):
                         out.seek(len(chunk), os.SEEK_CUR)
@@ -37,11 +41,11 @@ def copy(source: BinaryIO, target: Path, progress: Progress, name: str) -> None:
                         out.write(chunk)
                     done += len(chunk)
                     progress("Copying the image", done / max(total, 1))
-            out.truncate(before.st_size)
+            out.truncate(size)
         out.flush()
         copied = os.fstat(out.fileno()).st_size
     after = os.fstat(source.fileno())
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or copied != before.st_size:
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or copied != size:
         raise Invalid(f"{name} was changed while it was copied. Import it again when it is complete.")
     target.chmod(0o444)
 
@@ -51,23 +55,22 @@ def allocated(status: os.stat_result) -> int:
     return min(status.st_size, status.st_blocks * 512)
 
 
-def extents(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Offset and length of what is in a file besides holes; all of it where the file system knows none."""
-    at = 0
-    while at < size:
+def extents(file: BinaryIO, at: int, end: int) -> Iterator[tuple[int, int]]:
+    """Offset and length of what lies in a part of a file besides holes; all where the file system knows none."""
+    while at < end:
         try:
             start = os.lseek(file.fileno(), at, os.SEEK_DATA)
-            end = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), size)
+            stop = min(os.lseek(file.fileno(), start, os.SEEK_HOLE), end)
         except OSError as error:
             if error.errno in NO_MORE_DATA:
                 return
             if error.errno not in KNOWS_NO_HOLES:
                 raise
-            start, end = at, size
-        if start >= size:
+            start, stop = at, end
+        if start >= end:
             return
-        yield start, end - start
-        at = end
+        yield start, stop - start
+        at = stop
 
 
 def _chunks(source: BinaryIO, offset: int, length: int, name: str) -> Iterator[bytes]:

@@ -13,11 +13,14 @@ ECMA-119 section 8 for ISO 9660.
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
 from pupitre.domain.image import DiskFormat
+from pupitre.domain.text import shown
 from pupitre.errors import HostileImage, Invalid
 
 SECTOR = 512
@@ -43,6 +46,7 @@ MAX_SNAPSHOTS = 256
 
 MAGICS: tuple[tuple[int, bytes, str], ...] = (
     (0, QCOW_MAGIC, "a QCOW image"),
+    (257, b"ustar", "a tar archive, as an OVA is"),
     (0, b"KDMV", "a VMDK image"),
     (0, b"COWD", "a VMDK image"),
     (0, b"# Disk DescriptorFile", "a VMDK descriptor"),
@@ -64,7 +68,32 @@ MAGICS: tuple[tuple[int, bytes, str], ...] = (
 )
 TRAILERS = ((b"conectix", "a VHD image"), (b"koly", "a DMG image"))
 HEAD_BYTES = 4096
-EXTENSIONS = {".qcow2": DiskFormat.QCOW2, ".raw": DiskFormat.RAW, ".img": DiskFormat.RAW, ".iso": DiskFormat.ISO}
+
+
+class Foreign(StrEnum):
+    """Formats of other products: read by `pupitre.images.foreign`, then converted."""
+
+    VMDK = "vmdk"
+    VDI = "vdi"
+    VHDX = "vhdx"
+    OVA = "ova"
+
+
+AnyFormat = DiskFormat | Foreign
+EXTENSIONS: Mapping[str, AnyFormat] = {
+    ".qcow2": DiskFormat.QCOW2,
+    ".raw": DiskFormat.RAW,
+    ".img": DiskFormat.RAW,
+    ".iso": DiskFormat.ISO,
+} | {f".{kind}": kind for kind in Foreign}
+SEEN: tuple[tuple[int, bytes, AnyFormat], ...] = (
+    (0, QCOW_MAGIC, DiskFormat.QCOW2),
+    (0, b"KDMV", Foreign.VMDK),
+    (0x40, b"\x7f\x10\xda\xbe", Foreign.VDI),
+    (0, b"vhdxfile", Foreign.VHDX),
+    (257, b"ustar", Foreign.OVA),
+    (ISO_MAGIC_AT, ISO_MAGIC, DiskFormat.ISO),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +117,20 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def agreed_format(path: Path, file: BinaryIO) -> DiskFormat:
+def agreed_format(path: Path, file: BinaryIO) -> AnyFormat:
     """The format that the file's name and its first bytes agree on. Raises `Invalid` where they do not."""
     named = EXTENSIONS.get(path.suffix.lower())
+    label = shown(path.name, 200)
     if named is None:
-        raise Invalid(f"The name {path.name} does not say the format. Add --format qcow2, raw or iso.")
-    if _read(file, 0, 4) == QCOW_MAGIC:
-        seen = DiskFormat.QCOW2
-    elif _read(file, ISO_MAGIC_AT, len(ISO_MAGIC)) == ISO_MAGIC:
-        seen = DiskFormat.ISO
-    else:
-        seen = DiskFormat.RAW
+        raise Invalid(f"The name {label} does not say the format. Add --format: {', '.join((*DiskFormat, *Foreign))}.")
+    if named is Foreign.VMDK and is_vmdk_text(_read(file, 0, HEAD_BYTES)):
+        raise HostileImage(
+            f"{label} is a VMDK descriptor, which names other files. Export the computer as an OVA, or make one file of"
+            " the disk: qemu-img convert -O qcow2"
+        )
+    seen = next((kind for at, magic, kind in SEEN if _read(file, at, len(magic)) == magic), DiskFormat.RAW)
     if seen is not named:
-        raise Invalid(f"{path.name} is named like {named}, but begins like {seen}. Say which with --format.")
+        raise Invalid(f"{label} is named like {named}, but begins like {seen}. Say which with --format.")
     return named
 
 
@@ -115,11 +145,14 @@ def read_header(file: BinaryIO, disk_format: DiskFormat, *, max_virtual_bytes: i
         virtual = _iso(file, size)
     else:
         virtual = _raw(file, size)
-    if not 0 < virtual <= max_virtual_bytes:
-        raise HostileImage(
-            f"The disk claims {virtual / TIB:.1f} TiB; at most {max_virtual_bytes / TIB:.1f} are allowed."
-        )
-    return Header(disk_format, virtual, size)
+    return Header(disk_format, checked_size(virtual, max_virtual_bytes), size)
+
+
+def checked_size(virtual: int, most: int = MAX_VIRTUAL_BYTES) -> int:
+    """The size that a disk claims, if it is allowed. Raises `HostileImage`."""
+    if not 0 < virtual <= most:
+        raise HostileImage(f"The disk claims {virtual / TIB:.1f} TiB; at most {most / TIB:.1f} are allowed.")
+    return virtual
 
 
 def foreign_magic(file: BinaryIO, size: int) -> str | None:
@@ -128,12 +161,16 @@ def foreign_magic(file: BinaryIO, size: int) -> str | None:
     for offset, magic, words in MAGICS:
         if head[offset : offset + len(magic)] == magic:
             return words
-    # QEMU takes a text as a VMDK descriptor if "version=" is its first line that is no comment.
-    lines = (line.strip() for line in head.split(b"\n"))
-    if next((line for line in lines if line and not line.startswith(b"#")), b"").startswith(b"version="):
+    if is_vmdk_text(head):
         return "a VMDK descriptor"
     tail = _read(file, max(0, size - SECTOR), SECTOR)
     return next((words for magic, words in TRAILERS if tail.startswith(magic)), None)
+
+
+def is_vmdk_text(head: bytes) -> bool:
+    """Whether QEMU takes it as a VMDK descriptor: if "version=" is its first line that is no comment."""
+    lines = (line.strip() for line in head.split(b"\n"))
+    return next((line for line in lines if line and not line.startswith(b"#")), b"").startswith(b"version=")
 
 
 def _read(file: BinaryIO, offset: int, count: int) -> bytes:

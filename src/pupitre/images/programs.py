@@ -32,7 +32,11 @@ LINES_IN_REASON = 6
 
 def find(program: str) -> str | None:
     """Its path. An ordinary user's PATH often lacks the folders where mke2fs lives."""
-    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    return shutil.which(program, path=_path())
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 
 def require(*programs: str) -> None:
@@ -52,9 +56,11 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
+    reason: Callable[[], str | None] = lambda: None,
 ) -> str:
     """What the program wrote, standard error included; ``on_line`` hears each line as it comes.
 
+    ``reason`` is asked, when it has failed, for what the program's last lines do not say.
     Raises `ImageFault` with the program's last words, `SetupError` where the disk is full.
     """
     require(str(argv[0]))
@@ -63,7 +69,7 @@ def run(
     with subprocess.Popen(
         command,
         cwd=cwd,
-        env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
+        env={**os.environ, "PATH": _path(), "LC_ALL": "C.UTF-8", **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -81,7 +87,7 @@ def run(
             _end(process)
             raise
     if process.returncode:
-        raise _fault(str(argv[0]), process.returncode, lines, cwd or Path.cwd())
+        raise _fault(str(argv[0]), process.returncode, lines, cwd or Path.cwd(), reason())
     return "".join(lines)
 
 
@@ -95,10 +101,11 @@ def _end(process: subprocess.Popen[str]) -> None:
             return
 
 
-def _fault(program: str, code: int, lines: list[str], folder: Path) -> Exception:
+def _fault(program: str, code: int, lines: list[str], folder: Path, reason: str | None) -> Exception:
     said = [line.strip() for line in lines if line.strip() and not line.startswith("I:")]
     if any("No space left on device" in line for line in lines):
         return disk_full(folder)
     if any("Could not resolve" in line or "Unable to fetch" in line or "Failed to fetch" in line for line in lines):
         return SetupError("Debian's packages could not be fetched.", "Check the network, then run: sudo apt-get update")
-    return ImageFault(f"{program} ended with code {code}: {' / '.join(said[-LINES_IN_REASON:])[-600:] or 'no message'}")
+    words = reason or " / ".join(said[-LINES_IN_REASON:]) or "no message"
+    return ImageFault(f"{program} ended with code {code}: {words[-600:]}")

@@ -9,6 +9,8 @@ the guest cannot make it unbootable.
 import os
 import re
 import shutil
+import stat
+from collections import deque
 from pathlib import Path
 
 from PIL import Image as Picture
@@ -19,11 +21,15 @@ from pupitre.images.modules import Modules
 from pupitre.images.programs import find, run
 from pupitre.images.progress import Progress, part
 from pupitre.images.recipes import debian, initramfs
+from pupitre.images.recipes.namespace import admit, subordinate_root, workplace
 from pupitre.images.recipes.recipe import Made, Recipe
 
 HERE = Path(__file__).parent
 FILES = HERE / "files"
 DISK_GIB = 8
+SPACE_MIB = 4096
+FAILED = "pupitre: failed when "
+"""How the customize hook begins the line that names its step."""
 BASE = "systemd-sysv udev dbus systemd-resolved kmod passwd sudo procps iproute2 iputils-ping less nano"
 GRAPHICS = "xserver-xorg-core xserver-xorg-input-libinput xinit x11-xserver-utils icewm fonts-dejavu-core"
 DESKTOP = "lxterminal mousepad pcmanfm adwaita-icon-theme python3 idle"
@@ -80,18 +86,17 @@ def make(folder: Path, progress: Progress) -> Made:
             load=EARLY_MODULES,
             files=[("init", (FILES / "init").read_bytes(), 0o755)],
         )
-    _overlay(folder / "overlay", modules)
-    raw, disk = folder / "disk.raw", folder / "disk.qcow2"
-    with raw.open("wb") as file:
-        file.truncate(DISK_GIB << 30)
-    raw.chmod(0o666)  # in a user namespace, mmdebstrap's root is another user than ours
-    _bootstrap(folder, part(progress, 0.1, 0.85))
-    progress("Packing the disk", 0.85)
-    run(
-        ["qemu-img", "convert", "-p", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", raw, disk],
-        on_line=lambda line: _packed(line, part(progress, 0.85, 1.0)),
-    )
-    raw.unlink()
+    disk = folder / "disk.qcow2"
+    with workplace(folder, SPACE_MIB) as place:
+        raw = place / "disk.raw"
+        _overlay(place / "overlay", modules)
+        _bootstrap(place, raw, part(progress, 0.1, 0.85))
+        progress("Packing the disk", 0.85)
+        run(
+            ["qemu-img", "convert", "-p", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", raw, disk],
+            on_line=lambda line: _packed(line, part(progress, 0.85, 1.0)),
+        )
+        raw.unlink()
     (image,) = (system / "boot").glob("vmlinuz-*")
     spec = ImageSpec(
         id="debian-desktop", disk="disk", disk_format=DiskFormat.QCOW2, memory_mib=1024, vcpus=2,
@@ -119,6 +124,14 @@ def _overlay(overlay: Path, modules: Path) -> None:
     pictures = overlay / "usr/share/backgrounds"
     pictures.mkdir(parents=True)
     _wallpaper().save(pictures / "pupitre.png")
+    _open_to_read(overlay)
+
+
+def _open_to_read(overlay: Path) -> None:
+    """Whatever the umask and the modes of the source tree: a namespace's root reads it as anyone, and so do guests."""
+    for path in (overlay, *overlay.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
 
 
 def _wallpaper() -> Picture.Image:
@@ -138,11 +151,18 @@ def _mode() -> str:
     raise SetupError("An ordinary user needs newuidmap to build a Debian.", "Run: sudo apt-get install uidmap")
 
 
-def _bootstrap(folder: Path, progress: Progress) -> None:
-    customize = folder / "customize"
-    shutil.copy(FILES / "customize", customize)
-    customize.chmod(0o755)
-    (folder / "tmp").mkdir()
+def _bootstrap(folder: Path, raw: Path, progress: Progress) -> None:
+    """Makes ``raw``. In a user namespace, mmdebstrap's root is another user than ours: ``folder`` is open to it."""
+    customize, temporary = folder / "customize", folder / "tmp"
+    for script in ("customize", "unmount"):
+        shutil.copy(FILES / script, folder)
+        (folder / script).chmod(0o755)
+    temporary.mkdir()
+    temporary.chmod(0o755)
+    with raw.open("wb") as file:
+        file.truncate(DISK_GIB << 30)
+    if _mode() == "unshare":
+        admit(raw, subordinate_root(), 6)
     follow = _Follow(progress)
     run(
         [
@@ -159,8 +179,9 @@ def _bootstrap(folder: Path, progress: Progress) -> None:
             "/dev/null",
             *debian.sources(),
         ],
-        env={"TMPDIR": str(folder / "tmp")},
+        env={"TMPDIR": str(temporary)},
         on_line=follow,
+        reason=follow.reason,
     )
 
 
@@ -172,6 +193,12 @@ class _Follow:
         self._furthest = 0.0
         self._packages = 0
         self._unpacked = self._ready = 0
+        self._hook: deque[str] = deque(maxlen=4)
+        self._failed = ""
+
+    def reason(self) -> str | None:
+        """What failed in the customize hook: the last lines it wrote, standard error included."""
+        return f"{self._failed} ({' / '.join(self._hook)})" if self._failed else None
 
     def _progress(self, step: str, fraction: float) -> None:
         """Never backwards: mmdebstrap installs in several rounds."""
@@ -192,8 +219,13 @@ class _Follow:
         elif line.startswith("Setting up "):
             self._ready += 1
             self._progress("Setting up Debian packages", 0.5 + 0.35 * self._ready / max(self._packages, self._ready))
-        elif "customize" in line:
+        elif line.startswith("I: running --customize-hook"):
+            self._hook.clear()
             self._progress("Making the disk", 0.87)
+        elif line.startswith(FAILED):
+            self._failed = line.removeprefix("pupitre: ")
+        elif not self._failed and line.strip():
+            self._hook.append(line.strip())
 
 
 def _packed(line: str, progress: Progress) -> None:
@@ -206,7 +238,7 @@ RECIPE = Recipe(
     name="Debian desktop",
     description="A graphical Debian with terminal, editor, files and Python: straight to the desktop.",
     programs=("apt-get", "apt-cache", "dpkg-deb", "mmdebstrap", "mke2fs", "qemu-img"),
-    space_mib=4096,
+    space_mib=SPACE_MIB,
     source=HERE,
     make=make,
 )
