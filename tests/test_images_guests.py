@@ -109,12 +109,13 @@ def test_what_is_mounted_below_a_system_is_not_copied(tmp_path: Path) -> None:
     script = Path(desktop.__file__).parent / "files/unmount"
     system = tmp_path / "the system"
     (system / "dev/shm").mkdir(parents=True)
+    (system / "sys").mkdir()
     commands = (
         'mount -t tmpfs none "$1/dev" && mkdir "$1/dev/shm" && mount -t tmpfs none "$1/dev/shm"'
-        ' && echo canary > "$1/dev/shm/other" && sh "$2" "$1" && find "$1"'
+        ' && echo canary > "$1/dev/shm/other" && mount --rbind /sys "$1/sys" && sh "$2" "$1" && find "$1" | sort'
     )
     done = subprocess.run(
         ["unshare", "--mount", "--map-root-user", "sh", "-c", commands, "sh", system, script],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.split("\n") == [str(system), f"{system}/dev", f"{system}/dev/shm", ""]
+    assert done.stdout.split("\n") == [str(system), f"{system}/dev", f"{system}/dev/shm", f"{system}/sys", ""]
