@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PROGRAM = [sys.executable, "-m", "pupitre.cli.image"]
+PROGRAM = [sys.executable, "-m", "pupitre", "image"]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
