@@ -27,6 +27,11 @@ class Web:
     port: int
     ops: int
     process: psutil.Process
+    token: str
+
+    def says(self, path: str = "/healthz") -> int:
+        """The status that its ops port answers to who knows the token."""
+        return status(self.ops, path, self.token)
 
     def memory(self) -> int:
         return int(self.process.memory_info().rss)
@@ -59,7 +64,8 @@ def web_process(
         while status(ports[0]) != 200:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
-        yield Web(*ports, psutil.Process(process.pid))
+        token = (Path(environment["PUPITRE_HOME"]) / "ops.token").read_text()
+        yield Web(*ports, psutil.Process(process.pid), token)
     finally:
         process.terminate()
         assert process.wait(30) == 0, log.read_text()
@@ -83,11 +89,11 @@ def request(path: str = "/healthz", *, method: str = "GET", headers: Mapping[str
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def status(port: int, path: str = "/healthz") -> int:
+def status(port: int, path: str = "/healthz", token: str = "none") -> int:
     """The status of one request on a connection of its own; 0 when there is no answer."""
     try:
         with dial(port) as connection:
-            connection.sendall(request(path, headers={"Connection": "close"}))
+            connection.sendall(request(path, headers={"Connection": "close", "Authorization": f"Bearer {token}"}))
             return answer(connection)
     except OSError:
         return 0

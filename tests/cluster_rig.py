@@ -79,7 +79,7 @@ class Broker:
     def __init__(self, settings: Settings, hosts: tuple[str, ...]) -> None:
         self.port = int(settings.nats_url.rsplit(":", 1)[1])
         pki.ensure_certificate(settings, "nats")
-        self._config = write_config(settings, port=self.port, monitor_port=free_port(), hosts=hosts)
+        self._config = write_config(settings, port=self.port, hosts=hosts)
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
 

@@ -154,13 +154,14 @@ class Site:
     screens: Screens
     console_port: int
     users: dict[str, User]
+    ops: Ops = field(default_factory=lambda: Ops("web"))
     _web: asyncio.Task[None] | None = None
 
     async def start_web(self) -> None:
         """The web process, ready to answer."""
-        ops, started = Ops("web"), asyncio.Event()
-        ops.ready = started.set  # type: ignore[method-assign]  # what a supervisor would be told
-        self._web = asyncio.create_task(web.run_web(self.settings, ops))
+        self.ops, started = Ops("web"), asyncio.Event()
+        self.ops.ready = started.set  # type: ignore[method-assign]  # what a supervisor would be told
+        self._web = asyncio.create_task(web.run_web(self.settings, self.ops))
         waiting = asyncio.create_task(started.wait())
         await asyncio.wait({self._web, waiting}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
@@ -178,7 +179,8 @@ class Site:
 
     def client(self, token: str | None = None) -> httpx2.AsyncClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=20, trust_env=False)
+        address = f"http://127.0.0.1:{self.settings.portal_port}"  # not through a proxy
+        return httpx2.AsyncClient(base_url=address, headers=headers, timeout=20, trust_env=False)
 
     async def session(self, name: str, kind: SessionKind) -> str:
         """A session that is written down without signing in, which is slow by design."""

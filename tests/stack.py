@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import psutil
 
+from pupitre.ops_client import ask
 from pupitre.up.ports import free_port
 
 START_LIMIT = 180.0
@@ -70,9 +71,13 @@ class Stack:
 
     def _answers(self) -> bool:
         try:
-            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx2.get(f"{self.url}/healthz", timeout=5).status_code == 200
         except httpx2.HTTPError:
             return False
+
+    def ask(self, name: str, route: str) -> httpx2.Response:
+        """What the process says of itself on its own socket."""
+        return ask(Path(self.processes()[name]["ops"]), route)
 
     def wait_until(self, what: str, condition: Any, seconds: float = 60) -> None:
         """Look until ``condition()`` is true; for what no event tells a test."""

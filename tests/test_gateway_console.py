@@ -19,6 +19,7 @@ from pupitre import pki
 from pupitre.domain import console_link
 from pupitre.domain.console_link import CloseCode
 from pupitre.domain.ticket import Purpose, sign
+from pupitre.ops_client import ask
 from tests.console_rig import BEARER, GREETING, ORIGIN, PICTURE, Rig, console_rig
 
 pytestmark = pytest.mark.anyio
@@ -206,9 +207,13 @@ async def test_pictures_come_from_the_host_and_only_with_a_ticket(rig: Rig) -> N
             answer = await browser.get("/gateway/v1/screenshot/d1", params={"ticket": text}, headers=headers)
             assert answer.status_code == 403
             assert answer.headers["content-type"] == "application/problem+json"
-        for path in ("/healthz", "/readyz", "/metrics", "/gateway/healthz", "/gateway/metrics"):
-            assert (await browser.get(path)).status_code == 200
-        assert "pupitre_consoles_open" in (await browser.get("/metrics")).text
+        for path in ("/healthz", "/gateway/healthz"):
+            assert (await browser.get(path)).text == "ok"
+        for path in ("/readyz", "/metrics", "/gateway/readyz", "/gateway/metrics"):
+            assert (await browser.get(path)).status_code == 404
+    (own,) = (rig.settings.run_dir / "ops").glob("gateway.*.sock")
+    assert "pupitre_consoles_open" in ask(own, "/metrics").text
+    assert ask(own, "/readyz").text == "ready\n"
 
 
 async def test_no_log_holds_a_ticket_or_a_cookie(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:

@@ -295,12 +295,14 @@ async def test_administrators_register_hosts_and_add_users(site: Site) -> None:
         assert "ana" in {user["name"] for user in (await admin.get("/api/v1/users")).json()["items"]}
 
 
-async def test_health_readiness_and_figures(site: Site) -> None:
+async def test_health_is_public_and_figures_are_not(site: Site) -> None:
     async with site.client() as client:
         assert (await client.get("/healthz")).text == "ok"
-        ready = await client.get("/readyz")
-        assert ready.json() == {"ready": True, "checks": {"accounts": "ok", "commands": "ok", "status": "ok"}}
         assert (await client.get("/api/v1/images/tiny")).status_code == 401
+    own = httpx2.ASGITransport(site.ops.app())
+    async with httpx2.AsyncClient(transport=own, base_url="http://ops") as client:
         figures = (await client.get("/metrics")).text
         assert 'method="GET",route="/healthz",status="200"' in figures
         assert 'route="/api/v1/images/{image}",status="401"' in figures
+        assert "pupitre_consoles_open" in figures
+        assert figures.count("# TYPE pupitre_ready ") == 1

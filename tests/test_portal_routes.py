@@ -100,8 +100,6 @@ TABLE = (
     Row("DELETE", "/api/v1/desktops/{desktop}", (401, 202, 404, 404, 404)),
     Row("GET", "/api/openapi.json", PUBLIC),
     Row("GET", "/healthz", PUBLIC),
-    Row("GET", "/readyz", PUBLIC),
-    Row("GET", "/metrics", PUBLIC),
     Row("GET", "/signin", (200, 303, 303, 303, 303), page=True),
     Row("POST", "/signin", (303, 303, 303, 303, 303), form={"name": "other", "password": PASSWORD}, page=True),
     Row("GET", "/", (303, 200, 200, 200, 200), page=True),

@@ -92,7 +92,9 @@ def test_no_secret_is_where_it_has_no_business(talkative: Stack) -> None:
         for process in emulators(desktop):
             said["the emulator's environment"] = json.dumps(process.environ())
         said["the broker's environment"] = json.dumps(psutil.Process(stack.pid("nats")).environ())
-        said["the figures"] = httpx2.get(f"{stack.url}/metrics").text + httpx2.get(f"{stack.url}/gateway/metrics").text
+        said["the figures"] = "".join(
+            stack.ask(name, "/metrics").text for name in ("web", "cluster", "endpoint", "host")
+        )
         said["the status"] = command(stack, "status", "--json") + command(stack, "doctor")
         said["the audit log"] = command(stack, "audit", "--json", "--as", "admin")
     said["the process list"] = witness.close()

@@ -1,7 +1,5 @@
-"""Portal and gateway as processes of their own behind Caddy, with the configuration that we ship."""
+"""Portal and gateway as processes of their own behind Caddy and nginx, with the configurations that we ship."""
 
-import os
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +11,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from pupitre.up.ports import free_port
+from tests.proxies import KINDS, SOURCE, reverse_proxy
 from tests.stack import Stack
-from tests.test_deploy_caddy import CADDY, CADDYFILE, certify
 from tests.whole import Serial, person
 
 pytestmark = pytest.mark.xdist_group("stack")
@@ -31,44 +29,34 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
         assert process.wait(20) in {0, 130, -15}, log.read_text()
 
 
-@pytest.fixture
-def proxied(stack: Stack, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=KINDS)
+def proxied(request: pytest.FixtureRequest, stack: Stack, tmp_path: Path) -> Iterator[str]:
     """The origin of the proxy: this instance's databases and hosts, other web processes."""
-    certify(tmp_path)
     site, portal, gateway = free_port(), free_port(), free_port()
     origin = f"https://localhost:{site}"
     web = {
         **stack.environment,
         "PUPITRE_BEHIND_PROXY": "true",
+        "PUPITRE_TRUSTED_PROXIES": SOURCE,
         "PUPITRE_PUBLIC_ORIGIN": origin,
         "PUPITRE_PORTAL_PORT": str(portal),
         "PUPITRE_GATEWAY_PORT": str(gateway),
-    }
-    caddy = {
-        **os.environ,
-        "XDG_DATA_HOME": str(tmp_path / "caddy"),
-        "XDG_CONFIG_HOME": str(tmp_path / "caddy"),
-        "PUPITRE_SITE": origin,
-        "PUPITRE_HTTP_PORT": str(free_port()),
-        "PUPITRE_TLS": f"{tmp_path / 'site.crt'} {tmp_path / 'site.key'}",
-        "PUPITRE_PORTAL": f"127.0.0.1:{portal}",
-        "PUPITRE_GATEWAY": f"127.0.0.1:{gateway}",
     }
     with ExitStack() as processes:
         for name in ("portal", "gateway"):
             command = [sys.executable, "-m", "pupitre", name]
             processes.enter_context(running(command, web, tmp_path / f"{name}.log"))
-        serve = [str(CADDY), "run", "--config", str(CADDYFILE), "--adapter", "caddyfile"]
-        processes.enter_context(running(serve, caddy, tmp_path / "caddy.log"))
-        trust = ssl.create_default_context(cafile=str(tmp_path / "site.crt"))
+        trust = processes.enter_context(
+            reverse_proxy(request.param, tmp_path / "proxy", port=site, portal=portal, gateway=gateway)
+        )
 
         def answers() -> bool:
             try:
-                pages = httpx2.get(f"{origin}/readyz", verify=trust).status_code
-                consoles = httpx2.get(f"{origin}/gateway/readyz", verify=trust).status_code
+                pages = httpx2.get(f"{origin}/signin", verify=trust).status_code
+                consoles = httpx2.get(f"{origin}/gateway/v1/screenshot/none", verify=trust).status_code
             except httpx2.HTTPError:
                 return False
-            return (pages, consoles) == (200, 200)
+            return (pages, consoles) == (200, 403)
 
         stack.wait_until("portal and gateway answer through the proxy", answers)
         yield origin

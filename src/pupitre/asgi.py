@@ -12,6 +12,7 @@ import http
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,6 +23,7 @@ from pupitre.errors import SetupError
 from pupitre.http_protocol import BoundedHttp, refusal
 from pupitre.limits import LINGER, Limits
 from pupitre.listener import Listener, Slot
+from pupitre.sockets import short
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -46,7 +48,8 @@ class EventServer(uvicorn.Server):
             tls.options |= ssl.OP_NO_RENEGOTIATION
         full = b"" if tls else refusal(http.HTTPStatus.SERVICE_UNAVAILABLE)
         for listening in sockets or ():
-            name = f"port {listening.getsockname()[1]}"
+            where = listening.getsockname()
+            name = f"port {where[1]}" if isinstance(where, tuple) else f"socket {where}"
             accepting = Listener(name, listening, self._limits, self._greet, refusal=full)
             accepting.start()
             self.servers.append(accepting)  # type: ignore[arg-type]  # all uvicorn needs is close() and wait_closed()
@@ -111,3 +114,21 @@ def listen(address: str, port: int, setting: str) -> socket.socket:
             f"{address}:{port} cannot be listened on: {error.strerror}.",
             f"Choose another port with {setting} (PUPITRE_{setting.upper()}).",
         ) from error
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A listening socket that its owner alone may open. Its folder has to be closed to others. Raises `SetupError`."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with short(path.parent) as folder:
+            path.unlink(missing_ok=True)
+            listener.bind(f"{folder}/{path.name}")
+            path.chmod(0o600)
+            listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise SetupError(
+            f"The socket {path} cannot be made: {error.strerror or error}.", "Set PUPITRE_HOME to a folder of your own."
+        ) from error
+    listener.setblocking(False)
+    return listener

@@ -250,7 +250,11 @@ class Settings(BaseSettings):
 
     # Processes
     ops_port: int = Field(
-        0, ge=0, le=65535, description="Port of /healthz, /readyz, /metrics of endpoint, cluster, host."
+        0,
+        ge=0,
+        le=65535,
+        description="Port on the loopback for /healthz, /readyz, /metrics of a process, with the token in ops.token;"
+        " 0: none. `up` gives it to the cluster, the next ones to endpoint, web and hosts.",
     )
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

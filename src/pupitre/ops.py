@@ -1,18 +1,24 @@
 """What every process has in common: its loop, its end, and how it says how it is.
 
 ``/healthz`` answers while the process lives, ``/readyz`` while it can do its work,
-``/metrics`` in Prometheus's text format. Readiness is also told by the sd_notify
-protocol (``NOTIFY_SOCKET``), to systemd as to `pupitre up`.
+``/metrics`` in Prometheus's text format: on a Unix socket that its owner alone may open
+(``run/ops/<process>.<pid>.sock``), and, where ``ops_port`` is set, on the loopback for
+whoever shows the token in ``ops.token``. The loopback alone proves nothing: every user
+of the machine reaches it. Readiness is also told by the sd_notify protocol
+(``NOTIFY_SOCKET``), to systemd as to `pupitre up`.
 """
 
 import asyncio
 import contextlib
 import gc
+import hmac
 import os
+import secrets
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -21,11 +27,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pupitre import config, limits, log
-from pupitre.asgi import listen, serve
+from pupitre.asgi import listen, listen_unix, serve
 from pupitre.config import Settings
 from pupitre.errors import PupitreError, SetupError
+from pupitre.timeouts import timeout
 
 logger = structlog.get_logger(__name__)
 
@@ -34,6 +42,10 @@ DONE = "done"
 
 
 STARTING = "it is starting"
+Check = Callable[[], Awaitable[str | None]]
+"""What is missing, so that "not ready: …" is completed; None when nothing is."""
+CHECK_LIMIT = 1.5
+"""Seconds that a check may take; whoever asks waits for 2."""
 
 
 class Ops:
@@ -45,6 +57,16 @@ class Ops:
         ProcessCollector(registry=self.registry)
         self._ready_gauge = Gauge("pupitre_ready", "1 while the process can do its work", registry=self.registry)
         self._missing: dict[str, str] = {"": STARTING}
+        self._registries = [self.registry]
+        self._checks: list[Check] = []
+
+    def add_registry(self, registry: CollectorRegistry) -> None:
+        """Further metrics of this process, all of other names."""
+        self._registries.append(registry)
+
+    def add_check(self, check: Check) -> None:
+        """What is looked at whenever somebody asks whether the process can do its work."""
+        self._checks.append(check)
 
     def ready(self) -> None:
         self.has("")
@@ -85,13 +107,60 @@ class Ops:
         return PlainTextResponse(f"{self.process} is alive\n")
 
     async def _readyz(self, _request: Request) -> Response:
-        if not self._missing:
+        reasons = list(dict.fromkeys(self._missing.values()))
+        for check in self._checks:
+            if not reasons and (missing := await _within_limit(check)):
+                reasons.append(missing)
+        if not reasons:
             return PlainTextResponse("ready\n")
-        reasons = "; ".join(dict.fromkeys(self._missing.values()))
-        return PlainTextResponse(f"not ready: {reasons}\n", status_code=503)
+        return PlainTextResponse(f"not ready: {'; '.join(reasons)}\n", status_code=503)
 
     async def _metrics(self, _request: Request) -> Response:
-        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+        text = b"".join(generate_latest(registry) for registry in self._registries)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _within_limit(check: Check) -> str | None:
+    try:
+        async with timeout(CHECK_LIMIT):
+            return await check()
+    except TimeoutError:
+        return f"no answer within {CHECK_LIMIT} s"
+
+
+class TokenRequired:
+    """Answers whoever shows the token, and tells nobody else anything."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        shown = dict(scope["headers"]).get(b"authorization", b"")
+        if hmac.compare_digest(shown, self._expected):
+            await self._app(scope, receive, send)
+            return
+        refusal = PlainTextResponse("Show the token in ops.token.\n", 401, {"WWW-Authenticate": "Bearer"})
+        await refusal(scope, receive, send)
+
+
+def ensure_token(home: Path) -> str:
+    """The token in ``ops.token``, which is made if it is missing, for its owner alone. Raises `SetupError`."""
+    path = home / "ops.token"
+    try:
+        if not path.exists():
+            partial = path.with_name(f"ops.token.{os.getpid()}")
+            partial.touch(mode=0o600)
+            partial.write_text(secrets.token_urlsafe(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, path)  # whole or not at all, and of several processes one makes it
+            partial.unlink()
+        token = path.read_text().strip()
+    except OSError as error:
+        raise SetupError(f"{path} cannot be used: {error.strerror}.", "Remove it, or set ops_port = 0.") from error
+    if not token:
+        raise SetupError(f"{path} is empty.", "Remove it: it is made again at the next start.")
+    return token
 
 
 def _settle_down() -> None:
@@ -101,21 +170,40 @@ def _settle_down() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+def socket_path(settings: Settings, process: str) -> Path:
+    """Where this process answers. Sockets of processes that were killed are removed on the way."""
+    folder = settings.run_dir / "ops"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    for path in folder.glob("*.sock"):
+        if not Path(f"/proc/{path.stem.rpartition('.')[2]}").exists():
+            path.unlink(missing_ok=True)
+    return folder / f"{process}.{os.getpid()}.sock"
+
+
 @contextlib.asynccontextmanager
 async def _serving(ops: Ops, settings: Settings) -> AsyncIterator[None]:
-    listener = listen("127.0.0.1", settings.ops_port, "ops_port")
-    host, port = listener.getsockname()[:2]
-    started = asyncio.Event()
-    serving = asyncio.create_task(serve(ops.app(), listener, limits.of_ops(settings), on_started=started.set))
-    await started.wait()
-    notify(f"STATUS=ops http://{host}:{port}")
+    """``/healthz``, ``/readyz`` and ``/metrics``, for as long as the context is open. Raises `SetupError`."""
+    path = socket_path(settings, ops.process)
+    doors: list[tuple[ASGIApp, socket.socket]] = [(ops.app(), listen_unix(path))]
+    serving: list[asyncio.Task[None]] = []
     try:
+        if settings.ops_port:
+            listener = listen("127.0.0.1", settings.ops_port, "ops_port")
+            doors.append((TokenRequired(ops.app(), ensure_token(settings.home)), listener))
+        for app, listener in doors:
+            started = asyncio.Event()
+            serving.append(asyncio.create_task(serve(app, listener, limits.of_ops(settings), on_started=started.set)))
+            await started.wait()
+        notify(f"STATUS=ops {path}")
         yield
     finally:
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-        listener.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        for _, listener in doors:
+            listener.close()
+        path.unlink(missing_ok=True)
 
 
 def notify(message: str) -> None:

@@ -38,6 +38,7 @@ async def run_web(settings: Settings, ops: Ops) -> None:
     credentials.keep("portal")
     credentials.keep("gateway", lambda: gateway.reload())  # noqa: PLW0108 - the gateway is made below
     gateway = Gateway(settings)
+    ops.add_registry(gateway.registry)
     portal_app, gateway_app = create_portal(settings), create_gateway(gateway)
     prepare_process()
     await _run(
@@ -66,6 +67,7 @@ async def run_gateway(settings: Settings, ops: Ops) -> None:
     credentials = Credentials(settings, ops.registry)
     credentials.keep("gateway", lambda: gateway.reload())  # noqa: PLW0108 - the gateway is made below
     gateway = Gateway(settings)
+    ops.add_registry(gateway.registry)
     app = create_app(gateway, alone=True)
     prepare_process()
     await _run(settings, ops, credentials, (app,), app, ws=console_protocol(gateway), setting="gateway_port")
@@ -93,6 +95,7 @@ async def _run(
         await lifespans.enter_async_context(credentials.watching())
         for part in parts:
             await lifespans.enter_async_context(part.router.lifespan_context(part))
+            _watch(part, ops)
             portal = getattr(part.state, "portal", None)
             if portal is not None:
                 rows = (portal.accounts, portal.commands, portal.status)
@@ -107,6 +110,14 @@ async def _run(
             headers=security_headers(settings),
             **tls,
         )
+
+
+def _watch(part: Starlette, ops: Ops) -> None:
+    """A portal can do its work while its databases answer."""
+    portal = getattr(part.state, "portal", None)
+    if portal is not None:
+        ops.add_registry(portal.metrics.registry)
+        ops.add_check(portal.missing)
 
 
 def _end_event_streams(parts: tuple[Starlette, ...]) -> None:

@@ -12,14 +12,15 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from pupitre import pki
 from pupitre.bench.database_servers import DatabaseServer
 from pupitre.bench.history import Violation
 from pupitre.bench.room import BROKER
+from pupitre.config import Settings
 from pupitre.domain.command import RegisterHost
+from pupitre.ops_client import ask
 from pupitre.up.ports import free_port
 from tests.chaos.crowd import Crowd
 from tests.chaos.rig import Rig, pause, repeating, rig
@@ -78,9 +79,11 @@ async def test_nothing_is_lost_doubled_or_untrue(tmp_path: Path, server: Databas
         assert repeater.repeated > 0
 
 
-async def readiness(port: int) -> int:
-    async with httpx2.AsyncClient() as client:
-        return (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code
+async def readiness(settings: Settings) -> int:
+    """Of the web process, on its own socket."""
+    (own,) = (settings.run_dir / "ops").glob("web.*.sock")
+    answer = await asyncio.to_thread(ask, own, "/readyz")
+    return int(answer.status_code)
 
 
 @pytest.mark.parametrize("server", ["postgresql"], indirect=True)
@@ -98,7 +101,7 @@ async def test_what_starts_while_its_database_is_away_waits_for_it(tmp_path: Pat
             for part in others:
                 await part.start(wait=False)
             await web.wait_ready()
-            assert await readiness(port) == 503
+            assert await readiness(room.settings) == 503
             await eventually(lambda: room.tail().count("It has to wait for its database.") >= 6)
             assert not room.ended(), room.tail()
             assert not room.parts["endpoint"].ready.is_set()
@@ -107,6 +110,6 @@ async def test_what_starts_while_its_database_is_away_waits_for_it(tmp_path: Pat
             await asyncio.to_thread(server.start)
         for part in others:
             await part.wait_ready()
-        assert await readiness(port) == 200
+        assert await readiness(room.settings) == 200
         await room.succeed(RegisterHost(name=host, address="127.0.0.1", port=room.console_port(host)))
         assert not await room.settled()

@@ -132,7 +132,7 @@ class Room:
     async def open(self, on_config: Callable[[Path], None] = lambda _: None) -> None:
         """``on_config`` may change the broker's configuration."""
         port = int(self.settings.nats_url.rsplit(":", 1)[1])
-        config = write_config(self.settings, port=port, monitor_port=free_port(), hosts=self.hosts)
+        config = write_config(self.settings, port=port, hosts=self.hosts)
         on_config(config)
         argv = (str(program("nats-server")), "-c", str(config))
         self._part(ChildSpec(BROKER, argv, ready_line=b"Server is ready"))

@@ -12,7 +12,6 @@ import statistics
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -29,6 +28,7 @@ from pupitre.config import DatabaseName, Settings
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.errors import SetupError
+from pupitre.ops_client import ask
 from pupitre.store import migrate
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.cluster_rows import Placed
@@ -202,7 +202,7 @@ def _prepare(settings: Settings, hosts: list[str]) -> None:
     for role in ("nats", "endpoint", "cluster"):
         pki.ensure_certificate(settings, role)
     port = int(settings.nats_url.rsplit(":", 1)[1])
-    write_config(settings, port=port, monitor_port=free_port(), hosts=hosts)
+    write_config(settings, port=port, hosts=hosts)
     settings.run_dir.mkdir(parents=True, exist_ok=True)
 
 
@@ -266,8 +266,8 @@ def _cpu(child: Child) -> float:
 def _rows(children: list[Child]) -> int:
     """Rows of ``status`` that the endpoint has read and written so far."""
     (endpoint,) = (child for child in children if child.spec.name == "endpoint")
-    with urllib.request.urlopen(f"{endpoint.ops}/metrics", timeout=10) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
+    assert endpoint.ops
+    families = text_string_to_metric_families(ask(Path(endpoint.ops), "/metrics").text)
     return int(
         sum(
             sample.value

@@ -68,8 +68,10 @@ def _ask(process: dict[str, Any]) -> tuple[bool, str]:
         return process["state"] in {"ready", "resting"}, ""
     import httpx2
 
+    from pupitre.ops_client import ask
+
     try:
-        answer = httpx2.get(f"{process['ops']}/readyz", timeout=2)
+        answer = ask(Path(process["ops"]), "/readyz")
     except httpx2.TransportError as error:
         return False, f"does not answer ({error})"
     return answer.status_code == 200, answer.text.strip()

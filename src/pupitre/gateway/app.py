@@ -1,12 +1,9 @@
-"""The gateway's HTTP side: pictures of screens, health and figures. Consoles are in `websocket`."""
+"""The gateway's HTTP side: pictures of screens, and a sign of life. Consoles are in `websocket`."""
 
-from collections.abc import Awaitable, Callable
-
-import prometheus_client
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pupitre.domain.ticket import Purpose
@@ -20,7 +17,7 @@ PICTURE_AGE = 5
 
 
 def create_app(gateway: Gateway, *, alone: bool = False) -> Starlette:
-    """The ASGI application. ``alone`` puts health and figures at the root too, as on every process."""
+    """The ASGI application. ``alone`` puts its sign of life at the root too, as on a portal."""
 
     async def screenshot(request: Request) -> Response:
         text = request.query_params.get("ticket", "")
@@ -34,23 +31,13 @@ def create_app(gateway: Gateway, *, alone: bool = False) -> Starlette:
         )
 
     async def healthz(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return PlainTextResponse("ok")
 
-    async def metrics(request: Request) -> Response:
-        return Response(
-            prometheus_client.generate_latest(gateway.registry), media_type=prometheus_client.CONTENT_TYPE_LATEST
-        )
-
-    operations: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
-        ("/healthz", healthz),
-        ("/readyz", healthz),  # what a gateway needs it has loaded before it listens
-        ("/metrics", metrics),
-    ]
     prefixes = ["/gateway", ""] if alone else ["/gateway"]
     app = Starlette(
         routes=[
             Route("/gateway/v1/screenshot/{desktop}", screenshot),
-            *(Route(prefix + path, endpoint) for prefix in prefixes for path, endpoint in operations),
+            *(Route(f"{prefix}/healthz", healthz) for prefix in prefixes),
         ],
         exception_handlers={PupitreError: _refuse, HTTPException: _refuse_route, Exception: _own_fault},
     )

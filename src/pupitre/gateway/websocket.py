@@ -29,8 +29,10 @@ from pupitre.middleware import last_word, refusal_document
 from pupitre.splice import End, join
 
 SUBPROTOCOL = "binary"
-PING_INTERVAL = 20.0
-"""Seconds of silence after which a viewer is asked for a sign of life, and again until it is given up."""
+PING_INTERVAL = 10.0
+"""Seconds after which a viewer is asked for a sign of life: proxies may close what they read nothing from in 15."""
+UNANSWERED = 2
+"""So many signs of life in a row may be missing; then the viewer is given up."""
 MANY = 16
 """Pieces of payload that are written one by one (each costs the TLS link a record), and control frames at once."""
 PACE = 1.0
@@ -68,6 +70,7 @@ class ConsoleWebSocket(End):
         self._owes = False  # not read, since a pong for it waits too, or is made to
         self._pacer: asyncio.TimerHandle | None = None
         self._heard = True
+        self._unanswered = 0
         self._pinger: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -259,7 +262,8 @@ class ConsoleWebSocket(End):
     def _ask(self) -> None:
         """Ping a silent viewer; give up one that stayed silent. One that we do not read cannot be heard."""
         assert self._pinger is not None
-        if not (self._heard or self._held):
+        self._unanswered = 0 if self._heard or self._held else self._unanswered + 1
+        if self._unanswered >= UNANSWERED:
             self._close(CloseCode.VIEWER_GONE, "The viewer did not answer.")
             if self.peer is not None:
                 self.peer.finish()

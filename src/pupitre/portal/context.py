@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 
 from pupitre import pki
 from pupitre.config import Settings
+from pupitre.errors import Unavailable
 from pupitre.origin import ServedHosts
 from pupitre.portal.devices import Devices
 from pupitre.portal.endings import passing_on
@@ -47,6 +48,22 @@ class Portal:
     throttle: Throttle
     devices: Devices
     metrics: Metrics
+
+    async def missing(self) -> str | None:
+        """Why a database does not answer or takes no change; None when all three do what requests need."""
+        try:
+            await self.accounts.user_named("")
+            await self.commands.version()
+            await self.status.version()
+            for rows in (self.accounts, self.commands, self.status):
+                health = rows.database.health
+                if health.reason and health.may_be_tried():
+                    await rows.database.check()
+                if health.reason:
+                    return health.reason
+        except Unavailable as error:
+            return error.reason
+        return None
 
 
 @asynccontextmanager

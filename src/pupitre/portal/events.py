@@ -28,6 +28,8 @@ from pupitre.store.dialect import Listening
 from pupitre.store.status import CHANGED, Status
 from pupitre.workers import until_available
 
+KEEP_ALIVE = 10.0
+"""Seconds of silence after which a stream says that it lives: proxies may close what is silent for 15."""
 MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.015
 """After so many changes at once, for how long each stream gathers its own news, and for how long (s)."""
 LINKS_FRESH = 1.0

@@ -116,7 +116,7 @@ class Child:
 
     @property
     def ops(self) -> str | None:
-        """Where its /healthz, /readyz and /metrics are, once it has said so."""
+        """The Unix socket of its /healthz, /readyz and /metrics, once it has said so."""
         return self.status.removeprefix("ops ") if self.status.startswith("ops ") else None
 
     @property

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,18 +36,27 @@ def runs_broker(settings: Settings) -> bool:
 
 def stages(settings: Settings, shared: dict[str, str]) -> list[list[ChildSpec]]:
     """The children in the order in which they start. ``settings`` already holds what ``shared`` says."""
+    hosts = _hosts(settings, shared)
     found = [
         [
             # They find each other by themselves, in any order; together they start in half the time.
-            ChildSpec("cluster", (*PUPITRE, "cluster"), shared),
-            ChildSpec("endpoint", (*PUPITRE, "endpoint"), shared),
-            *_hosts(settings, shared),
-            ChildSpec("web", (*PUPITRE, "web"), shared, stop_within=5),
+            ChildSpec("cluster", (*PUPITRE, "cluster"), shared | _ops_port(settings, 0)),
+            ChildSpec("endpoint", (*PUPITRE, "endpoint"), shared | _ops_port(settings, 1)),
+            *(
+                replace(spec, environment={**spec.environment, **_ops_port(settings, number)})
+                for number, spec in enumerate(hosts, 3)
+            ),
+            ChildSpec("web", (*PUPITRE, "web"), shared | _ops_port(settings, 2), stop_within=5),
         ],
     ]
     if runs_broker(settings):
         found.insert(0, [_broker(settings, shared)])
     return found
+
+
+def _ops_port(settings: Settings, number: int) -> dict[str, str]:
+    """Each process has a port of its own, the same at every start."""
+    return {"PUPITRE_OPS_PORT": str(settings.ops_port + number)} if settings.ops_port else {}
 
 
 def child_name(settings: Settings, host: OwnHost) -> str:
@@ -77,9 +87,7 @@ def _broker(settings: Settings, shared: dict[str, str]) -> ChildSpec:
     from pupitre.wire.broker import write_config
 
     port = urlsplit(settings.nats_url.split(",")[0].strip()).port or 4222
-    config = write_config(
-        settings, port=port, monitor_port=free_port(), hosts=[host.name for host in own_hosts(settings)]
-    )
+    config = write_config(settings, port=port, hosts=[host.name for host in own_hosts(settings)])
     return ChildSpec(
         "nats",
         (str(program("nats-server")), "-c", str(config)),

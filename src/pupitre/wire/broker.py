@@ -9,10 +9,11 @@ from pupitre.config import Settings
 from pupitre.wire.subjects import Subjects, permissions
 
 
-def write_config(settings: Settings, *, port: int, monitor_port: int, hosts: Sequence[str]) -> Path:
+def write_config(settings: Settings, *, port: int, hosts: Sequence[str]) -> Path:
     """Write ``nats.conf`` under home and return its path. ``hosts`` are the names that may connect.
 
-    Core NATS only: durable truth is in the databases, so nothing is stored here.
+    Core NATS only: durable truth is in the databases, so nothing is stored here. No monitor port: it has no
+    access rule, and shows every user of the machine who is connected and what they subscribe to.
     """
     subjects = Subjects(settings.cluster)
     users = []
@@ -31,7 +32,6 @@ def write_config(settings: Settings, *, port: int, monitor_port: int, hosts: Seq
     certificates = pki.directory(settings, "nats")
     document = {
         "listen": f"127.0.0.1:{port}",
-        "http": f"127.0.0.1:{monitor_port}",
         "server_name": f"pupitre-{settings.cluster}",
         "max_payload": 1_048_576,
         "ping_interval": "10s",

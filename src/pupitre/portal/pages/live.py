@@ -8,7 +8,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pupitre.domain.access import User
 from pupitre.errors import NotFound
 from pupitre.portal.context import portal_of
-from pupitre.portal.events import News
+from pupitre.portal.events import KEEP_ALIVE, News
 from pupitre.portal.hosts import host_called
 from pupitre.portal.pages.desktops import board
 from pupitre.portal.pages.host import host_board
@@ -17,6 +17,7 @@ from pupitre.portal.pages.link import banner
 from pupitre.portal.roles import HostKeeper
 from pupitre.portal.sessions import Caller, SignedIn, caller_of
 from pupitre.portal.views import fragment
+from pupitre.timeouts import timeout
 
 router = APIRouter()
 Pieces = Callable[[News | None], Awaitable[list[ServerSentEvent]]]
@@ -93,7 +94,15 @@ async def _live(request: Request, caller: Caller, pieces: Pieces) -> AsyncIterat
     async with portal_of(request).feed.stream(caller.user) as stream:
         for event in await pieces(None):
             yield event
-        while (news := await stream.next()) is not None and await caller_of(request):
+        while True:
+            try:
+                async with timeout(KEEP_ALIVE):
+                    news = await stream.next()
+            except TimeoutError:
+                yield ServerSentEvent(comment="ping")
+                continue
+            if news is None or not await caller_of(request):
+                return
             for event in await pieces(news):
                 yield event
 

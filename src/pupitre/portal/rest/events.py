@@ -20,15 +20,13 @@ from pupitre.domain.status import Link
 from pupitre.errors import NotFound
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktops_of, latest_of
-from pupitre.portal.events import News
+from pupitre.portal.events import KEEP_ALIVE, News
 from pupitre.portal.hosts import hosts_of
 from pupitre.portal.sessions import Caller, SignedIn, caller_of
 from pupitre.portal.shapes import command_out, desktop_out, host_out, image_out, link_out
 from pupitre.timeouts import timeout
 
 router = APIRouter(tags=["events"])
-PING = 15.0
-"""Seconds of silence until a proxy is shown that the connection is alive."""
 
 
 class EventStream(StreamingResponse):
@@ -52,7 +50,7 @@ async def _told(request: Request, caller: Caller, last_event_id: str | None) -> 
         yield first + format_sse_event(event="ready", data_str="{}", id=str(versions), retry=2000)
         while True:
             try:
-                async with timeout(PING):
+                async with timeout(KEEP_ALIVE):
                     news = await stream.next()
             except TimeoutError:
                 yield KEEPALIVE_COMMENT
