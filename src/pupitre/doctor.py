@@ -21,6 +21,7 @@ from pupitre import authority, pki
 from pupitre.authority import Rotation
 from pupitre.config import Settings
 from pupitre.errors import PupitreError, SetupError, Unavailable
+from pupitre.exposure import mismatches
 from pupitre.host import guest_process, isolation, kvm
 from pupitre.images.programs import DEBIAN_PACKAGE, find
 from pupitre.images.recipes import RECIPES
@@ -158,6 +159,14 @@ def _port(settings: Settings) -> Iterator[Finding]:
         yield Finding("port", False, f"{where} is in use by something else", "PUPITRE_PORTAL_PORT=… pupitre up")
 
 
+def _exposure(settings: Settings) -> Iterator[Finding]:
+    wrong = mismatches(settings)
+    for sentence, remedy in wrong:
+        yield Finding("address", False, sentence, remedy, minor=True)
+    if not wrong:
+        yield Finding("address", True, f"Browsers open {settings.origin}")
+
+
 def _authority(settings: Settings, now: datetime.datetime) -> Iterator[Finding]:
     here = pki.roles_here(settings)
     if not here and not authority.is_here(settings):
@@ -280,6 +289,6 @@ def _network(settings: Settings) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _python, _programs, _libvirt, _kvm, _guests, _memory, _disk, _home, _port, _certificates, _databases, _hosts,
-    _images, _network,
+    _python, _programs, _libvirt, _kvm, _guests, _memory, _disk, _home, _port, _exposure, _certificates, _databases,
+    _hosts, _images, _network,
 )  # fmt: skip

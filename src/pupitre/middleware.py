@@ -4,12 +4,15 @@ import json
 from collections.abc import Iterable
 from http import HTTPStatus
 
+import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pupitre.config import Settings
 from pupitre.origin import ServedHosts
 from pupitre.peer import TrustedProxies
+
+log = structlog.get_logger(__name__)
 
 PROBLEM = "application/problem+json"
 
@@ -80,6 +83,7 @@ class Forwarded:
     def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
         self._app = app
         self._proxies = proxies
+        self._warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = scope.get("client")
@@ -88,6 +92,9 @@ class Forwarded:
             client = self._proxies.client(peer[0], lines)
             if client != peer[0]:
                 scope["client"] = (client, 0)
+            elif lines and self._proxies.expected and not self._warned and not self._proxies.trusts(peer[0]):
+                self._warned = True  # once: whoever likes can send it
+                log.warning("A forwarded address is not read: trusted_proxies does not name its proxy.", proxy=peer[0])
             if self._proxies.trusts(peer[0]):
                 scheme = last_word(_lines(scope, b"x-forwarded-proto")).lower()
                 if scheme in {"http", "https"}:

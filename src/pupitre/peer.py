@@ -67,6 +67,11 @@ class TrustedProxies:
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = tuple(networks)
 
+    @property
+    def expected(self) -> bool:
+        """Whether there is any proxy to trust."""
+        return bool(self._networks)
+
     def trusts(self, address: str) -> bool:
         """Whether a peer at this address is one of the proxies."""
         parsed = parse_address(address)

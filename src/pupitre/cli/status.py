@@ -19,13 +19,19 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def status(as_json: Json = False) -> None:
     """Processes of `pupitre up` on this machine, each with what it says of itself."""
-    record = read_record(config.load().run_dir / "processes.json")
+    from pupitre.exposure import mismatches
+
+    settings = config.load()
+    record = read_record(settings.run_dir / "processes.json")
+    warnings = [f"{sentence} {remedy}" for sentence, remedy in mismatches(settings)]
     with ThreadPoolExecutor() as pool:
         rows = list(pool.map(_row, record.get("processes", [])))
     running = bool(rows)
     well = running and all(row["ready"] for row in rows)
     if as_json:
-        print_json({"running": running, "ready": well, "url": record.get("url"), "processes": rows})
+        print_json(
+            {"running": running, "ready": well, "url": record.get("url"), "processes": rows, "warnings": warnings}
+        )
     elif running:
         print(f"{record['url']}\n")
         columns = {"name": "Process", "pid": "Pid", "state": "State", "for": "For", "restarts": "Restarts",
@@ -33,6 +39,8 @@ def status(as_json: Json = False) -> None:
         print_items(rows, columns, as_json=False, none="")
     else:
         print("Pupitre does not run here. Start it: pupitre up")
+    if warnings and not as_json:
+        print("\n" + "\n".join(f"Warning: {warning}" for warning in warnings))
     raise typer.Exit(0 if well else 1)
 
 
