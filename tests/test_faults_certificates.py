@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import httpx2
 import pytest
 from cryptography.x509 import load_pem_x509_certificate
 from prometheus_client import CollectorRegistry
@@ -27,6 +26,7 @@ from pupitre.authority import Rotation
 from pupitre.config import Settings
 from pupitre.credentials import Credentials
 from pupitre.images.store import ImageStore
+from pupitre.ops_client import ask
 from tests.cluster_rig import eventually
 from tests.stack import Stack
 from tests.whole import Person, person
@@ -118,7 +118,7 @@ def days_left(stack: Stack) -> dict[str, float]:
     found: dict[str, float] = {}
     for process in stack.processes().values():
         if process["ops"]:
-            text = httpx2.get(f"{process['ops']}/metrics").text
+            text = ask(Path(process["ops"]), "/metrics").text
             told = re.findall(r'^pupitre_certificate_days_left\{certificate="(.+)"\} (\S+)$', text, re.MULTILINE)
             assert told, process["name"]
             found |= {name: float(days) for name, days in told}
