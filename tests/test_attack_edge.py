@@ -55,12 +55,12 @@ HEADS = {
 @pytest.mark.parametrize("port", ["web", "ops"])
 @pytest.mark.parametrize("kind", HEADS)
 def test_endless_head_refused_early(web: Web, kind: str, port: str) -> None:
-    """An ops port knows no such address and may say so before the limit is reached; it ends the connection, too."""
+    """An ops port misses its token and may say so before the limit is reached; it ends the connection, too."""
     begin, more, expected = HEADS[kind]
     with dial(web.port if port == "web" else web.ops) as connection:
         connection.sendall(begin)
         push(connection, more, 64 * MIB)
-        assert answer(connection) in ({expected} if port == "web" else {expected, 404})
+        assert answer(connection) in ({expected} if port == "web" else {expected, 401})
         assert is_closed(connection)
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import datetime
-import json
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.wire.broker import write_config
 from pupitre.wire.messages import Done, Refused
 from pupitre.wire.subjects import Subjects, inbox
-from tests.cluster_rig import Room, room
+from tests.cluster_rig import room
 from tests.hostile_host import hostile_host
 
 pytestmark = [pytest.mark.anyio, pytest.mark.attack]
@@ -122,18 +121,12 @@ async def test_revoked_host_is_cut_off_at_once(tmp_path: Path) -> None:
 
             host.client._disconnected_cb = gone
             port = int(here.settings.nats_url.rsplit(":", 1)[1])
-            write_config(here.settings, port=port, monitor_port=monitor_port(here), hosts=("host-1",))
+            write_config(here.settings, port=port, hosts=("host-1",))
             here.broker.reload()
             async with asyncio.timeout(10):
                 await closed.wait()
             assert await is_refused(here.settings, forged(here.settings, tmp_path / "forged", BAD))
             await here.running()
-
-
-def monitor_port(here: Room) -> int:
-    """The one that it has: nats-server takes no other while it runs."""
-    document = json.loads((here.settings.home / "nats.conf").read_text())
-    return int(document["http"].rsplit(":", 1)[1])
 
 
 async def test_foreign_names_and_guests_are_out_of_reach(tmp_path: Path) -> None:
