@@ -1,12 +1,18 @@
 """The audit log: what is in it, how it is found again, and what cannot get in."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Executable, text
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from pupitre.domain.command import BootDesktop, Command, CommandEvent, CommandState, Fault
 from pupitre.errors import TooEarly
-from pupitre.store.audit import MAX_DETAIL, Act, AuditEntry, AuditLog
+from pupitre.store.audit import APPEND, FIRST_PART, MAX_DETAIL, Act, AuditEntry, AuditLog, Wanted, audit_values
+from pupitre.store.engine import Database
+from pupitre.store.statement import Result, Values
 from tests import databases
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
@@ -106,3 +112,72 @@ async def test_a_command_has_its_wish_its_outcome_and_a_late_one_in_the_log_and_
     assert {(entry.command, entry.actor, entry.actor_name, entry.action, entry.subject) for entry in found} == {
         (first.id, ANA, "ana", "boot_desktop", order.desktop)
     }
+
+
+async def test_a_long_log_is_looked_through_in_parts(tmp_path: Path) -> None:
+    """Each look ends within its budget and says where; together they find what one search would."""
+    async with databases.database(tmp_path, "commands") as database:
+        log = AuditLog(database)
+        needle = entry(0, detail="the needle")
+        hay = [entry(at, detail="hay") for at in range(1, 3 * FIRST_PART)]
+        async with database.write() as connection:
+            await connection.execute(APPEND, [audit_values(one) for one in (needle, *hay)])
+        found, before, looks = [], None, 0
+        while True:
+            part = await log.look(Wanted(text="needle"), limit=10, before=before)
+            found += part.entries
+            looks += 1
+            if part.reached is None:
+                break
+            assert before is None or part.reached < before
+            before = part.reached
+        assert found == [needle]
+        full = await log.look(Wanted(text="hay"), limit=10)
+        assert full.entries == hay[:-11:-1]
+        assert full.reached == hay[-10].id
+        assert await log.search(text="needle") == [needle]
+        assert await log.search(text="hay", since=5, until=8) == [hay[6], hay[5], hay[4]]
+        assert await log.search(since=10**6) == []
+
+
+async def test_every_look_into_the_log_uses_an_index(tmp_path: Path, each_database: str) -> None:
+    """First page, one part of a search, an id, the ends of a time: none reads the whole table."""
+    ident = "0190aaaa-0000-7000-8000-00000000000d"
+    async with databases.closing(Noting(databases.url(tmp_path, "commands"), bells=tmp_path / "bells")) as database:
+        assert isinstance(database, Noting)
+        log = AuditLog(database)
+        async with database.write() as connection:
+            await connection.execute(APPEND, [audit_values(entry(at, subject=str(at))) for at in range(FIRST_PART)])
+        for wanted in (Wanted(), Wanted(text="nothing"), Wanted(text=ident), Wanted(actor="ana", since=5, until=9)):
+            await log.look(wanted, limit=10)
+        plans = [await plan(database, statement) for statement in list(database.asked)]
+    assert len(plans) >= 8
+    for words in plans:
+        assert re.search(USES_INDEX[each_database], words), words
+        assert not re.search(READS_ALL[each_database], words), words
+
+
+USES_INDEX = {"sqlite": "USING (COVERING )?INDEX", "postgresql": "Index", "mariadb": "PRIMARY|ix_audit|optimized away"}
+READS_ALL = {"sqlite": "SCAN audit(?! USING)", "postgresql": "Seq Scan", "mariadb": r"\bALL\b"}
+
+
+class Noting(Database):
+    """It also keeps what it was asked."""
+
+    def __init__(self, url: str, *, bells: Path) -> None:
+        super().__init__(url, bells=bells)
+        self.asked: list[Any] = []
+
+    async def select(self, statement: Executable, values: Values | None = None) -> Result:
+        self.asked.append(statement)
+        return await super().select(statement, values)
+
+
+async def plan(database: Database, statement: Any) -> str:
+    """How the database would answer, in its words."""
+    kind = database.kind
+    dialects: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql, "mariadb": mysql}
+    compiled = statement.compile(dialect=dialects[kind].dialect(), compile_kwargs={"literal_binds": True})
+    said = str(compiled).replace("%%", "%").replace("%", "%%" if kind == "mariadb" else "%").replace(":", r"\:")
+    explain = "EXPLAIN QUERY PLAN " if kind == "sqlite" else "EXPLAIN "
+    return "\n".join(str(tuple(row)) for row in await database.select(text(explain + said)))

@@ -247,6 +247,14 @@ class Settings(BaseSettings):
     database_poll: float = Field(
         0.5, ge=0.02, description="Longest pause between two looks for news on MariaDB, which cannot wake anyone."
     )
+    audit_days: float = Field(
+        365,
+        ge=1,
+        description="Days after which `pupitre db prune`, which `up` runs daily, takes lines of the audit log.",
+    )
+    command_days: float = Field(
+        90, ge=1, description="The same for commands, from their end. They are what a user's list of commands shows."
+    )
 
     # Processes
     ops_port: int = Field(

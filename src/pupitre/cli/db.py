@@ -10,6 +10,8 @@ import typer
 from pupitre import config
 from pupitre.cli.output import Json, print_json
 
+DAY_MS = 24 * 3600 * 1000
+
 app = typer.Typer(add_completion=False, help="Create and upgrade the databases.", no_args_is_help=True)
 
 Url = Annotated[
@@ -42,6 +44,37 @@ def create(
 def upgrade(as_json: Json = False) -> None:
     """Bring every database to the newest layout."""
     _bring_up_to_date(as_json, [], [])
+
+
+@app.command()
+def prune(as_json: Json = False) -> None:
+    """Take away lines of the audit log after audit_days, and ended commands after command_days.
+
+    It needs the owner's addresses of the databases; where `pupitre up` runs, it is done daily.
+    """
+    from pupitre.clock import now_ms
+    from pupitre.store.engine import open_database
+    from pupitre.store.prune import Pruned
+    from pupitre.store.prune import prune as prune_database
+
+    settings, now = config.load(), now_ms()
+
+    async def pruned() -> Pruned:
+        database = open_database(settings, "owner", "commands")
+        try:
+            return await prune_database(
+                database,
+                audit_before=now - int(settings.audit_days * DAY_MS),
+                commands_before=now - int(settings.command_days * DAY_MS),
+            )
+        finally:
+            await database.close()
+
+    gone = asyncio.run(pruned())
+    if as_json:
+        print_json({"audit": gone.audit, "commands": gone.commands})
+    else:
+        print(f"Taken away: {gone.audit} lines of the audit log, {gone.commands} commands.")
 
 
 def _provision(url: str, prefix: str, new_passwords: bool) -> tuple[list[str], list[str]]:

@@ -6,11 +6,13 @@ before it gets here: a name of a megabyte or with line breaks in it is no way to
 fill a disk or to forge a line.
 """
 
+import asyncio
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import uuid_utils
-from sqlalchemy import insert, or_, select
+from sqlalchemy import ColumnElement, func, insert, or_, select
 
 from pupitre.store.engine import Database
 from pupitre.store.rows import AnyRow
@@ -21,6 +23,15 @@ CLUSTER = "cluster"
 NOBODY = ""
 """The actor of what somebody tried who is not known."""
 MAX_DETAIL = 1000
+BUDGET = 0.12
+"""Seconds of one look into the log."""
+FIRST_PART = 2000
+"""Lines of the first part that is looked through; the next ones grow."""
+SKEW = 3600 * 1000
+"""Milliseconds by which the clocks of two machines that write the log may differ without anything being missed."""
+_AFTER = "~"
+"""Sorts after everything that an id is made of."""
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Act(StrEnum):
@@ -93,6 +104,48 @@ def bounded(text: str, length: int) -> str:
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in cut)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """``text`` is looked for in names, subjects, details, outcomes and addresses; ``actor`` is a user's name or id.
+
+    ``since`` is included and ``until`` is not (Unix ms). Of a ``text`` that is an id, what is about it is found.
+    """
+
+    text: str = ""
+    actor: str = ""
+    action: str = ""
+    outcome: str = ""
+    since: int | None = None
+    until: int | None = None
+
+    @property
+    def is_id(self) -> bool:
+        return bool(_ID.fullmatch(self.text))
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """All but that on the text."""
+        found: list[ColumnElement[bool]] = []
+        if self.actor:
+            found.append(or_(audit.c.actor == self.actor, audit.c.actor_name == bounded(self.actor, 64)))
+        if self.action:
+            found.append(audit.c.action == self.action)
+        if self.outcome:
+            found.append(audit.c.outcome == self.outcome)
+        if self.since is not None:
+            found.append(audit.c.at >= self.since)
+        if self.until is not None:
+            found.append(audit.c.at < self.until)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``reached`` is how far back was looked, for the next look; None at the end of the log."""
+
+    entries: list[AuditEntry]
+    reached: str | None
+
+
 class AuditLog:
     def __init__(self, database: Database) -> None:
         """``database`` is the database ``commands``."""
@@ -116,32 +169,92 @@ class AuditLog:
         limit: int = 100,
         before: str | None = None,
     ) -> list[AuditEntry]:
-        """The newest first. ``before`` is the id of the last one already seen.
+        """The newest first, however long it takes. ``before`` is the id of the last one already seen."""
+        wanted = Wanted(text, actor, action, outcome, since, until)
+        entries: list[AuditEntry] = []
+        while True:
+            found = await self.look(wanted, limit=limit - len(entries), before=before)
+            entries += found.entries
+            before = found.reached
+            if before is None or len(entries) == limit:
+                return entries
 
-        ``text`` is looked for in names, subjects, details, outcomes and addresses; ``actor`` is a user's name or id;
-        ``since`` is included and ``until`` is not (Unix ms).
+    async def look(self, wanted: Wanted, *, limit: int, before: str | None = None) -> Found:
+        """The newest first, as far back as `BUDGET` reaches. ``before`` is where the look before has come to.
+
+        A log of millions is looked through part by part, so that no question takes more than a moment of the
+        database; an id is found at once, by an index.
         """
-        query = select(audit)
-        if text:
-            places = (audit.c.actor_name, audit.c.subject, audit.c.detail, audit.c.outcome, audit.c.origin)
-            query = query.where(
-                or_(audit.c.command == text, *(place.icontains(text, autoescape=True) for place in places))
-            )
-        if actor:
-            query = query.where(or_(audit.c.actor == actor, audit.c.actor_name == bounded(actor, 64)))
-        if action:
-            query = query.where(audit.c.action == action)
-        if outcome:
-            query = query.where(audit.c.outcome == outcome)
-        if since is not None:
-            query = query.where(audit.c.at >= since)
-        if until is not None:
-            query = query.where(audit.c.at < until)
-        if before is not None:
+        conditions = wanted.conditions()
+        if wanted.is_id:
+            conditions.append(or_(audit.c.command == wanted.text, audit.c.subject == wanted.text))
+            return await self._last_look(conditions, limit, before)
+        if wanted.text:
+            conditions.append(_holds(wanted.text))
+        if not conditions:
+            return await self._last_look(conditions, limit, before)
+        top, bottom = await self._ends(wanted)
+        if top == "" or bottom == "":
+            return Found([], None)
+        if top is not None:
+            conditions.append(audit.c.id <= top)
+            if before is None or before > top:
+                before = f"{top}{_AFTER}"
+        return await self._look_back(conditions, limit, before, bottom)
+
+    async def _look_back(
+        self, conditions: list[ColumnElement[bool]], limit: int, before: str | None, bottom: str | None
+    ) -> Found:
+        loop = asyncio.get_running_loop()
+        end, rows, entries = loop.time() + BUDGET, FIRST_PART, list[AuditEntry]()
+        while True:
+            begun = loop.time()
+            part = [audit.c.id < before] if before else []
+            step = select(audit.c.id).where(*part).order_by(audit.c.id.desc()).offset(rows).limit(1)
+            floor = (await self.database.select(step)).scalar()
+            is_last = floor is None or (bottom is not None and floor < bottom)
+            if not is_last:
+                part.append(audit.c.id >= floor)
+            query = select(audit).where(*part, *conditions).order_by(audit.c.id.desc())
+            found = await self.database.select(query.limit(limit - len(entries) + 1))
+            entries += [_entry(row) for row in found]
+            if len(entries) > limit:
+                return Found(entries[:limit], entries[limit - 1].id)
+            if is_last:
+                return Found(entries, None)
+            before = str(floor)
+            took = loop.time() - begun
+            if loop.time() + took > end:
+                return Found(entries, before)
+            rows = rows * 2 if took < BUDGET / 4 else rows
+
+    async def _last_look(self, conditions: list[ColumnElement[bool]], limit: int, before: str | None) -> Found:
+        query = select(audit).where(*conditions)
+        if before:
             query = query.where(audit.c.id < before)
-        async with self.database.read() as connection:
-            rows = await connection.execute(query.order_by(audit.c.id.desc()).limit(limit))
-        return [_entry(row) for row in rows]
+        rows = await self.database.select(query.order_by(audit.c.id.desc()).limit(limit + 1))
+        entries = [_entry(row) for row in rows[:limit]]
+        return Found(entries, entries[-1].id if len(rows) > limit else None)
+
+    async def _ends(self, wanted: Wanted) -> tuple[str | None, str | None]:
+        """Between which ids the wanted times lie, "" for nowhere: ids and times follow each other within `SKEW`."""
+        top: str | None = None
+        bottom: str | None = None
+        at = audit.c.at
+        if wanted.until is not None:
+            last = (await self.database.select(select(func.max(at)).where(at < wanted.until))).scalar()
+            near = select(func.max(audit.c.id)).where(at < wanted.until, at >= (last or 0) - SKEW)
+            top = "" if last is None else str((await self.database.select(near)).scalar())
+        if wanted.since is not None:
+            first = (await self.database.select(select(func.min(at)).where(at >= wanted.since))).scalar()
+            near = select(func.min(audit.c.id)).where(at >= wanted.since, at <= (first or 0) + SKEW)
+            bottom = "" if first is None else str((await self.database.select(near)).scalar())
+        return top, bottom
+
+
+def _holds(text: str) -> ColumnElement[bool]:
+    places = (audit.c.actor_name, audit.c.subject, audit.c.detail, audit.c.outcome, audit.c.origin)
+    return or_(audit.c.command == text, *(place.icontains(text, autoescape=True) for place in places))
 
 
 def _entry(row: AnyRow) -> AuditEntry:

@@ -122,7 +122,7 @@ gates = Table(
 # The endpoint has yet to tell the cluster, which tells the hosts.
 commands_ended = _ended_sign_ins(commands_db)
 
-# Who asked for what, and what came of it. Rows are added, and never changed or removed.
+# Who asked for what, and what came of it. Rows are added and never changed; their owner alone removes old ones.
 audit = Table(
     "audit",
     commands_db,
@@ -134,7 +134,7 @@ audit = Table(
     # The address that the request came from; empty for what no request asked for.
     Column("origin", String(64), nullable=False),
     Column("action", String(32), nullable=False),
-    Column("subject", String(255), nullable=False),
+    Column("subject", String(255), nullable=False, index=True),
     Column("command", _ID, index=True),
     # Empty for a command that was asked for; its outcome is a row of its own.
     Column("outcome", String(64), nullable=False),

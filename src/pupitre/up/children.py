@@ -123,6 +123,12 @@ def renewal(shared: dict[str, str]) -> ChildSpec:
     return ChildSpec("renewal", (sys.executable, "-m", "pupitre.up.renewal"), shared)
 
 
+def pruning(settings: Settings) -> ChildSpec:
+    """Takes away what the databases have kept long enough, last in line for processor and disk."""
+    gently = ("nice", "-n", "19", "ionice", "-c", "3")
+    return ChildSpec("prune", (*gently, *PUPITRE, "db", "prune"), {"PUPITRE_HOME": str(settings.home)}, stop_within=10)
+
+
 def registration(shared: dict[str, str], hosts: list[ChildSpec]) -> ChildSpec:
     """Registers ``hosts``, each with its console port."""
     where = [f"{spec.environment['PUPITRE_HOST_NAME']}:{spec.environment['PUPITRE_CONSOLE_PORT']}" for spec in hosts]

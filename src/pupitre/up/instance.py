@@ -48,6 +48,10 @@ def up(settings: Settings, *, as_json: bool = False) -> None:
             asyncio.run(Instance(config.load(), shared, cards, as_json=as_json).run())
 
 
+FIRST_PRUNE, PRUNE_EVERY = 600.0, 24 * 3600.0
+"""Seconds from the start until the databases are pruned, and from one time to the next."""
+
+
 class Instance:
     """One run of `up`."""
 
@@ -65,6 +69,7 @@ class Instance:
         self._supervisor: Supervisor | None = None
         self._builder: Child | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._pruning: asyncio.Task[None] | None = None
         self._listening: asyncio.DatagramTransport | None = None
 
     async def run(self) -> None:
@@ -96,6 +101,7 @@ class Instance:
                 self._settings, renew=self._renew_certificate, reload=lambda: supervisor.reload("nats")
             )
             self._renewing = asyncio.create_task(certificate.keep(), name="broker certificate")
+        self._pruning = asyncio.create_task(self._prune_daily(), name="prune")
         self._greet()
         if self._settings.demo_images:
             self._builder = await self._start_child(children.image_builder(self._settings, SECOND_IMAGE))
@@ -155,6 +161,18 @@ class Instance:
             child.kill()
             raise
 
+    async def _prune_daily(self) -> None:
+        pause = FIRST_PRUNE
+        while True:
+            await asyncio.sleep(pause)
+            child = await self._start_child(children.pruning(self._settings))
+            try:
+                await child.ended()  # what it could not do it has said, and it is tried again
+            except asyncio.CancelledError:
+                child.kill()
+                raise
+            pause = PRUNE_EVERY
+
     def _wake(self, mac: str) -> None:
         """Somebody switches a machine on."""
         for host in own_hosts(self._settings):
@@ -187,9 +205,10 @@ class Instance:
     async def _end(self) -> None:
         if self._listening:
             self._listening.close()
-        if self._renewing:
-            self._renewing.cancel()
-            await asyncio.wait({self._renewing})
+        for task in (self._renewing, self._pruning):
+            if task:
+                task.cancel()
+                await asyncio.wait({task})
         if self._builder:
             await self._builder.stop(self._builder.spec.stop_within)
         if self._supervisor:

@@ -13,6 +13,7 @@ from pupitre.portal.context import portal_of
 from pupitre.portal.roles import Auditor
 from pupitre.portal.views import render
 from pupitre.portal.words import ACTION_WORDS, OUTCOME_WORDS
+from pupitre.store.audit import Wanted
 
 router = APIRouter()
 PAGE = 50
@@ -51,21 +52,20 @@ async def audit(request: Request, _caller: Auditor, search: Annotated[Search, Qu
             times[name] = _unix_ms(getattr(search, name), zone)
         except ValueError:
             times[name], errors[name] = None, _WRONG_TIME
-    found = await portal_of(request).audit.search(
-        text=search.text.strip(),
-        actor=canonical(search.user) or search.user.strip(),
-        action=search.action,
-        outcome=search.outcome,
-        since=times["since"],
-        until=times["until"],
-        limit=PAGE + 1,
-        before=search.before or None,
+    wanted = Wanted(
+        search.text.strip(),
+        canonical(search.user) or search.user.strip(),
+        search.action,
+        search.outcome,
+        times["since"],
+        times["until"],
     )
+    found = await portal_of(request).audit.look(wanted, limit=PAGE, before=search.before or None)
     context = {
         "search": search,
         "errors": errors,
-        "entries": found[:PAGE],
-        "older": search.query(before=found[PAGE - 1].id) if len(found) > PAGE else None,
+        "entries": found.entries,
+        "older": search.query(before=found.reached) if found.reached else None,
         "newest": search.query(before=""),
         "actions": ACTION_WORDS,
         "outcomes": OUTCOME_WORDS,

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Query, Request
 
 from pupitre.domain.username import canonical
 from pupitre.portal.context import portal_of
-from pupitre.portal.rest.paging import After, Limit, page
+from pupitre.portal.rest.paging import After, Limit
 from pupitre.portal.roles import Auditor
 from pupitre.portal.shapes import AuditOut, Page, audit_out
+from pupitre.store.audit import Wanted
 
 router = APIRouter(tags=["audit"])
 
@@ -31,18 +32,13 @@ async def entries(
     limit: Limit = 100,
     after: After = None,
 ) -> Page[AuditOut]:
-    """The newest first. ``user`` is a name or an id; ``since`` is included, ``until`` is not."""
-    found = await portal_of(request).audit.search(
-        text=text,
-        actor=canonical(user) or user,
-        action=action,
-        outcome=outcome,
-        since=_unix_ms(since),
-        until=_unix_ms(until),
-        limit=limit + 1,
-        before=after,
-    )
-    return page(found, audit_out, lambda entry: entry.id, limit, None)
+    """The newest first. A long log is looked through in parts: a page may be short or empty, and yet have a ``next``.
+
+    ``user`` is a name or an id; ``since`` is included, ``until`` is not.
+    """
+    wanted = Wanted(text, canonical(user) or user, action, outcome, _unix_ms(since), _unix_ms(until))
+    found = await portal_of(request).audit.look(wanted, limit=limit, before=after)
+    return Page(items=[audit_out(entry) for entry in found.entries], next=found.reached)
 
 
 def _unix_ms(moment: datetime | None) -> int | None:
