@@ -15,6 +15,7 @@ from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
 from pupitre.domain.signed_manifest import SignedManifest, sign
 from pupitre.host.simulated import Behaviour, SimulatedHypervisor
 from pupitre.images.manifest import Manifest
+from pupitre.images.recipes import recipe
 from pupitre.images.signatures import ensure_signed, publisher, read_signed
 from pupitre.images.store import ImageStore
 from pupitre.wire.messages import Done
@@ -187,6 +188,14 @@ async def test_images_of_earlier_versions_are_signed_on_sight(tmp_path: Path) ->
         here.hosts[0].agent.report_all()
         await host_where_warned(here, "host-1")
         await here.running()
+
+
+def test_build_signs_what_an_earlier_version_built(tmp_path: Path, images: ImageStore) -> None:
+    store = ImageStore(tmp_path / "images")
+    shutil.copytree(images.root, store.root, symlinks=True)
+    shutil.rmtree(store.root / "signatures", ignore_errors=True)
+    recipe("tiny").build(store)
+    assert read_signed(store.root, "tiny") is not None
 
 
 def test_the_private_key_is_not_in_what_is_copied(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pupitre.errors import ImageFault, NotFound, SetupError
 from pupitre.images.manifest import Manifest
 from pupitre.images.programs import require
 from pupitre.images.progress import Progress, part, silent
+from pupitre.images.signatures import ensure_signed
 from pupitre.images.store import Build, ImageStore
 
 SHARED = ("debian.py", "initramfs.py", "../cpio.py", "../modules.py")
@@ -55,8 +56,12 @@ class Recipe:
             return False
 
     def build(self, store: ImageStore, progress: Progress = silent) -> Manifest:
-        """The image, made unless it is there. Raises `SetupError`, `ImageFault`."""
+        """The image, made unless it is there; one that an earlier version made is signed now.
+
+        Raises `SetupError`, `ImageFault`.
+        """
         if self.is_built(store):
+            ensure_signed(store.root, [self.id])
             return store.manifest(self.id)
         with store.build(self.id, self.name, self.description) as build:
             if self.is_built(store):  # another builder was faster
