@@ -224,9 +224,10 @@ class AuditLog:
                 return Found(entries, None)
             before = str(floor)
             took = loop.time() - begun
-            if loop.time() + took > end:
+            growth = 2 if took < BUDGET / 8 else 1
+            if loop.time() + took * growth > end:
                 return Found(entries, before)
-            rows = rows * 2 if took < BUDGET / 4 else rows
+            rows *= growth
 
     async def _last_look(self, conditions: list[ColumnElement[bool]], limit: int, before: str | None) -> Found:
         query = select(audit).where(*conditions)
