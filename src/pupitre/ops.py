@@ -80,6 +80,7 @@ class Ops:
         reason = self._missing.pop(part, None)
         if reason == STARTING:
             _settle_down()  # once: whatever is frozen is never collected
+            notify("READY=1")  # it has started, whatever it lacks: a portal answers 503 while its database is away
         if reason is not None and not self._missing:
             self._ready_gauge.set(1)
             notify("READY=1")
