@@ -1,5 +1,6 @@
 """Fixtures of many tests."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left := leftovers.end(os.environ[leftovers.MARK]):
         print("\nThe tests left processes behind:", *left, sep="\n  ")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The links in /tmp to the folders of hosts (`pupitre.host.isolation`) go with the folders."""
+    yield
+    base = tmp_path_factory.getbasetemp()
+    for link in Path("/tmp").glob(f"pupitre-{os.geteuid()}-*"):
+        with contextlib.suppress(OSError):
+            if link.readlink().is_relative_to(base):
+                link.unlink()
 
 
 @pytest.fixture

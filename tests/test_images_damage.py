@@ -17,6 +17,7 @@ from pupitre.errors import Conflict, ImageFault, SetupError
 from pupitre.images.importer import import_image
 from pupitre.images.store import ImageStore
 from tests.image_command import create, image, reason, said
+from tests.other_users import let_through
 
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
 MOUNTS = ["unshare", "--mount", "--map-root-user"]
@@ -156,8 +157,8 @@ def test_folder_of_the_store_that_is_a_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root can")
 def test_store_nobody_may_use_is_one_sentence(tmp_path: Path) -> None:
     two(tmp_path)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    let_through(tmp_path)
+    tmp_path.chmod(0o755)
     import_ = ["import", tmp_path / "good.img", "--id", "x"]
     for arguments in (import_, ["remove", "good"]):
         sentence = reason(image(tmp_path, *arguments, before=AS_NOBODY))

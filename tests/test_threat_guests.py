@@ -1,6 +1,7 @@
 """Threats 5, 11, 19 and 22 on real guests: what QEMU may do, what its disk holds, what it costs when it hangs."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -44,7 +45,8 @@ async def host() -> AsyncIterator[Hypervisor]:
 
 def emulator(of: Guest) -> psutil.Process:
     def is_its(process: psutil.Process) -> bool:
-        return process.name().startswith("qemu-system") and of.desktop in " ".join(process.cmdline())
+        # One that has ended and was not reaped yet has no command line.
+        return process.info["name"].startswith("qemu-system") and of.desktop in " ".join(process.info["cmdline"] or ())
 
     (found,) = filter(is_its, psutil.process_iter(["name", "cmdline"]))
     return found
@@ -170,11 +172,11 @@ async def test_frozen_emulator_delays_no_other_and_is_removed(host: Hypervisor) 
             await host.ensure_gone(frozen.desktop)
             assert await host.guests() == {}
     finally:
-        if stopped.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             stopped.send_signal(signal.SIGCONT)
         answers = await asyncio.gather(*asking, return_exceptions=True)
     assert all(answer is None or isinstance(answer, PupitreError | bytes) for answer in answers), answers
-    assert not psutil.pid_exists(stopped.pid)
+    await asyncio.to_thread(stopped.wait, 10)
 
 
 HOSTILE = (

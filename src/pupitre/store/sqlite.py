@@ -7,6 +7,7 @@ connection has a thread of its own, so that the disk never holds up the event lo
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +31,20 @@ WAIT = 10.0
 GOOD_BYE = 2.0
 """Seconds that closing a file may take."""
 _OF_NO_USE = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB})
-"""What says that the file behind a connection is another one by now, or cannot be used (the low byte of its code)."""
+"""Primary result codes of a file that is another one by now, or that cannot be used."""
+_NOT_WRITTEN = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_FSYNC,
+        sqlite3.SQLITE_IOERR_DIR_FSYNC,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+    }
+)
+"""Extended result codes of a disk that does not take a change.
+
+Such a connection stays: only it knows that the end of the log does not count. Once the last connection is closed,
+the next one reads the log anew and would take a change whose sync failed for one that is on disk.
+"""
 
 
 class Moved(sqlite3.OperationalError):
@@ -75,7 +89,7 @@ class Sqlite:
         if self._read_only:
             connection.execute("PRAGMA query_only = ON")
         else:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
         return connection, file
 
@@ -89,7 +103,7 @@ class Sqlite:
         return isinstance(error, sqlite3.Error | OverflowError | UnicodeEncodeError | OSError)
 
     def ends_sessions(self, error: Exception) -> bool:
-        return isinstance(error, Moved) or _code(error) in _OF_NO_USE
+        return isinstance(error, Moved) or _is_of_no_use(error)
 
     def announced(self, topics: Sequence[str]) -> None:
         for topic in topics:
@@ -127,8 +141,27 @@ class _Turn:
 
 
 def _code(error: Exception) -> int:
-    """SQLite's primary result code, 0 of none."""
-    return int(getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    """SQLite's extended result code, 0 of none. Its low byte is the primary one."""
+    return int(getattr(error, "sqlite_errorcode", None) or 0)
+
+
+def _is_of_no_use(error: Exception) -> bool:
+    code = _code(error)
+    return code & 0xFF in _OF_NO_USE and code not in _NOT_WRITTEN
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Write ahead. Connections that change a file to it at the same moment refuse each other without SQLite's wait."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if _code(error) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _file(path: Path) -> tuple[int, int] | None:
@@ -165,7 +198,7 @@ class SqliteConnection:
             with self._deadline:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except (sqlite3.Error, OSError) as error:
-            self._is_broken |= isinstance(error, OSError | Moved) or _code(error) in _OF_NO_USE
+            self._is_broken |= isinstance(error, OSError | Moved) or _is_of_no_use(error)
             raise
 
     def _interrupt(self) -> None:
