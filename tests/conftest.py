@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
 
 from pupitre import config
@@ -14,6 +15,10 @@ from pupitre.images.store import ImageStore
 from tests import database_servers, leftovers
 from tests.database_servers import Provisioned, Servers
 from tests.stack import Stack
+
+# How long it takes to make an input says how busy this machine is, and nothing of what is tested.
+settings.register_profile("busy machine", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("busy machine")
 
 CHROMIUM = [
     "--no-sandbox",

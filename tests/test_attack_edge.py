@@ -141,6 +141,18 @@ def test_unknown_upgrade_answered_then_closed(web: Web) -> None:
 # Time: what does not come
 
 
+def test_refusal_has_security_headers(web: Web) -> None:
+    """What no application sees is answered like everything else."""
+    with dial(web.port) as connection:
+        connection.sendall(b"no request\r\n\r\n")
+        got = b""
+        while part := connection.recv(4096):
+            got += part
+    assert got.startswith(b"HTTP/1.1 400 ")
+    for name in (b"content-security-policy: ", b"x-frame-options: DENY", b"x-content-type-options: nosniff"):
+        assert got.lower().count(name.lower()) == 1
+
+
 def test_half_head_answered_408(web: Web) -> None:
     with dial(web.port) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")

@@ -62,7 +62,7 @@ from pupitre.wire.messages import (
     decode,
     encode,
 )
-from pupitre.wire.salvage import LeftOut
+from pupitre.wire.salvage import MOST_FAULTS, LeftOut
 
 GOLDEN = Path(__file__).parent / "golden"
 DESKTOP_ID = "0190aaaa-0000-7000-8000-0000000000d1"
@@ -267,3 +267,17 @@ def _never_anything_worse(data: bytes) -> None:
 def test_rows_know_whether_there_are_any() -> None:
     assert not Rows()
     assert replace(Rows(), hosts=ROWS.hosts)
+
+
+def test_faulty_items_are_looked_at_only_up_to_a_bound() -> None:
+    """A list of half a million of them costs no more than a hundred do."""
+    copy = msgspec.json.decode(encode(SAMPLES["report"]))["copies"][0]
+    report = msgspec.json.decode(encode(SAMPLES["report"])) | {"copies": [copy, *[0] * MOST_FAULTS, copy]}
+    decoded = decode(msgspec.json.encode(report))
+    assert isinstance(decoded, Report)
+    assert len(decoded.copies or ()) == 1, "what comes after them is left out"
+    assert (decoded.left_out[0].there, decoded.left_out[0].unused) == (MOST_FAULTS + 2, MOST_FAULTS + 1)
+    report["copies"] = [copy, *[0] * (MOST_FAULTS - 1), copy]
+    decoded = decode(msgspec.json.encode(report))
+    assert isinstance(decoded, Report)
+    assert len(decoded.copies or ()) == 2

@@ -46,7 +46,7 @@ class EventServer(uvicorn.Server):
         tls = self.config.ssl
         if tls is not None:
             tls.options |= ssl.OP_NO_RENEGOTIATION
-        full = b"" if tls else refusal(http.HTTPStatus.SERVICE_UNAVAILABLE)
+        full = b"" if tls else refusal(http.HTTPStatus.SERVICE_UNAVAILABLE, self.config.encoded_headers)
         for listening in sockets or ():
             where = listening.getsockname()
             name = f"port {where[1]}" if isinstance(where, tuple) else f"socket {where}"

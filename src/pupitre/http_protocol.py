@@ -8,6 +8,7 @@ head is bounded, pipelined requests wait as bytes, and reading stops while answe
 import asyncio
 import enum
 import http
+from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 import httptools
@@ -262,7 +263,7 @@ class BoundedHttp(HttpToolsProtocol):
             cycle.message_event.set()
         self._stage = _Stage.END
         self._forget_times()
-        self.transport.write(refusal(status))
+        self.transport.write(refusal(status, self.config.encoded_headers))
         if self.transport.can_write_eof():
             self.flow.choked = False
             self.flow.resume_reading()
@@ -325,11 +326,11 @@ _REASONS = {
 }
 
 
-def refusal(status: http.HTTPStatus) -> bytes:
-    """The whole answer to a request that no application sees."""
+def refusal(status: http.HTTPStatus, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The whole answer to a request that no application sees, with the ``headers`` of every answer."""
     body = f"{_REASONS[status]}\n".encode()
-    return (
+    head = (
         f"HTTP/1.1 {int(status)} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
-        "Connection: close\r\n\r\n"
-    ).encode() + body
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n"
+    ).encode()
+    return b"".join((head, *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body))
