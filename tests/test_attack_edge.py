@@ -142,7 +142,7 @@ def test_unknown_upgrade_answered_then_closed(web: Web) -> None:
 
 
 def test_refusal_has_security_headers(web: Web) -> None:
-    """What no application sees is answered like everything else."""
+    """The answer to a request that no application sees has the headers of every other answer."""
     with dial(web.port) as connection:
         connection.sendall(b"no request\r\n\r\n")
         got = b""

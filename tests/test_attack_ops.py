@@ -94,6 +94,9 @@ def test_collector_needs_the_token_on_the_loopback(tmp_path: Path, images: objec
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         token = path.read_text()
         for number, name in enumerate(PROCESSES):
+            with socket.create_connection(("127.0.0.1", base + number)) as connection:
+                connection.sendall(b"no request\r\n\r\n")
+                assert b"\r\nx-content-type-options: nosniff\r\n" in connection.recv(4096)
             url = f"http://127.0.0.1:{base + number}"
             for route in ROUTES:
                 for shown in ({}, {"Authorization": "Bearer none"}, {"Authorization": f"Bearer {token[:-1]}"},
@@ -101,6 +104,7 @@ def test_collector_needs_the_token_on_the_loopback(tmp_path: Path, images: objec
                     answer = httpx2.get(f"{url}{route}", headers=shown)
                     assert answer.status_code == 401
                     assert answer.headers["www-authenticate"] == "Bearer"
+                    assert answer.headers["x-content-type-options"] == "nosniff"
                     assert "pupitre" not in answer.text
                 good = httpx2.get(f"{url}{route}", headers={"Authorization": f"Bearer {token}"})
                 assert good.status_code == 200

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 from alembic import command
 
+from pupitre.config import Settings
 from pupitre.domain.access import Role
 from pupitre.errors import Conflict
 from pupitre.store import migrate
@@ -116,7 +117,8 @@ async def test_accounts_of_before_keep_name_and_sign_ins(tmp_path: Path, each_da
         columns, row = "id, name, role, password_hash, created", "'u1', 'ana.b-c_1', 'teacher', 'h', 1"
         await connection.exec_driver_sql(f"INSERT INTO users ({columns}) VALUES ({row})")  # noqa: S608 - words of ours
         await connection.commit()
-    assert migrate.upgrade("accounts", url)
+    users = migrate.users_of(Settings(home=tmp_path), "accounts")  # the next tests on this server need their grants
+    assert migrate.upgrade("accounts", url, users)
     async with databases.database(tmp_path, "accounts") as database:
         accounts = Accounts(database)
         found = await accounts.user_named("Ana.B-C_1")

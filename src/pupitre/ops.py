@@ -46,6 +46,7 @@ Check = Callable[[], Awaitable[str | None]]
 """What is missing, so that "not ready: …" is completed; None when nothing is."""
 CHECK_LIMIT = 1.5
 """Seconds that a check may take; whoever asks waits for 2."""
+_HEADERS = [("X-Content-Type-Options", "nosniff")]
 
 
 class Ops:
@@ -194,7 +195,8 @@ async def _serving(ops: Ops, settings: Settings) -> AsyncIterator[None]:
             doors.append((TokenRequired(ops.app(), ensure_token(settings.home)), listener))
         for app, listener in doors:
             started = asyncio.Event()
-            serving.append(asyncio.create_task(serve(app, listener, limits.of_ops(settings), on_started=started.set)))
+            serve_it = serve(app, listener, limits.of_ops(settings), on_started=started.set, headers=_HEADERS)
+            serving.append(asyncio.create_task(serve_it))
             await started.wait()
         notify(f"STATUS=ops {path}")
         yield

@@ -8,7 +8,6 @@ whatever was given; for a fault of our own, `PUPITRE_LOG_LEVEL=debug` shows it.
 import os
 import sys
 import traceback
-from typing import NoReturn
 
 FAULT = 70
 """Exit code for a fault of our own: EX_SOFTWARE of sysexits.h."""
@@ -24,16 +23,17 @@ def main() -> None:
         # A name is shown whatever the terminal's encoding, and never ends the command that shows it.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        try:
-            app(prog_name="pupitre")
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _end_without_reader()
+        app(prog_name="pupitre")
     except SystemExit as ended:
-        # Typer makes exit code 1 of it, which means that something went wrong.
-        if isinstance(ended.__context__, BrokenPipeError):
-            _end_without_reader()
+        try:
+            # Typer makes exit code 1 of it, which means that something went wrong.
+            if isinstance(ended.__context__, BrokenPipeError):
+                raise ended.__context__
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has gone, as `head` does. The interpreter must not flush to it once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+            sys.exit(141)
         raise
     except KeyboardInterrupt:
         sys.exit(130)
@@ -43,12 +43,6 @@ def main() -> None:
 
         print(f"pupitre: {shown(sentence, LONGEST)}", file=sys.stderr)
         sys.exit(code)
-
-
-def _end_without_reader() -> NoReturn:
-    """End as a program does whose reader has gone, as `head` goes. The interpreter must not flush to it once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
-    sys.exit(141)
 
 
 def _explain(error: Exception) -> tuple[str, int]:

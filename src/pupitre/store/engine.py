@@ -79,7 +79,7 @@ class Database:
         with self._counted():
             async with self._dialect.turn:
                 with self._errors("does not take the change"):
-                    async with _transaction(self._dialect.writing, write=True) as connection:
+                    async with self._transaction(self._dialect.writing, write=True) as connection:
                         yield connection
                         await connection.commit(topics)
                 self.health.works()
@@ -89,7 +89,7 @@ class Database:
     async def read(self) -> AsyncIterator[Connection]:
         """A transaction that sees one state of the database. Raises `Unavailable`."""
         with self._counted(), self._errors("does not answer"):
-            async with _transaction(self._dialect.reading, write=False) as connection:
+            async with self._transaction(self._dialect.reading, write=False) as connection:
                 yield connection
 
     async def select(self, statement: Executable, values: Values | None = None) -> Result:
@@ -131,6 +131,29 @@ class Database:
             self._under_way -= 1
             self._ended.set()
 
+    @asynccontextmanager
+    async def _transaction(self, pool: Pool[DriverConnection], *, write: bool) -> AsyncIterator[DriverConnection]:
+        """A connection with a transaction begun. Whatever the block has not committed is undone."""
+        connection, _ = await pool.take(lambda one: one.begin(write=write))
+        try:
+            yield connection
+            await connection.rollback()
+        except Exception as error:
+            undone = False
+            with suppress(Exception):
+                await connection.rollback()
+                undone = True
+            if not undone:
+                connection.abandon()
+            elif self._dialect.ends_sessions(error):
+                connection.retire()  # however often the others were discarded of late
+            raise
+        except BaseException:
+            connection.abandon()
+            raise
+        finally:
+            await pool.give(connection)
+
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         try:
@@ -153,28 +176,6 @@ class Database:
     def name(self) -> str:
         """For people: the file, or the database's name on its server."""
         return str(self.url.database)
-
-
-@asynccontextmanager
-async def _transaction(pool: Pool[DriverConnection], *, write: bool) -> AsyncIterator[DriverConnection]:
-    """A connection with a transaction begun. Whatever the block has not committed is undone."""
-    connection, _ = await pool.take(lambda one: one.begin(write=write))
-    try:
-        yield connection
-        await connection.rollback()
-    except Exception:
-        undone = False
-        with suppress(Exception):
-            await connection.rollback()
-            undone = True
-        if not undone:
-            connection.abandon()
-        raise
-    except BaseException:
-        connection.abandon()
-        raise
-    finally:
-        await pool.give(connection)
 
 
 def words_of(error: Exception) -> str:
