@@ -37,7 +37,8 @@ class Provisioned:
             async with database.write() as connection:
                 for table in metadata.sorted_tables:
                     if table.name in {"counter", "epochs", "news"}:
-                        await connection.execute(update(table).values(value=0))
+                        first = {"order_key": None} if table.name == "epochs" else {}
+                        await connection.execute(update(table).values(value=0, **first))
                     else:
                         await connection.execute(table.delete())
             await database.close()

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from pupitre.clock import now_ms
 from pupitre.domain.command import CommandState, RegisterHost
@@ -16,7 +17,7 @@ from pupitre.domain.signed_manifest import SignedManifest, sign
 from pupitre.host.simulated import Behaviour, SimulatedHypervisor
 from pupitre.images.manifest import Manifest
 from pupitre.images.recipes import recipe
-from pupitre.images.signatures import ensure_signed, publisher, read_signed
+from pupitre.images.signatures import ensure_signed, publisher, read_signed, trusted_keys
 from pupitre.images.store import ImageStore
 from pupitre.wire.messages import Done
 from tests.cluster_rig import IMAGE, HostRig, Room, eventually, room
@@ -213,3 +214,39 @@ def test_the_private_key_is_not_in_what_is_copied(tmp_path: Path) -> None:
     assert store.manifest("one").name in signed.text
     store.remove("one")
     assert not list((store.root / "signatures").iterdir())
+
+
+def test_missing_publisher_key_is_never_replaced_unasked(tmp_path: Path) -> None:
+    """A new key would sign what no cluster takes, as what it trusts is the old one's public half."""
+    store = ImageStore(tmp_path / "images")
+
+    def publish(name: str) -> None:
+        with store.build(name, name, "") as build:
+            disk = build.folder / "disk"
+            disk.write_bytes(bytes(1 << 20))
+            build.publish(ImageSpec(name, "disk", DiskFormat.RAW, 256, 1), {"disk": disk})
+
+    publish("one")
+    key, public = (publisher(store.root) / name for name in ("publisher.key", "publisher.pub"))
+    kept = key.rename(tmp_path / "kept")
+    with capture_logs() as logs:
+        publish("two")
+    assert not key.exists()
+    assert read_signed(store.root, "two") is None
+    [said] = [line["reason"] for line in logs if line["event"].startswith("An image is not signed")]
+    assert f"Bring back {key}" in said
+    shutil.copy(kept, key)
+    assert ensure_signed(store.root) == ["two"]
+    key.unlink()
+
+    public.rename(public.with_name("former.pub"))
+    publish("three")
+    trusted = trusted_keys(publisher(store.root))
+    signed = [read_signed(store.root, name) for name in ("one", "two", "three")]
+    assert len({one.key for one in signed if one}) == 2
+    assert all(one and one.key in trusted for one in signed)
+    shutil.copy(kept, key)
+    with capture_logs() as logs:
+        publish("four")
+    assert read_signed(store.root, "four") is None
+    assert any("belongs to another key" in str(line.get("reason")) for line in logs)

@@ -1,18 +1,25 @@
 """Databases restored from a backup: the cluster waits for an administrator, and no guest ends meanwhile or after."""
 
+import asyncio
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from pupitre import pki
 from pupitre.clock import now_ms
 from pupitre.cluster.adoption import WAITS
 from pupitre.cluster.decisions import IN_DOUBT
 from pupitre.config import DatabaseName
 from pupitre.domain.command import Command, CommandState
 from pupitre.domain.desktop import DesktopState
+from pupitre.errors import SetupError
+from pupitre.signing import ORDER_KEY
 from pupitre.store.audit import AuditLog
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.engine import open_database
@@ -128,3 +135,32 @@ async def test_restored_commands_have_their_first_outcomes_again(tmp_path: Path)
         await here.start_endpoint()
         await here.outcome(booted, CommandState.SUCCEEDED)
         assert await guests(here) == set()  # it was not begun a second time
+
+
+async def test_missing_order_key_is_never_replaced_unasked(tmp_path: Path) -> None:
+    """Not by a cluster server that finds none, nor by a second one that was never given the first one's."""
+    async with room(tmp_path) as here:
+        await here.add_host()
+        boot = await here.running()
+        key = pki.directory(here.settings, "cluster") / ORDER_KEY
+        kept = shutil.copy(key, tmp_path / "kept")
+        await here.stop("cluster")
+        key.unlink()
+        for _ in range(2):  # the key that the first try made is no better at the second
+            await here.start_cluster()
+            with pytest.raises(SetupError, match="pupitre pki init --new-order-key"):
+                await here.ended("cluster")
+        shutil.copy(kept, key)
+        await here.start_cluster()
+        second = await here.running()
+        await here.stop("cluster")
+
+        key.unlink()
+        words = [sys.executable, "-m", "pupitre", "pki", "init", "--new-order-key"]
+        environment = os.environ | {"PUPITRE_HOME": str(here.settings.home)}
+        done = await asyncio.to_thread(subprocess.run, words, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert key.read_bytes() != Path(kept).read_bytes()
+        await here.start_cluster()
+        third = await here.running()
+        assert await guests(here) == {boot.desktop, second.desktop, third.desktop}

@@ -29,6 +29,17 @@ def ensure_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
+def replace_key(path: Path) -> None:
+    """A new key in place of whatever there was. Raises `SetupError`."""
+    path.unlink(missing_ok=True)
+    ensure_key(path)
+
+
+def public_half(key: Ed25519PrivateKey) -> str:
+    """In hex, 64 characters."""
+    return key.public_key().public_bytes_raw().hex()
+
+
 def _make(path: Path) -> None:
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -54,25 +54,52 @@ def init(
     new_ticket_key: Annotated[
         bool, typer.Option("--new-ticket-key", help="Replace the key that signs tickets for consoles.")
     ] = False,
+    new_order_key: Annotated[
+        bool, typer.Option("--new-order-key", help="Replace the key that signs the cluster's orders to hosts.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Begin anew with what is lost or was stolen, and issue every certificate of this machine again.
 
-    Other machines are cut off until each has a new directory (`pupitre pki issue ROLE --dir DIR`).
+    Other machines are cut off until each has a new directory (`pupitre pki issue ROLE --dir DIR`). With a new order
+    key, which is made where the cluster server runs, only another cluster server is: copy the key there. Desktops that
+    were started before are no longer taken over by themselves when the cluster's database is restored from a backup.
     """
     settings = config.load()
-    if not (new_authority or new_ticket_key):
+    if not (new_authority or new_ticket_key or new_order_key):
         raise SetupError(
-            "Nothing was said to be made anew.", "Add --new-authority or --new-ticket-key; both cut off other machines."
+            "Nothing was said to be made anew.", "Add --new-authority, --new-ticket-key or --new-order-key."
         )
+    if new_order_key:
+        _replace_order_key(settings)
     if new_ticket_key:
         pki.replace_ticket_key(settings)
     if new_authority:
         authority.create_anew(settings)
-    _issue_here(settings)
-    _say(
-        json, issued.carried(settings), "Done. Restart the processes of this machine."
-    )  # fmt: skip
+    cuts_off = new_authority or new_ticket_key
+    if cuts_off:
+        _issue_here(settings)
+    _say(json, issued.carried(settings) if cuts_off else [], "Done. Restart the processes of this machine.")
+
+
+def _replace_order_key(settings: Settings) -> None:
+    """The database forgets the old key first: a key that it does not know would be refused."""
+    import asyncio
+
+    from pupitre.cluster.process import ROLE
+    from pupitre.signing import ORDER_KEY, replace_key
+    from pupitre.store.cluster import ClusterStore
+    from pupitre.store.engine import open_database
+
+    async def forget() -> None:
+        store = ClusterStore(open_database(settings, "cluster", "cluster"))
+        try:
+            await store.forget_order_key()
+        finally:
+            await store.close()
+
+    asyncio.run(forget())
+    replace_key(pki.directory(settings, ROLE) / ORDER_KEY)
 
 
 class Step(StrEnum):

@@ -24,6 +24,7 @@ from pupitre.domain.image import ImageSpec
 from pupitre.domain.order_proof import Ordered, prove
 from pupitre.domain.status import Rows
 from pupitre.errors import Deposed, LinkDown, MessageError, Unavailable
+from pupitre.signing import public_half
 from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
 from pupitre.store.cluster_rows import Entry, Placed
 from pupitre.wire.link import Link
@@ -138,7 +139,7 @@ class ClusterServer:
             on_started()
 
     async def _begin(self) -> None:
-        self._epoch = await self._store.begin_epoch(now=now_ms())
+        self._epoch = await self._store.begin_epoch(now=now_ms(), order_key=public_half(self._key))
         self._published = await self._store.sequence()
         await self._store.forget(now_ms() - KEEP_MS)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pupitre.domain.image import IMAGE_ID
 from pupitre.domain.signed_manifest import MOST_TEXT, SignedManifest, public_text, sign, signature_fault
-from pupitre.errors import PupitreError
+from pupitre.errors import PupitreError, SetupError
 from pupitre.images.files import make_folder, write
 from pupitre.signing import ensure_key
 
@@ -46,14 +47,26 @@ def trusted_keys(*folders: Path) -> frozenset[str]:
 def sign_image(root: Path, image_id: str) -> None:
     """Sign the manifest as it is. Raises `OSError`, and `SetupError` where there can be no key."""
     text = (root / "manifests" / f"{image_id}.json").read_text()
-    folder = publisher(root)
-    key = ensure_key(folder / "publisher.key")
-    public = folder / "publisher.pub"
-    if not public.exists():
-        public.write_text(f"{public_text(key)}\n")
-    signed = sign(text, key)
+    signed = sign(text, _ensure_publisher(publisher(root)))
     make_folder(root / "signatures")
     write(root / "signatures" / f"{image_id}.json", _Kept(signed.key, signed.signature))
+
+
+def _ensure_publisher(folder: Path) -> Ed25519PrivateKey:
+    """The key of this store's publisher, with its public half beside it."""
+    path, public = folder / "publisher.key", folder / "publisher.pub"
+    remedy = (
+        f"Bring back {path}; if it is lost, rename {public.name} to former.pub, so that its images are still trusted,"
+        f" and a new key is made."
+    )
+    if public.exists() and not path.exists():
+        raise SetupError(f"The key {path} that signs images is missing, and {public} belongs to it.", remedy)
+    key = ensure_key(path)
+    if not public.exists():
+        public.write_text(f"{public_text(key)}\n")
+    elif public.read_text().strip() != public_text(key):
+        raise SetupError(f"{path} signs images, and {public} belongs to another key.", remedy)
+    return key
 
 
 def ensure_signed(root: Path, images: Iterable[str] | None = None) -> list[str]:

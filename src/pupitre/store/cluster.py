@@ -20,7 +20,7 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
-from pupitre.errors import Conflict, Deposed, PupitreError
+from pupitre.errors import Conflict, Deposed, PupitreError, SetupError
 from pupitre.store import doubts
 from pupitre.store.cluster_rows import Doubt, Entry, Note, Placed, UnknownGuest, entry_from_row, placed_from_row
 from pupitre.store.dialect import Connection
@@ -98,12 +98,15 @@ class ClusterStore:
         self._known = Known()
         self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
 
-    async def begin_epoch(self, *, now: int) -> int:
+    async def begin_epoch(self, *, now: int, order_key: str | None = None) -> int:
         """A new epoch: what an earlier cluster process still says or writes is void from here on.
 
-        No less than ``now`` (Unix ms), so that hosts follow a cluster whose database was made anew.
+        No less than ``now`` (Unix ms), so that hosts follow a cluster whose database was made anew. ``order_key`` is
+        the public half of the key that signs orders; the first one is kept. Raises `SetupError` for another one.
         """
         async with self.database.write() as connection:
+            if order_key:
+                await _keep_order_key(connection, order_key)
             self.version = int((await connection.execute(select(cluster_counter.c.value))).scalar_one())
             over = (await connection.execute(select(epochs.c.value))).scalar_one()
             if over:
@@ -116,6 +119,11 @@ class ClusterStore:
             self._past = {row.epoch: row.ended for row in rows}
         await self.look_at_doubts()
         return self.epoch
+
+    async def forget_order_key(self) -> None:
+        """Keep the key of the next cluster server that begins an epoch. Raises `Unavailable`."""
+        async with self.database.write() as connection:
+            await connection.execute(update(epochs).values(order_key=None))
 
     def knows(self, epoch: int, version: int) -> bool:
         """Whether the changes of an earlier epoch up to ``version`` are all in this database.
@@ -351,6 +359,18 @@ def _result(decide: Decision, transaction: Transaction) -> Any:
         return decide(transaction)
     except PupitreError as error:
         return error
+
+
+async def _keep_order_key(connection: Connection, order_key: str) -> None:
+    kept = (await connection.execute(select(epochs.c.order_key))).scalar_one()
+    if kept is None:
+        await connection.execute(update(epochs).values(order_key=order_key))
+    elif kept != order_key:
+        raise SetupError(
+            "The key pki/cluster/order.key of this cluster server is not the one that has signed the cluster's orders.",
+            "Put that one there, from a backup or from the other cluster server; if it is lost, run"
+            " `pupitre pki init --new-order-key`.",
+        )
 
 
 async def _host_page(connection: Connection, after: str | None, limit: int) -> tuple[Rows, str | None]:

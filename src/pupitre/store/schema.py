@@ -227,6 +227,8 @@ epochs = Table(
     Column("value", BigInteger, nullable=False),
     # What was lost of earlier epochs than this is lost: an administrator has said so.
     Column("confirmed", BigInteger, nullable=False, server_default="0"),
+    # The public half (hex) of the key that signs orders: every cluster server needs the same key.
+    Column("order_key", String(64)),
 )
 # Epochs that are over, each with the version at which it ended: what a host heard beyond these was lost.
 past_epochs = Table(
