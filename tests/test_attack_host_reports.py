@@ -96,7 +96,7 @@ class Besieged:
             inner = report
             for key in way:
                 inner = inner[key]
-            inner[last] = value
+            inner[last] = copy.deepcopy(value)  # a list put into itself would have no end
         answer = await self.hostile.say(report)
         assert isinstance(answer, Done | Refused)
         await self.hostile.say(full_report(self.hostile, self.own))  # and this one is good again

@@ -8,6 +8,7 @@ A disk is found by its desktop's id alone, so whoever cleans up needs no other r
 import asyncio
 import contextlib
 import os
+import subprocess
 import uuid
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,6 @@ from typing import Protocol
 from pupitre.errors import ImageFault
 from pupitre.host.diagnosis import LEAST_FREE_MIB, is_qcow2
 from pupitre.host.domain_xml import desktop_id, is_desktop_id
-from pupitre.timeouts import timeout
 
 SUFFIX = ".qcow2"
 _SIZE_AT = 24
@@ -99,7 +99,9 @@ class Overlays:
             part.chmod(0o600)  # libvirt gives it to QEMU's user for as long as the guest runs
             os.rename(part, path)
         except OSError as error:
-            raise ImageFault(f"The desktop's disk cannot be made in {self.folder}: {error.strerror}.") from error
+            raise ImageFault(
+                f"The desktop's disk cannot be made in {self.folder}: {error.strerror or error}."
+            ) from error
         finally:
             part.unlink(missing_ok=True)
         return path
@@ -132,22 +134,27 @@ class Overlays:
             raise ImageFault(
                 f"The disk that holds the desktops is full ({self.folder}). Free some space and start again."
             )
-        command = ["create", "-q", "-f", "qcow2"]
+        command = ["qemu-img", "create", "-q", "-f", "qcow2"]
         if backing is not None:
             command += ["-b", str(backing), "-F", backing_format or "raw", str(path)]
         else:
             command += [str(path), f"{size_gib}G"]
-        process = await asyncio.create_subprocess_exec(
-            "qemu-img", *command,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        making = asyncio.ensure_future(asyncio.to_thread(_run, command))
         try:
-            async with timeout(LIMIT):
-                _, said = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise ImageFault(f"Making the desktop's disk took more than {LIMIT:.0f} seconds.") from None
-        if process.returncode != 0:
-            words = said.decode(errors="replace").strip().splitlines()
-            raise ImageFault(f"The desktop's disk cannot be made: {words[-1] if words else 'qemu-img failed'}.")
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait([making])  # else it would write into a file that was removed
+            raise
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
+            timeout=LIMIT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ImageFault(f"Making the desktop's disk took more than {LIMIT:.0f} seconds.") from None
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ImageFault(f"The desktop's disk cannot be made: {words[-1] if words else 'qemu-img failed'}.")

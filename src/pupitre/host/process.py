@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import subprocess
 
 import structlog
 
@@ -112,6 +113,10 @@ async def shut_machine_down(command: tuple[str, ...]) -> None:
     log.info("This host is down.", command=list(command))
     if not command:
         return
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
-    if code := await process.wait():
+    run = functools.partial(subprocess.run, command, stdin=subprocess.DEVNULL, check=False)
+    try:
+        done = await asyncio.to_thread(run)
+    except OSError as error:
+        raise SetupError(f"{command[0]} cannot be run: {error.strerror}.", "See the setting host_power_off.") from error
+    if code := done.returncode:
         raise SetupError(f"{command[0]} ended with exit code {code}.", "See the setting host_power_off.")

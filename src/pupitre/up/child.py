@@ -71,7 +71,7 @@ class Child:
             # The kernel ends the child when this process dies, however it dies; its own session
             # keeps the terminal's Ctrl-C away from it, so that the order of stopping is ours.
             inherited = {key: value for key, value in os.environ.items() if spec.inherits or key in HARMLESS}
-            process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(  # noqa: TID251 - no libvirt in this process
                 "setpriv", "--pdeathsig", "KILL", "--", *spec.argv,
                 env={**inherited, **spec.environment, "NOTIFY_SOCKET": notifications.address},
                 stdin=asyncio.subprocess.DEVNULL,

@@ -120,7 +120,7 @@ class Instance:
         await working
 
     async def _prepare(self) -> None:
-        process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(  # noqa: TID251 - no libvirt in this process
             "setpriv", "--pdeathsig", "TERM", "--", sys.executable, "-m", "pupitre.up.prepare",
             start_new_session=True,
             stdout=sys.stderr,
