@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pupitre.cluster.decisions import apply_report
+from pupitre.cluster.halting import hosts_leaving, want_hosts_down
 from pupitre.cluster.host_life import BEFORE_DEADLINE_MS, WAKE_EVERY, Limits, Step, farewell, settle
 from pupitre.cluster.host_orders import AT_ONCE, READY, decide, withdraw
 from pupitre.domain.command import BootUpHost, CommandState, ConfigureHost, Order, RegisterHost, RetireHost
@@ -123,6 +124,20 @@ def test_at_once_takes_back_the_time_that_guests_were_given() -> None:
     assert here.memory.hosts["host-1"].drained_by == AT_ONCE
     here.ask(RetireHost("host-1", unregister=False))
     assert here.memory.hosts["host-1"].drained_by == AT_ONCE, "a milder word does not take it back"
+
+
+def test_halt_waits_for_no_host_that_was_down_and_is_back() -> None:
+    """A host that is started again right after its farewell, before the halting cluster has looked."""
+    cluster = Cluster()
+    want_hosts_down(cluster.memory)
+    assert hosts_leaving(cluster.memory) == ["host-1"]
+    farewell(cluster.memory, "host-1", now=cluster.now)
+    assert cluster.host.state is HostState.SHUT_DOWN
+    assert hosts_leaving(cluster.memory) == []
+    cluster.memory.put_host(replace(cluster.host, state=HostState.READY), wanted=READY)  # as its first report does
+    assert hosts_leaving(cluster.memory) == []
+    want_hosts_down(cluster.memory)
+    assert hosts_leaving(cluster.memory) == ["host-1"]
 
 
 def test_what_its_host_says_on_the_way_takes_no_reason_away() -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from signal import SIGKILL, SIGTERM, Signals
+from signal import SIGKILL, SIGTERM, Signals, pidfd_send_signal
 
 from pupitre.bench.room import BROKER, PATIENCE, Part, Room, furnish, settings_of
 from pupitre.config import Settings
@@ -110,7 +110,8 @@ class Mortal(Part):
 
     def signal(self, number: Signals) -> None:
         if self.lives:
-            os.kill(self._pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and `_on_death` has yet to be called
+                pidfd_send_signal(self._pidfd, number)
 
     async def kill(self) -> None:
         await self._end(SIGKILL)

@@ -72,19 +72,14 @@ class Halting:
         await self._store.change(needs, partial(cancel, entries=entries, now=now_ms()))
 
     async def _shut_hosts_down(self) -> None:
-        def want(transaction: Transaction) -> None:
-            for held in list(transaction.hosts.values()):
-                if held.host.state is not HostState.SHUT_DOWN:
-                    transaction.put_host(held.host, wanted=SHUT_DOWN, drained_by=AT_ONCE)
-
-        await self._store.change(Needs(), want)
+        await self._store.change(Needs(), want_hosts_down)
         while True:
             self.moved.clear()
-            answering = [host for host in await self._store.hosts() if host.state in HEARD]
-            if not answering:
+            leaving = await self._store.change(Needs(), hosts_leaving)
+            if not leaving:
                 return
-            for host in answering:
-                self._hosts.wake(host.name)
+            for name in leaving:
+                self._hosts.wake(name)
             await rung(self.moved, LOOK_AGAIN)
 
     async def _until_reported(self) -> None:
@@ -106,6 +101,20 @@ def cancel(transaction: Transaction, entries: list[Entry], now: int) -> None:
         transaction.finish(entry.id, CommandState.CANCELLED, FAULT)
         if isinstance(held.order, BootDesktop) and (placed := transaction.desktop(held.order.desktop)):
             stop(transaction, placed, now=now, reason="the cluster was halted")
+
+
+def want_hosts_down(transaction: Transaction) -> None:
+    """Have every host that is not down shut down, without notice."""
+    for held in list(transaction.hosts.values()):
+        if held.host.state is not HostState.SHUT_DOWN:
+            transaction.put_host(held.host, wanted=SHUT_DOWN, drained_by=AT_ONCE)
+
+
+def hosts_leaving(transaction: Transaction) -> list[str]:
+    """The names of hosts that answer and are to shut down; one that was down and is back again has done so."""
+    return [
+        held.host.name for held in transaction.hosts.values() if held.host.state in HEARD and held.wanted == SHUT_DOWN
+    ]
 
 
 def _succeed(transaction: Transaction, commands: frozenset[str]) -> None:

@@ -194,6 +194,7 @@ class Hosts:
         self._leaving.discard(message.host)
         self._liveness.forget(message.host)
         self._workers.wake(message.host)
+        self._on_move()  # its worker may wait for the answer to an order that has died with the host
 
     async def _on_heartbeat(self, message: AnyMessage) -> None:
         if not isinstance(message, Heartbeat):
