@@ -4,10 +4,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +56,36 @@ def test_without_rights_it_names_the_command_for_root(tmp_path: Path) -> None:
     assert re.search(r"As root, run: apt-get update && apt-get install .*qemu-system-x86", done.stderr)
     assert " gcc " not in done.stderr, "what is installed is not asked for"
     assert "chromium" not in done.stderr, "a run needs no browser"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
+def test_interrupted_setup_leaves_no_process_and_no_log(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tree(tmp_path / "tree")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    program(folder, "id", "echo 0")
+    program(folder, "dpkg-query", "true")
+    program(folder, "apt-get", f"sleep 300 & echo $! >{tmp_path}/new && mv {tmp_path}/new {tmp_path}/pid; wait")
+    setup = subprocess.Popen(
+        # Whoever runs the tests in the background has the signal ignored, and bash could not be interrupted.
+        ["env", f"--default-signal={number.name[3:]}", "/bin/bash", folder / "scripts/setup", "run"],
+        env={"PATH": f"{folder}/programs:{os.environ['PATH']}", "TMPDIR": str(logs)}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    begun = wait_for(tmp_path / "pid")
+    assert len(list(logs.iterdir())) == 1
+    os.kill(setup.pid, number)
+    setup.wait(20)
+    psutil.wait_procs([begun], timeout=20)
+    assert not begun.is_running()
+    assert list(logs.iterdir()) == []
+
+
+def wait_for(path: Path) -> psutil.Process:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return psutil.Process(int(path.read_text()))
 
 
 def test_a_machine_without_dpkg_is_told_so(tmp_path: Path) -> None:
