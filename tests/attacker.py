@@ -71,6 +71,17 @@ def web_process(
         assert process.wait(30) == 0, log.read_text()
 
 
+@contextmanager
+def many_descriptors() -> Iterator[None]:
+    """As many descriptors for this process as it may have; what it starts afterwards gets as few as before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def dial(port: int, *, send_buffer: int | None = None) -> socket.socket:
     connection = socket.socket()
     if send_buffer is not None:
@@ -82,6 +93,16 @@ def dial(port: int, *, send_buffer: int | None = None) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def queued(port: int, connection: socket.socket) -> int:
+    """Bytes that the kernel keeps at the server's end of the connection, sent and not read or received and not read."""
+    ends = f":{port:04X}", f":{connection.getsockname()[1]:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, queues, *_ = line.split()
+        if (local[8:], remote[8:]) == ends:
+            return sum(int(queue, 16) for queue in queues.split(":"))
+    return 0
 
 
 def request(path: str = "/healthz", *, method: str = "GET", headers: Mapping[str, str] | None = None) -> bytes:

@@ -9,7 +9,20 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from tests.attacker import MIB, Web, answer, cost, dial, is_closed, push, request, status, web_process
+from tests.attacker import (
+    MIB,
+    Web,
+    answer,
+    cost,
+    dial,
+    is_closed,
+    many_descriptors,
+    push,
+    queued,
+    request,
+    status,
+    web_process,
+)
 from tests.stack import Stack
 from tests.whole import person
 
@@ -101,14 +114,16 @@ def test_long_cookie_answered(web: Web) -> None:
 def test_unread_answers_cost_little(web: Web, token: str, path: str) -> None:
     """Requests in a row, and nobody reads an answer: reading stops before memory is taken."""
     whole = request(path, headers={"Authorization": f"Bearer {token}"}) * 300
-    sent = []
+    sent, kept = [], []
 
     def attack() -> None:
         with dial(web.port, send_buffer=65_536) as connection:
             sent.append(push(connection, whole, 64 * MIB, patience=0.5))
+            kept.append(queued(web.port, connection))
 
     assert cost(web.memory, attack, times=6) < 1
     assert max(sent) < 32 * MIB
+    assert max(kept) < MIB
 
 
 def test_pipelined_requests_answered_in_order(web: Web) -> None:
@@ -263,7 +278,7 @@ def test_descriptors_past_1024_served(stack: Stack) -> None:
     web = psutil.Process(stack.pid("web"))
     soft, hard = web.rlimit(psutil.RLIMIT_NOFILE)
     assert soft == hard > 2048
-    with ExitStack() as connections:
+    with many_descriptors(), ExitStack() as connections:
         for _ in range(1100):
             connections.enter_context(dial(stack.port))
         deadline = time.monotonic() + 9

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from pupitre.limits import OPS_KEPT_BACK, Limits, descriptors
+from pupitre.limits import KERNEL_BUFFER, OPS_KEPT_BACK, Limits, descriptors
 
 BACKLOG = 2048
 PAUSE = 0.1
@@ -221,4 +221,7 @@ def listen(address: str, port: int) -> socket.socket:
     listening.setblocking(False)
     # asyncio sets this only on sockets made with proto=IPPROTO_TCP; without it each answer waits 40 ms for an ACK.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts inherits it
+    # By themselves they grow to 4 and 6 MB for whoever leaves unread what was sent.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BUFFER)
     return listening
