@@ -121,8 +121,8 @@ class Guest(Machine):
             *(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"] if network else []),
         ])  # fmt: skip
 
-    def press(self, text: str) -> None:
-        """On the keyboard; QEMU queues few keys, so each is held briefly and answered before the next."""
+    def press(self, text: str, pause: float = 0.0) -> None:
+        """On the keyboard: each key is held for ``pause`` seconds, and the next one comes as much later."""
         for letter in text:
             shift = letter in SHIFTED or letter.isupper()
             key = SHIFTED.get(letter) or PLAIN.get(letter) or letter.lower()
@@ -133,18 +133,21 @@ class Guest(Machine):
                     {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": name}}} for name in keys
                 ]
                 self.qmp("input-send-event", events=events)
+                select.select([], [], [], pause)
 
     def answers(self, text: str, words: bytes, seconds: float) -> bool:
         """Press ``text`` until the serial line says ``words``.
 
-        A PS/2 keyboard holds 16 bytes, and a guest that has to wait for its turn on a busy machine loses
-        the rest, as a person's keys would be lost: who sees no answer types again.
+        A PS/2 keyboard holds 16 bytes, about five keys, and a guest that has to wait for its turn on a busy machine
+        loses the rest: each further try is slower than the one before.
         """
         deadline = time.monotonic() + seconds
+        pause = 0.0
         while time.monotonic() < deadline:
-            self.press("\n" + text)
+            self.press("\n" + text, pause)
             if self.hears(words, 10):
                 return True
+            pause = min(0.3, 2 * pause or 0.02)
         return False
 
     def screen(self, folder: Path) -> Picture.Image:
