@@ -7,7 +7,7 @@ from typing import Any
 from pupitre.domain.command import COMMAND_LIFE
 from pupitre.domain.desktop import DESKTOP_LIFE
 from pupitre.domain.host import HOST_LIFE
-from pupitre.domain.machine import Machine
+from pupitre.domain.state_machine import Machine
 
 MACHINES: dict[str, Machine[Any, Any]] = {machine.name: machine for machine in (COMMAND_LIFE, DESKTOP_LIFE, HOST_LIFE)}
 

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import uuid_utils
-from tests import databases
-from tests.database_servers import KINDS, started
+from tests.rigs import databases
+from tests.rigs.database_servers import KINDS, started
 
+from pupitre.store.admin.prune import prune
 from pupitre.store.audit import APPEND, AuditEntry, AuditLog, Wanted, audit_values
-from pupitre.store.engine import Database
-from pupitre.store.prune import prune
+from pupitre.store.sql.engine import Database
 
 GROUP = 5000
 YEAR_MS = 365 * 24 * 3600 * 1000

@@ -1,9 +1,9 @@
 """Repeats the outage of a database in the middle of a start, under load, and counts what hung or failed.
 
 ``PYTHONPATH=. .venv/bin/python scripts/repeat_outages.py mariadb 200 --busy 3``: a room with broker, cluster,
-endpoint and host, whose database server is killed and started again (`tests/test_links.py`). SQLite has no server:
-there the files are moved away and put back, so that nothing can be written or opened. What has not ended within the
-limit is a hang: the script prints where every task waits, and ends.
+endpoint and host, whose database server is killed and started again (`tests/unit/wire/test_reconnect.py`). SQLite has
+no server: there the files are moved away and put back, so that nothing can be written or opened. What has not ended
+within the limit is a hang: the script prints where every task waits, and ends.
 """
 
 import argparse
@@ -22,8 +22,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.database_servers import KINDS, Servers, started
-from tests.test_links import test_a_database_server_that_is_away_ends_no_process_and_loses_nothing as outage
+from tests.rigs.database_servers import KINDS, Servers, started
+from tests.unit.wire.test_reconnect import (
+    test_a_database_server_that_is_away_ends_no_process_and_loses_nothing as outage,
+)
 
 from pupitre.errors import SetupError
 

@@ -12,9 +12,9 @@ from playwright.sync_api import Browser, sync_playwright
 from pupitre import config
 from pupitre.images.recipes import recipe
 from pupitre.images.store import ImageStore
-from tests import database_servers, leftovers
-from tests.database_servers import Provisioned, Servers
-from tests.stack import Stack
+from tests.rigs import database_servers, leftovers
+from tests.rigs.database_servers import Provisioned, Servers
+from tests.rigs.stack import Stack
 
 # How long it takes to make an input says how busy this machine is, and nothing of what is tested.
 settings.register_profile("busy machine", suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -67,7 +67,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The links in /tmp to the folders of hosts (`pupitre.host.isolation`) go with the folders."""
+    """The links in /tmp to the folders of hosts (`pupitre.host.hypervisor.isolation`) go with the folders."""
     yield
     base = tmp_path_factory.getbasetemp()
     for link in Path("/tmp").glob(f"pupitre-{os.geteuid()}-*"):
@@ -90,7 +90,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(params=database_servers.KINDS)
 def each_database(request: pytest.FixtureRequest, tmp_path: Path, servers: Servers) -> str:
-    """The test runs on SQLite, PostgreSQL and MariaDB: `tests.databases` opens them for its folder."""
+    """The test runs on SQLite, PostgreSQL and MariaDB: `tests.rigs.databases` opens them for its folder."""
     kind: str = request.param
     servers.place(tmp_path, kind)
     return kind

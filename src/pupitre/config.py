@@ -21,10 +21,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from pupitre.domain.origin import ServedHosts, host_name, is_loopback, own_origin, parse_origin
+from pupitre.domain.peer import LOOPBACK, Network, TrustedProxies, parse_network
 from pupitre.environment import FILE, PREFIX, check_home, check_variables, default_home, read_file, unknown, user_folder
 from pupitre.errors import SetupError
-from pupitre.origin import ServedHosts, host_name, is_loopback, own_origin, parse_origin
-from pupitre.peer import LOOPBACK, Network, TrustedProxies, parse_network
 
 DatabaseName = Literal["accounts", "commands", "status", "cluster"]
 DatabaseRole = Literal["portal", "endpoint", "cluster", "owner"]
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
         " are allowed for a name from everywhere, sixty times as many in an hour for an address.",
     )
 
-    # Connections of the web process and of ops ports, see pupitre.limits
+    # Connections of the web process and of ops ports, see pupitre.net.limits
     max_connections: int | None = Field(
         None, ge=1, description="Connections at once. Default: what the limit of open files allows, at most 32768."
     )
@@ -307,7 +307,7 @@ class Settings(BaseSettings):
 
     @property
     def bells_dir(self) -> Path:
-        """Where processes of this machine wake each other, see `pupitre.bell`."""
+        """Where processes of this machine wake each other, see `pupitre.runtime.notifier`."""
         return self.run_dir / "bells"
 
     @property

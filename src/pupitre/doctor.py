@@ -17,21 +17,21 @@ from pathlib import Path
 import psutil
 from sqlalchemy import select
 
-from pupitre import authority, pki
-from pupitre.authority import Rotation
 from pupitre.config import Settings
 from pupitre.errors import PupitreError, SetupError, Unavailable
-from pupitre.exposure import mismatches
-from pupitre.host import guest_process, isolation, kvm
+from pupitre.host.hypervisor import guest_process, isolation, kvm
 from pupitre.images.programs import DEBIAN_PACKAGE, find
 from pupitre.images.recipes import RECIPES
 from pupitre.images.store import ImageStore
-from pupitre.store import migrate
+from pupitre.net.exposure import mismatches
+from pupitre.pki import authority, issuing
+from pupitre.pki.authority import Rotation
+from pupitre.store.admin import migrate
 from pupitre.store.rows import host_from_row
 from pupitre.store.schema import DATABASES, hosts
-from pupitre.up.children import program
-from pupitre.up.ports import is_free
 from pupitre.up.prepare import ROLES
+from pupitre.up.processes.children import program
+from pupitre.up.processes.ports import is_free
 
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -168,7 +168,7 @@ def _exposure(settings: Settings) -> Iterator[Finding]:
 
 
 def _authority(settings: Settings, now: datetime.datetime) -> Iterator[Finding]:
-    here = pki.roles_here(settings)
+    here = issuing.roles_here(settings)
     if not here and not authority.is_here(settings):
         return
     try:
@@ -192,19 +192,19 @@ def _certificates(settings: Settings) -> Iterator[Finding]:
     yield from _authority(settings, now)
     if settings.tls_cert and settings.tls_key:
         try:
-            pki.check_public(settings.tls_cert, settings.tls_key)
-            left = pki.load_certificate(settings.tls_cert).not_valid_after_utc - now
+            issuing.check_public(settings.tls_cert, settings.tls_key)
+            left = issuing.load_certificate(settings.tls_cert).not_valid_after_utc - now
         except SetupError as error:
             yield Finding("web certificate", False, error.reason, error.mend)
         else:
             mend = "Renew it where it was issued"
             yield Finding("web certificate", left.days > 7, f"good for {left.days} days", mend, minor=True)
-    for role in (*ROLES, pki.host_role(settings.host_name)):
-        path = pki.directory(settings, role) / f"{role}.crt"
+    for role in (*ROLES, issuing.host_role(settings.host_name)):
+        path = issuing.directory(settings, role) / f"{role}.crt"
         if not path.exists():
             continue
         try:
-            certificate = pki.load_certificate(path)
+            certificate = issuing.load_certificate(path)
             left = certificate.not_valid_after_utc - now
             life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
         except PupitreError as error:

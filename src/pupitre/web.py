@@ -14,14 +14,14 @@ import structlog
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pupitre import limits
-from pupitre.asgi import listen, serve
 from pupitre.config import Settings
-from pupitre.credentials import Credentials
 from pupitre.errors import SetupError
-from pupitre.middleware import Forwarded, KnownHosts, security_headers
-from pupitre.ops import Ops
-from pupitre.store.health import telling
+from pupitre.net import limits
+from pupitre.net.asgi import listen, serve
+from pupitre.net.middleware import Forwarded, KnownHosts, security_headers
+from pupitre.net.ops import Ops
+from pupitre.pki.credentials import Credentials
+from pupitre.store.sql.health import telling
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +31,8 @@ async def run_web(settings: Settings, ops: Ops) -> None:
     from pupitre.gateway.app import create_app as create_gateway
     from pupitre.gateway.service import Gateway
     from pupitre.gateway.websocket import console_protocol
-    from pupitre.portal.app import create_app as create_portal
-    from pupitre.splice import prepare_process
+    from pupitre.net.splice import prepare_process
+    from pupitre.portal.http.app import create_app as create_portal
 
     credentials = Credentials(settings, ops.registry)
     credentials.keep("portal")
@@ -49,7 +49,7 @@ async def run_web(settings: Settings, ops: Ops) -> None:
 
 async def run_portal(settings: Settings, ops: Ops) -> None:
     """The portal alone on ``portal_port`` until cancelled."""
-    from pupitre.portal.app import create_app
+    from pupitre.portal.http.app import create_app
 
     credentials = Credentials(settings, ops.registry)
     credentials.keep("portal")
@@ -62,7 +62,7 @@ async def run_gateway(settings: Settings, ops: Ops) -> None:
     from pupitre.gateway.app import create_app
     from pupitre.gateway.service import Gateway
     from pupitre.gateway.websocket import console_protocol
-    from pupitre.splice import prepare_process
+    from pupitre.net.splice import prepare_process
 
     credentials = Credentials(settings, ops.registry)
     credentials.keep("gateway", lambda: gateway.reload())  # noqa: PLW0108 - the gateway is made below

@@ -24,13 +24,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pupitre import config, ops
+from pupitre import config
 from pupitre.cluster.process import run as run_cluster
 from pupitre.config import Settings
 from pupitre.endpoint.process import run as run_endpoint
-from pupitre.host import isolation
+from pupitre.host.hypervisor import isolation
 from pupitre.host.process import run as run_host
-from pupitre.ops import Ops
+from pupitre.net import ops
+from pupitre.net.ops import Ops
 
 Main = Callable[[Settings, Ops], Awaitable[None]]
 _NUMBERS = struct.Struct("=qq")

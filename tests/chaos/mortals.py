@@ -14,11 +14,12 @@ from signal import SIGKILL, SIGTERM, Signals, pidfd_send_signal
 from pupitre.bench.room import BROKER, PATIENCE, Part, Room, furnish, settings_of
 from pupitre.config import Settings
 from pupitre.errors import SetupError
-from pupitre.up.child import ChildSpec
-from pupitre.up.notify import Notifications
-from pupitre.up.stream import LogStream
+from pupitre.up.processes.child import ChildSpec
+from pupitre.up.processes.notify import Notifications
+from pupitre.up.processes.stream import LogStream
+from tests import ROOT
 from tests.chaos.mortal import Fuse
-from tests.cluster_rig import IMAGE, prepare
+from tests.rigs.cluster_rig import IMAGE, prepare
 
 
 class Nursery:
@@ -28,7 +29,7 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.mortal"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             env={key: value for key, value in os.environ.items() if not key.startswith("PUPITRE_")},
         )  # fmt: skip
 

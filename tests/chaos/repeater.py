@@ -12,8 +12,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from pupitre import pki
 from pupitre.config import Settings
+from pupitre.pki import issuing
 
 ROLE = "host-repeater"
 LATEST = 3.0
@@ -30,7 +30,7 @@ def allow(config: Path) -> None:
     for user in document["authorization"]["users"]:
         user["permissions"]["allow_responses"]["max"] = 8
     everything = {"publish": {"allow": [">"]}, "subscribe": {"allow": [">"]}}
-    document["authorization"]["users"].append({"user": pki.nats_user(ROLE), "permissions": everything})
+    document["authorization"]["users"].append({"user": issuing.nats_user(ROLE), "permissions": everything})
     config.write_text(json.dumps(document))
 
 
@@ -48,11 +48,11 @@ class Repeater:
         async def ignore(_error: Exception) -> None:
             """The broker comes and goes here."""
 
-        certificates = pki.ensure_certificate(self._settings, ROLE)
+        certificates = issuing.ensure_certificate(self._settings, ROLE)
         await self._client.connect(
             self._settings.nats_url.split(","),
             name=ROLE,
-            tls=pki.client_context(certificates, ROLE),
+            tls=issuing.client_context(certificates, ROLE),
             no_echo=True,  # a copy of a copy would never end
             max_reconnect_attempts=-1,
             reconnect_time_wait=1,

@@ -16,7 +16,7 @@ from pupitre.domain.command import BootUpHost, CommandState, RetireHost
 from tests.chaos.proxy import Proxy, Way
 from tests.chaos.repeater import Repeater, allow
 from tests.chaos.schedule import AWAY, Action, Deed
-from tests.cluster_rig import IMAGE, prepare
+from tests.rigs.cluster_rig import IMAGE, prepare
 
 
 class Rig(Room):

@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from pupitre import pki
 from pupitre.bench.database_servers import DatabaseServer
 from pupitre.bench.history import Violation
 from pupitre.bench.room import BROKER
 from pupitre.config import Settings
 from pupitre.domain.command import RegisterHost
-from pupitre.ops_client import ask
-from pupitre.up.ports import free_port
+from pupitre.net.ops_client import ask
+from pupitre.pki import issuing
+from pupitre.up.processes.ports import free_port
 from tests.chaos.crowd import Crowd
 from tests.chaos.rig import Rig, pause, repeating, rig
 from tests.chaos.schedule import Action, draw
-from tests.cluster_rig import eventually
-from tests.database_servers import Servers
+from tests.rigs.cluster_rig import eventually
+from tests.rigs.database_servers import Servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.slow]
 
@@ -91,7 +91,7 @@ async def test_what_starts_while_its_database_is_away_waits_for_it(tmp_path: Pat
     (host,) = HOSTS[:1]
     async with rig(tmp_path, (host,), start=False) as room:
         for role in ("portal", "gateway"):
-            pki.ensure_certificate(room.settings, role)
+            issuing.ensure_certificate(room.settings, role)
         port = free_port()
         web = room.add("web", portal_port=str(port))
         others = [part for name, part in room.parts.items() if name != BROKER]

@@ -11,13 +11,13 @@ import pytest
 
 from pupitre.bench.evidence import emulators
 from pupitre.bench.room import PATIENCE, furnish, settings_of
-from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.images.store import ImageStore
-from pupitre.store import migrate
-from pupitre.store.engine import open_database
+from pupitre.runtime.clock import now_ms
+from pupitre.store.admin import migrate
+from pupitre.store.sql.engine import open_database
 from pupitre.store.status import CHANGED, Status
 from tests.chaos.crowd import Crowd
 from tests.chaos.rig import Rig

@@ -32,15 +32,15 @@ from sqlalchemy.schema import CreateTable
 from pupitre.bench.database_servers import DatabaseServer, MariaServer, PostgresServer
 from pupitre.bench.http_client import Client
 from pupitre.bench.instance import Measured, running
-from pupitre.clock import now_ms
 from pupitre.config import DatabaseName, DatabaseRole, Settings
-from pupitre.domain.access import Role, User
 from pupitre.domain.command import FINAL_STATES
+from pupitre.domain.people.access import Role, User
 from pupitre.errors import SetupError, Unavailable
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.timeouts import timeout
 from pupitre.store.accounts import Accounts, SessionKind
-from pupitre.store.engine import Database, open_database
 from pupitre.store.schema import audit, commands, journal
-from pupitre.timeouts import timeout
+from pupitre.store.sql.engine import Database, open_database
 
 IMAGE = "tiny"
 PATIENCE = 30.0

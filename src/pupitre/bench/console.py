@@ -21,14 +21,14 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from pupitre import pki
 from pupitre.bench import console_load as load
 from pupitre.bench.console_load import Peer
 from pupitre.config import Settings
 from pupitre.domain.ticket import Purpose, Ticket, sign
-from pupitre.splice import prepare_process
-from pupitre.timeouts import timeout
-from pupitre.up.ports import free_port
+from pupitre.net.splice import prepare_process
+from pupitre.pki import issuing
+from pupitre.runtime.timeouts import timeout
+from pupitre.up.processes.ports import free_port
 
 GIB = 1 << 30
 SIZE = GIB
@@ -168,9 +168,9 @@ def _ours(home: Path, target: int) -> Iterator[tuple[Peer, psutil.Process]]:
         "PUPITRE_LOG_LEVEL": "warning",
     }
     settings = Settings(home=home)
-    for role in ("gateway", pki.host_role("bench")):
-        pki.ensure_certificate(settings, role)
-    key = pki.ensure_ticket_key(settings)
+    for role in ("gateway", issuing.host_role("bench")):
+        issuing.ensure_certificate(settings, role)
+    key = issuing.ensure_ticket_key(settings)
     host = [sys.executable, "-m", "pupitre.bench.console_target", "host", str(target)]
     with (
         _process(host, environment) as server,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from websockets.speedups import apply_mask
 
 from pupitre.bench.console_target import ORDER
-from pupitre.timeouts import timeout
+from pupitre.runtime.timeouts import timeout
 
 FRAME = 64 << 10
 MASK = b"\x5a\xa5\x3c\xc3"

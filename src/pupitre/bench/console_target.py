@@ -12,9 +12,11 @@ import sys
 
 import uvloop
 
-from pupitre import config, log, pki
-from pupitre.host.console import ConsoleServer
-from pupitre.splice import End, prepare_process
+from pupitre import config
+from pupitre.host.console.tickets import ConsoleServer
+from pupitre.net.splice import End, prepare_process
+from pupitre.pki import issuing
+from pupitre.runtime import log
 
 ORDER = struct.Struct("!cQ")
 CHUNK = os.urandom(128 << 10)
@@ -80,7 +82,7 @@ async def serve_target() -> None:
 async def serve_host(target: int) -> None:
     settings = config.load()
     log.setup(settings, "host")
-    certificates = pki.directory(settings, pki.host_role("bench"))
+    certificates = issuing.directory(settings, issuing.host_role("bench"))
     server = ConsoleServer("bench", certificates, TargetScreens(target), settings.home / "state")
     await server.start()
     print(server.port, flush=True)

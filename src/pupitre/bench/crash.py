@@ -22,7 +22,7 @@ from pupitre.config import Settings, load
 from pupitre.domain.command import Command, CommandState
 from pupitre.domain.image import DiskFormat, ImageSpec
 from pupitre.images.store import ImageStore
-from pupitre.store import migrate
+from pupitre.store.admin import migrate
 
 IN_FLIGHT = 40
 START_TAKES = 0.5

@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 from sqlalchemy import URL
 
 from pupitre.errors import SetupError
-from pupitre.up.ports import free_port
+from pupitre.up.processes.ports import free_port
 
 PATIENCE = 60.0
 """Seconds that a server may take to start or to stop on a busy machine."""

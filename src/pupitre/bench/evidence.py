@@ -18,13 +18,13 @@ from pupitre.config import DatabaseName, Settings
 from pupitre.domain.command import CommandKind, CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.host.agent import journal_path
-from pupitre.host.hypervisors import WITH_DISKS
+from pupitre.host.hypervisor.overlays import SUFFIX
+from pupitre.host.hypervisor.selection import WITH_DISKS
 from pupitre.host.journal import Journal
-from pupitre.host.ledger import Ledger, ledger_path
-from pupitre.host.overlays import SUFFIX
+from pupitre.host.simulation.guest_log import Ledger, ledger_path
 from pupitre.store import schema
-from pupitre.store.engine import open_database
 from pupitre.store.rows import AnyRow
+from pupitre.store.sql.engine import open_database
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

@@ -12,16 +12,17 @@ import time
 
 import uuid_utils
 
-from pupitre import config, log
-from pupitre.host import hypervisors, isolation
-from pupitre.host.hypervisor import Guest, Hypervisor
-from pupitre.host.isolation import Paths
-from pupitre.host.overlays import Overlays
+from pupitre import config
+from pupitre.host.hypervisor import isolation, selection
+from pupitre.host.hypervisor.isolation import Paths
+from pupitre.host.hypervisor.overlays import Overlays
+from pupitre.host.hypervisor.port import Guest, Hypervisor
 from pupitre.images.store import ImageStore
+from pupitre.runtime import log
 
 
 async def serve(paths: Paths, image: str) -> None:
-    hypervisor = hypervisors.choose(config.load(), paths)
+    hypervisor = selection.choose(config.load(), paths)
     await hypervisor.open()
     overlays = Overlays(paths.overlays)
     overlays.open()

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from pupitre.errors import SetupError
-from pupitre.up.ports import free_port
+from pupitre.up.processes.ports import free_port
 
 STOP_LIMIT = 60.0
 

@@ -17,20 +17,20 @@ from pathlib import Path
 
 import uuid_utils
 
-from pupitre import pki
 from pupitre.bench.evidence import gather
 from pupitre.bench.history import Evidence, Violation, violations
-from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.command import FINAL_STATES, BootDesktop, Command, CommandState, DestroyDesktop, Order, RegisterHost
 from pupitre.errors import CommandError, SetupError, Unavailable
+from pupitre.pki import issuing
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.timeouts import timeout
 from pupitre.store.commands import ANSWERED, Commands
-from pupitre.store.engine import open_database
-from pupitre.timeouts import timeout
-from pupitre.up.child import Child, ChildSpec, describe_exit
-from pupitre.up.children import program
-from pupitre.up.ports import free_port
-from pupitre.up.stream import LogStream
+from pupitre.store.sql.engine import open_database
+from pupitre.up.processes.child import Child, ChildSpec, describe_exit
+from pupitre.up.processes.children import program
+from pupitre.up.processes.ports import free_port
+from pupitre.up.processes.stream import LogStream
 from pupitre.wire.broker import write_config
 
 PATIENCE = 60.0
@@ -312,8 +312,8 @@ def furnish(settings: Settings, hosts: Sequence[str], prepare: Callable[[Setting
     """What must be there before the first process starts; ``prepare`` makes databases, certificates and an image."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     prepare(settings)
-    for role in (BROKER, "endpoint", "cluster", *map(pki.host_role, hosts)):
-        pki.ensure_certificate(settings, role)
+    for role in (BROKER, "endpoint", "cluster", *map(issuing.host_role, hosts)):
+        issuing.ensure_certificate(settings, role)
 
 
 @asynccontextmanager

@@ -22,26 +22,26 @@ import uuid_utils
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from pupitre import pki
-from pupitre.clock import now_ms
 from pupitre.config import DatabaseName, Settings
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.errors import SetupError
-from pupitre.ops_client import ask
-from pupitre.store import migrate
+from pupitre.net.ops_client import ask
+from pupitre.pki import issuing
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.timeouts import timeout
+from pupitre.store.admin import migrate
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.cluster_rows import Placed
-from pupitre.store.engine import open_database
+from pupitre.store.sql.engine import open_database
 from pupitre.store.status import CHANGED, Status
 from pupitre.store.transaction import Needs, Transaction
-from pupitre.timeouts import timeout
-from pupitre.up.child import Child, ChildSpec
-from pupitre.up.children import program
-from pupitre.up.ports import free_port
-from pupitre.up.stream import LogStream
+from pupitre.up.processes.child import Child, ChildSpec
+from pupitre.up.processes.children import program
+from pupitre.up.processes.ports import free_port
+from pupitre.up.processes.stream import LogStream
 from pupitre.wire.broker import write_config
-from pupitre.wire.link import Link
+from pupitre.wire.connection import Link
 from pupitre.wire.messages import AnyMessage, Describe, Done, Heartbeat, Report, Sighting
 from pupitre.wire.subjects import Subjects
 
@@ -73,8 +73,8 @@ class _Host:
         self._subjects = Subjects(settings.cluster)
         self._reasons: dict[str, str] = {}
         self._number = 0
-        role = pki.host_role(name)
-        tls = pki.client_context(pki.ensure_certificate(settings, role), role)
+        role = issuing.host_role(name)
+        tls = issuing.client_context(issuing.ensure_certificate(settings, role), role)
         self._link = Link(settings.nats_url, role, tls, registry=CollectorRegistry())
         self._heartbeat = settings.heartbeat
 
@@ -200,7 +200,7 @@ def _prepare(settings: Settings, hosts: list[str]) -> None:
     for name in names:
         migrate.upgrade(name, settings.database_url(name))
     for role in ("nats", "endpoint", "cluster"):
-        pki.ensure_certificate(settings, role)
+        issuing.ensure_certificate(settings, role)
     port = int(settings.nats_url.rsplit(":", 1)[1])
     write_config(settings, port=port, hosts=hosts)
     settings.run_dir.mkdir(parents=True, exist_ok=True)

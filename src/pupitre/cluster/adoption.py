@@ -13,7 +13,7 @@ from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.order_proof import Ordered
 from pupitre.domain.warning import HostWarning, WarningCode, warn
 from pupitre.store.cluster_rows import Doubt, Placed, UnknownGuest
-from pupitre.store.doubts import is_cluster_in_doubt
+from pupitre.store.restore_conflicts import is_cluster_in_doubt
 from pupitre.store.transaction import Transaction
 from pupitre.wire.messages import Report, Sighting
 

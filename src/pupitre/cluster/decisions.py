@@ -10,9 +10,9 @@ import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from pupitre.cluster import host_orders
+from pupitre.cluster import host_commands
 from pupitre.cluster.adoption import ENDING, WAITS, Prove, Stance, forget_unknown, meet_unknown
-from pupitre.cluster.host_orders import HostOrder
+from pupitre.cluster.host_commands import HostOrder
 from pupitre.domain import placement
 from pupitre.domain.bounds import MOST_GUESTS, time_near
 from pupitre.domain.command import (
@@ -94,7 +94,7 @@ def accept(
     elif isinstance(order, DestroyDesktop):
         entry = _want_gone(transaction, entry, order, now=now)
     elif isinstance(order, HostOrder):
-        entry = host_orders.decide(transaction, entry, order, now=now, notice_ms=notice_ms)
+        entry = host_commands.decide(transaction, entry, order, now=now, notice_ms=notice_ms)
     transaction.add_entry(entry, now=now)
     return True
 
@@ -104,7 +104,7 @@ def _fault_code(order: object) -> str:
         return BootFailure.code
     if isinstance(order, DestroyDesktop):
         return DestructionFault.code
-    return ConfigurationFault.code if isinstance(order, ConfigureHost) else host_orders.fault_of(order).code
+    return ConfigurationFault.code if isinstance(order, ConfigureHost) else host_commands.fault_of(order).code
 
 
 def abandon(transaction: Transaction, entry: Entry, *, now: int) -> None:
@@ -116,7 +116,7 @@ def abandon(transaction: Transaction, entry: Entry, *, now: int) -> None:
         return
     if held.outcome is None and not isinstance(held.order, DestroyDesktop):
         transaction.finish(held.id, CommandState.CANCELLED)
-        host_orders.withdraw(transaction, held)
+        host_commands.withdraw(transaction, held)
     if isinstance(held.order, BootDesktop):
         placed = transaction.desktop(held.order.desktop)
         if placed:

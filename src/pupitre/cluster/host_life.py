@@ -8,7 +8,7 @@ to be ready is woken. Pure decisions: the shell in `hosts` asks again after ever
 from dataclasses import dataclass, replace
 
 from pupitre.cluster.decisions import observe, stop
-from pupitre.cluster.host_orders import AT_ONCE, HEARD, READY, SHUT_DOWN, UNREGISTERED, fault_of, open_entries
+from pupitre.cluster.host_commands import AT_ONCE, HEARD, READY, SHUT_DOWN, UNREGISTERED, fault_of, open_entries
 from pupitre.domain.command import BootUpHost, CommandState, Fault
 from pupitre.domain.desktop import DesktopEvent, DesktopState
 from pupitre.domain.host import HOST_LIFE, Host, HostEvent, HostState

@@ -16,17 +16,16 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
-from pupitre.clock import now_ms
 from pupitre.cluster import host_life, registration
 from pupitre.cluster.adoption import SET_ASIDE, WAITS, Prove, Stance, doubt_warnings, judge
-from pupitre.cluster.allowance import Allowance
 from pupitre.cluster.clocks import Clocks
 from pupitre.cluster.decisions import Findings, apply_report, lose_desktops, report_needs
+from pupitre.cluster.host_commands import AT_ONCE, HEARD, READY, UNREGISTERED, HostOrder, host_of
 from pupitre.cluster.host_life import Limits, Step
-from pupitre.cluster.host_orders import AT_ONCE, HEARD, READY, UNREGISTERED, HostOrder, host_of
 from pupitre.cluster.host_warnings import HostWarnings, Warnings
 from pupitre.cluster.image_trust import ImageTrust
 from pupitre.cluster.liveness import RUNS, Liveness
+from pupitre.cluster.start_limit import Allowance
 from pupitre.config import Settings
 from pupitre.domain.bounds import MOST_GUESTS
 from pupitre.domain.command import RegisterHost
@@ -36,15 +35,16 @@ from pupitre.domain.image import Image, ImageSpec
 from pupitre.domain.order_proof import Ordered, prove, proven
 from pupitre.domain.warning import WarningCode, warn
 from pupitre.errors import LinkDown, MessageError, Unavailable
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.workers import Workers
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.cluster_rows import Entry
-from pupitre.store.doubts import is_cluster_in_doubt
+from pupitre.store.restore_conflicts import is_cluster_in_doubt
 from pupitre.store.transaction import Needs, Transaction
-from pupitre.wire.link import Link
+from pupitre.wire.connection import Link
 from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heard, Heartbeat, PowerOff, Report
 from pupitre.wire.subjects import Subjects
 from pupitre.wire.wake import wake
-from pupitre.workers import Workers
 
 log = structlog.get_logger(__name__)
 Images = list[tuple[Image, ImageSpec | None]]

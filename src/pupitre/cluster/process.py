@@ -1,28 +1,28 @@
 """`pupitre cluster`: the cluster server as a process."""
 
-from pupitre import pki
 from pupitre.cluster.server import ClusterServer
 from pupitre.config import Settings
-from pupitre.credentials import Credentials
-from pupitre.ops import Ops
-from pupitre.signing import ORDER_KEY, ensure_key
+from pupitre.net.ops import Ops
+from pupitre.pki import issuing
+from pupitre.pki.credentials import Credentials
+from pupitre.pki.signing import ORDER_KEY, ensure_key
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.engine import open_database
-from pupitre.store.health import telling
-from pupitre.wire.link import Link
+from pupitre.store.sql.engine import open_database
+from pupitre.store.sql.health import telling
+from pupitre.wire.connection import Link
 
 ROLE = "cluster"
 
 
 async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
-    certificates = pki.directory(settings, ROLE)
+    certificates = issuing.directory(settings, ROLE)
     credentials = Credentials(settings, ops.registry)
-    credentials.keep(ROLE, lambda: link.use(pki.client_context(certificates, ROLE)))
-    tls = pki.client_context(certificates, ROLE)
+    credentials.keep(ROLE, lambda: link.use(issuing.client_context(certificates, ROLE)))
+    tls = issuing.client_context(certificates, ROLE)
     store = ClusterStore(open_database(settings, "cluster", "cluster"))
     server: ClusterServer | None = None
-    key = ensure_key(pki.directory(settings, ROLE) / ORDER_KEY)
+    key = ensure_key(issuing.directory(settings, ROLE) / ORDER_KEY)
 
     def broker_changed(connected: bool) -> None:
         if not connected:

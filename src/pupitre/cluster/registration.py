@@ -6,12 +6,12 @@ Registering a host again has the same outcome, and brings its address up to date
 import asyncio
 from dataclasses import replace
 
-from pupitre.cluster.host_orders import READY
+from pupitre.cluster.host_commands import READY
 from pupitre.domain.command import CommandState, Fault, RegisterHost
 from pupitre.domain.host import HOST_LIFE, Host, parse_mac
 from pupitre.errors import LinkDown, MessageError, RegistrationFault
 from pupitre.store.transaction import Transaction
-from pupitre.wire.link import Link
+from pupitre.wire.connection import Link
 from pupitre.wire.messages import Describe, Report
 from pupitre.wire.subjects import Subjects
 

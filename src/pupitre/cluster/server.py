@@ -9,14 +9,12 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry, Counter
 
-from pupitre.batch import GATHER
-from pupitre.clock import now_ms
+from pupitre.cluster.audit_events import send_notes
+from pupitre.cluster.committed_changes import joined
 from pupitre.cluster.decisions import abandon, accept, needs_of
-from pupitre.cluster.endings import tell_hosts
-from pupitre.cluster.halting import Halting
 from pupitre.cluster.hosts import Hosts
-from pupitre.cluster.news import joined
-from pupitre.cluster.notes import send_notes
+from pupitre.cluster.revocations import tell_hosts
+from pupitre.cluster.shutdown import Halting
 from pupitre.config import Settings
 from pupitre.domain.command import Halt, desktop_of
 from pupitre.domain.desktop import DesktopState
@@ -24,10 +22,13 @@ from pupitre.domain.image import ImageSpec
 from pupitre.domain.order_proof import Ordered, prove
 from pupitre.domain.status import Rows
 from pupitre.errors import Deposed, LinkDown, MessageError, Unavailable
-from pupitre.signing import public_half
+from pupitre.pki.signing import public_half
+from pupitre.runtime.batch import GATHER
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.workers import Workers, persist, ungrouped, until_available
 from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
 from pupitre.store.cluster_rows import Entry, Placed
-from pupitre.wire.link import Link
+from pupitre.wire.connection import Link
 from pupitre.wire.messages import (
     MAX_SIZE,
     Abandon,
@@ -46,7 +47,6 @@ from pupitre.wire.messages import (
     encode,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers, persist, ungrouped, until_available
 
 log = structlog.get_logger(__name__)
 

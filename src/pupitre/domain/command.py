@@ -7,7 +7,7 @@ from typing import ClassVar
 import msgspec
 
 from pupitre.domain.bounds import Name, Text
-from pupitre.domain.machine import Machine
+from pupitre.domain.state_machine import Machine
 
 
 class CommandKind(StrEnum):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pupitre.domain.bounds import Key, Name, Small, Text, Time
-from pupitre.domain.machine import Machine
+from pupitre.domain.state_machine import Machine
 
 
 class DesktopState(StrEnum):

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from pupitre.domain.bounds import DiskMib, Line, MemoryMib, Name, Port, Text, Time, Vcpus
-from pupitre.domain.machine import Machine
+from pupitre.domain.state_machine import Machine
 from pupitre.domain.warning import HostWarning
 from pupitre.errors import Invalid
 

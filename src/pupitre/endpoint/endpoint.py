@@ -11,23 +11,24 @@ from pathlib import Path
 import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
-from pupitre import pki
-from pupitre.clock import now_ms
 from pupitre.domain.command import CommandEvent, CommandState, Fault
 from pupitre.domain.status import Link as LinkState
 from pupitre.domain.status import Position
-from pupitre.endpoint.carrier import RESEND, Carrier
-from pupitre.endpoint.endings import tell_endings
-from pupitre.endpoint.notes import write_note
-from pupitre.endpoint.status import HEARD_EVERY_MS, StatusMirror
+from pupitre.endpoint.audit_events import write_note
+from pupitre.endpoint.dispatcher import RESEND, Carrier
+from pupitre.endpoint.revocations import tell_endings
+from pupitre.endpoint.status_mirror import HEARD_EVERY_MS, StatusMirror
 from pupitre.errors import EndpointError, Halted, LinkDown, MessageError, Unavailable
+from pupitre.pki import issuing
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.timeouts import timeout
+from pupitre.runtime.workers import rung, ungrouped, until_available
 from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
-from pupitre.store.endings import Endings
-from pupitre.store.engine import Database
+from pupitre.store.revocations import Endings
+from pupitre.store.sql.engine import Database
 from pupitre.store.status import Status
-from pupitre.timeouts import timeout
-from pupitre.wire.link import Link
+from pupitre.wire.connection import Link
 from pupitre.wire.messages import (
     AnyMessage,
     Changed,
@@ -40,7 +41,6 @@ from pupitre.wire.messages import (
     Page,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import rung, ungrouped, until_available
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +109,7 @@ class WebServerEndpoint:
         After that the link comes back by itself.
         """
         self._silence_limit = status_update_interval * 2.5
-        tls = pki.client_context(certificate_path, ROLE)
+        tls = issuing.client_context(certificate_path, ROLE)
         self._link = Link(servers, ROLE, tls, registry=self._registry, on_change=self._broker_changed)
         self._open.push_async_callback(self._link.close)
         self._carrier = Carrier(
@@ -142,7 +142,7 @@ class WebServerEndpoint:
 
     def use_certificate(self, certificate_path: Path) -> None:
         """Show the certificate as it is there now from the next connection on. Raises `SetupError`."""
-        self._link.use(pki.client_context(certificate_path, ROLE))
+        self._link.use(issuing.client_context(certificate_path, ROLE))
 
     async def disconnect_from_cluster_server(self) -> None:
         """Close link and databases; commands under way keep their rows and are taken up at the next start."""

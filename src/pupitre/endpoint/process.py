@@ -1,18 +1,18 @@
 """`pupitre endpoint`: `WebServerEndpoint` as a process."""
 
-from pupitre import pki
 from pupitre.config import Settings
-from pupitre.credentials import Credentials
 from pupitre.endpoint.endpoint import ROLE, WebServerEndpoint
-from pupitre.ops import Ops
-from pupitre.store.engine import open_database
-from pupitre.store.health import telling
+from pupitre.net.ops import Ops
+from pupitre.pki import issuing
+from pupitre.pki.credentials import Credentials
+from pupitre.store.sql.engine import open_database
+from pupitre.store.sql.health import telling
 
 
 async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
     endpoint = WebServerEndpoint(settings.cluster, ops.registry)
-    certificates = pki.directory(settings, ROLE)
+    certificates = issuing.directory(settings, ROLE)
     credentials = Credentials(settings, ops.registry)
     credentials.keep(ROLE, lambda: endpoint.use_certificate(certificates))
     commands, status = (open_database(settings, "endpoint", name) for name in ("commands", "status"))

@@ -10,7 +10,7 @@ from pupitre.domain.ticket import Purpose
 from pupitre.errors import PupitreError
 from pupitre.gateway import problem
 from pupitre.gateway.service import Gateway
-from pupitre.middleware import refusal_document
+from pupitre.net.middleware import refusal_document
 
 PICTURE_AGE = 5
 """Seconds for which a browser may show a picture again."""

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from pupitre import pki
 from pupitre.config import Settings
 from pupitre.domain import console_link
 from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
 from pupitre.errors import LinkDown, MessageError, PupitreError
 from pupitre.gateway.admission import Admission
-from pupitre.middleware import security_headers
-from pupitre.splice import End
-from pupitre.timeouts import timeout
+from pupitre.net.middleware import security_headers
+from pupitre.net.splice import End
+from pupitre.pki import issuing
+from pupitre.runtime.timeouts import timeout
 
 DIAL_LIMIT = 10.0
 """Seconds from dialling a host to its answer."""
@@ -63,11 +63,11 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         """Raises `SetupError` when the certificate or the portal's public key is missing."""
-        certificates = pki.directory(settings, "gateway")
+        certificates = issuing.directory(settings, "gateway")
         self.served = settings.served
         self.proxies = settings.proxies
         self.security_headers = security_headers(settings)
-        self.admission = Admission(pki.load_ticket_verifier(certificates), frozenset(self.served.origins))
+        self.admission = Admission(issuing.load_ticket_verifier(certificates), frozenset(self.served.origins))
         self._certificates = certificates
         self.reload()
         self.registry = CollectorRegistry()
@@ -77,7 +77,7 @@ class Gateway:
 
     def reload(self) -> None:
         """Dial with the certificate as it is now; open consoles stay. Raises `SetupError`, and changes nothing."""
-        context = pki.arm(ResumingContext(ssl.PROTOCOL_TLS_CLIENT), self._certificates, "gateway")
+        context = issuing.arm(ResumingContext(ssl.PROTOCOL_TLS_CLIENT), self._certificates, "gateway")
         context.sessions = {}  # what was agreed on with another authority is not resumed
         self._context = context
 
@@ -92,7 +92,7 @@ class Gateway:
         it cannot be reached or is not the host it should be.
         """
         end: End | None = None
-        name = pki.host_dns_name(ticket.host)
+        name = issuing.host_dns_name(ticket.host)
         try:
             async with timeout(DIAL_LIMIT):
                 _, end = await asyncio.get_running_loop().create_connection(

@@ -24,9 +24,9 @@ from pupitre.domain.ticket import Purpose, TicketRefused
 from pupitre.errors import NotFound, PupitreError
 from pupitre.gateway import frames, problem
 from pupitre.gateway.service import Gateway
-from pupitre.limits import LINGER
-from pupitre.middleware import last_word, refusal_document
-from pupitre.splice import End, join
+from pupitre.net.limits import LINGER
+from pupitre.net.middleware import last_word, refusal_document
+from pupitre.net.splice import End, join
 
 SUBPROTOCOL = "binary"
 PING_INTERVAL = 10.0

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import structlog
 
-from pupitre.bell import Listener
-from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import DiskFormat, Firmware, ImageSpec
@@ -28,18 +26,21 @@ from pupitre.errors import (
     PupitreError,
     Unavailable,
 )
-from pupitre.host.console import ConsoleServer
-from pupitre.host.departure import Departure, PoweredOff, after
-from pupitre.host.domain_xml import EFI
-from pupitre.host.hypervisor import DISK_FULL, Guest, GuestState, Hypervisor, SeenGuest
+from pupitre.host.console.tickets import ConsoleServer
+from pupitre.host.hypervisor.domain_xml import EFI
+from pupitre.host.hypervisor.overlays import Disks
+from pupitre.host.hypervisor.port import DISK_FULL, Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
-from pupitre.host.overlays import Disks
+from pupitre.host.orphan_scan import Sweep
 from pupitre.host.reports import Reporter
-from pupitre.host.sweep import Sweep
+from pupitre.host.shutdown import Departure, PoweredOff, after
 from pupitre.host.waiting import Waiting
 from pupitre.images.store import ImageStore, bell
-from pupitre.timeouts import timeout
-from pupitre.wire.link import Link
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.notifier import Listener
+from pupitre.runtime.timeouts import timeout
+from pupitre.runtime.workers import Workers
+from pupitre.wire.connection import Link
 from pupitre.wire.messages import (
     AnyMessage,
     Describe,
@@ -51,7 +52,6 @@ from pupitre.wire.messages import (
     Refused,
 )
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import Workers
 
 log = structlog.get_logger(__name__)
 

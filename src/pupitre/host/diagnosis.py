@@ -11,8 +11,8 @@ import subprocess
 from pathlib import Path
 
 from pupitre.errors import HypervisorError, ImageFault
-from pupitre.host.domain_xml import Machine
-from pupitre.host.hypervisor import Guest
+from pupitre.host.hypervisor.domain_xml import Machine
+from pupitre.host.hypervisor.port import Guest
 
 LEAST_FREE_MIB = 16
 """Less than this where overlays are, and QEMU cannot even write its first cluster."""

@@ -6,20 +6,21 @@ import subprocess
 
 import structlog
 
-from pupitre import config, pki
+from pupitre import config
 from pupitre.config import Settings
-from pupitre.credentials import Credentials
 from pupitre.domain.warning import HostWarning, WarningCode, warn
 from pupitre.errors import SetupError
-from pupitre.host import hypervisors, isolation
 from pupitre.host.agent import HostAgent, journal_path
-from pupitre.host.console import ConsoleServer
-from pupitre.host.isolation import Paths
+from pupitre.host.console.tickets import ConsoleServer
+from pupitre.host.hypervisor import isolation, selection
+from pupitre.host.hypervisor.isolation import Paths
 from pupitre.host.journal import Journal
 from pupitre.images.store import ImageStore
-from pupitre.ops import Ops, run_process
-from pupitre.splice import prepare_process
-from pupitre.wire.link import Link
+from pupitre.net.ops import Ops, run_process
+from pupitre.net.splice import prepare_process
+from pupitre.pki import issuing
+from pupitre.pki.credentials import Credentials
+from pupitre.wire.connection import Link
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +34,8 @@ def main() -> int:
 
 async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
-    role = pki.host_role(settings.host_name)
-    certificates = pki.directory(settings, role)
+    role = issuing.host_role(settings.host_name)
+    certificates = issuing.directory(settings, role)
 
     def certificates_seen() -> None:
         agent.warn("certificate", *(_warning(name, left) for name, left in credentials.near_its_end()))
@@ -43,11 +44,11 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
 
     def certificate_changed() -> None:
         console.reload()
-        link.use(pki.client_context(certificates, role))
+        link.use(issuing.client_context(certificates, role))
 
     credentials.keep(role, certificate_changed)
-    disks = hypervisors.disks(settings, paths)
-    hypervisor = hypervisors.choose(settings, paths)
+    disks = selection.disks(settings, paths)
+    hypervisor = selection.choose(settings, paths)
     journal = Journal(journal_path(settings))
     agent = HostAgent(settings, hypervisor, disks, ImageStore(paths.images), journal)
     console = ConsoleServer(
@@ -72,7 +73,7 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
     link = Link(
         settings.nats_url,
         role,
-        pki.client_context(certificates, role),
+        issuing.client_context(certificates, role),
         registry=ops.registry,
         on_change=broker_changed,
     )

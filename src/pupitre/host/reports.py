@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import structlog
 
-from pupitre.clock import now_ms
 from pupitre.config import Settings
 from pupitre.domain.capacity import shortages
 from pupitre.domain.desktop import DesktopState
@@ -20,16 +19,17 @@ from pupitre.domain.host import HostFacts
 from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning
 from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError, SetupError, Unavailable
-from pupitre.host.console import ConsoleServer
-from pupitre.host.hypervisor import Hypervisor
+from pupitre.host.console.tickets import ConsoleServer
+from pupitre.host.hypervisor.overlays import Disks
+from pupitre.host.hypervisor.port import Hypervisor
 from pupitre.host.journal import Journal, Record
-from pupitre.host.overlays import Disks
 from pupitre.images.signatures import read_signed
 from pupitre.images.store import ImageStore
-from pupitre.wire.link import Link
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.workers import persist
+from pupitre.wire.connection import Link
 from pupitre.wire.messages import Copy, Done, Farewell, Finding, Heard, Heartbeat, Report, Sighting
 from pupitre.wire.subjects import Subjects
-from pupitre.workers import persist
 
 log = structlog.get_logger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from pupitre.errors import HypervisorError
-from pupitre.host.hypervisor import Hypervisor
-from pupitre.host.overlays import Disks
+from pupitre.host.hypervisor.overlays import Disks
+from pupitre.host.hypervisor.port import Hypervisor
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from pupitre.errors import Conflict
-from pupitre.images.faults import FULL
+from pupitre.images.importing.faults import FULL
 from pupitre.images.programs import find, run
 
 

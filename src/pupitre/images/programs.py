@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pupitre.errors import ImageFault, SetupError
-from pupitre.images.faults import disk_full
+from pupitre.images.importing.faults import disk_full
 
 DEBIAN_PACKAGE = {
     "apt-cache": "apt",

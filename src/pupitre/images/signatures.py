@@ -17,7 +17,7 @@ from pupitre.domain.image import IMAGE_ID
 from pupitre.domain.signed_manifest import MOST_TEXT, SignedManifest, public_text, sign, signature_fault
 from pupitre.errors import PupitreError, SetupError
 from pupitre.images.files import make_folder, write
-from pupitre.signing import ensure_key
+from pupitre.pki.signing import ensure_key
 
 log = structlog.get_logger(__name__)
 LARGEST = 2 * MOST_TEXT

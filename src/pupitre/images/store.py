@@ -24,8 +24,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pupitre.bell import Bell
-from pupitre.clock import now_ms
 from pupitre.domain.image import (
     DIGEST,
     ID_RULE,
@@ -40,11 +38,13 @@ from pupitre.domain.image import (
 from pupitre.domain.text import shown
 from pupitre.errors import ImageFault, Invalid, NotFound, PupitreError
 from pupitre.images.build_state import BuildState, born, read_state
-from pupitre.images.faults import store_fault, store_faults
 from pupitre.images.files import empty, lock, make_folder, sync_folder, write, write_passing
+from pupitre.images.importing.faults import store_fault, store_faults
 from pupitre.images.manifest import Manifest, read_manifest
 from pupitre.images.progress import Progress, part, silent
 from pupitre.images.signatures import ensure_signed
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.notifier import Bell
 
 CHUNK = 1 << 20
 ARRIVING_FOR = 3600

@@ -5,9 +5,9 @@ else: sign-ins, tokens, accounts, consoles. What cannot be noted is not answered
 the database raises `Unavailable`.
 """
 
-from pupitre.clock import now_ms
-from pupitre.domain.access import User
+from pupitre.domain.people.access import User
 from pupitre.portal.context import Portal
+from pupitre.runtime.clock import now_ms
 from pupitre.store.audit import NOBODY, Act, AuditEntry
 
 DONE, REFUSED = "done", "refused"

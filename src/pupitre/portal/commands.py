@@ -1,14 +1,14 @@
 """Commands: how they are asked for, and what came of them in words."""
 
-from pupitre.clock import now_ms
-from pupitre.domain.access import User, may_see_command
 from pupitre.domain.command import Command, CommandState, Order
+from pupitre.domain.people.access import User, may_see_command
 from pupitre.errors import NotFound
 from pupitre.portal.context import Portal, new_id
-from pupitre.portal.links import check_reached
-from pupitre.portal.sessions import Caller
-from pupitre.portal.words import late_words
-from pupitre.store.requests import Allowance
+from pupitre.portal.identity.sessions import Caller
+from pupitre.portal.labels import late_words
+from pupitre.portal.live.freshness import check_reached
+from pupitre.runtime.clock import now_ms
+from pupitre.store.new_commands import Allowance
 
 
 async def ask(portal: Portal, caller: Caller, order: Order, allowance: Allowance | None = None) -> Command:

@@ -6,14 +6,14 @@ import io
 import time
 from contextlib import suppress
 
-from pupitre import pki
 from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.errors import Conflict, NotFound
+from pupitre.pki import issuing
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.desktops import desktop_of, desktops_of
-from pupitre.portal.sessions import Caller
+from pupitre.portal.identity.sessions import Caller
 
 CONSOLE_SECONDS = 30
 VIEWER_SECONDS = 60
@@ -66,7 +66,7 @@ async def viewer_file(portal: Portal, caller: Caller, desktop_id: str) -> str:
 def authority(portal: Portal) -> bytes:
     """The certificate (PEM) by which viewers know our hosts. Raises `NotFound` when this machine has none."""
     try:
-        return (pki.directory(portal.settings, "portal") / "ca.crt").read_bytes()
+        return (issuing.directory(portal.settings, "portal") / "ca.crt").read_bytes()
     except OSError as error:
         raise NotFound("This portal has no copy of the authority's certificate. Run: pupitre pki create") from error
 

@@ -9,25 +9,25 @@ import uuid_utils
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.requests import HTTPConnection
 
-from pupitre import pki
 from pupitre.config import Settings
+from pupitre.domain.origin import ServedHosts
 from pupitre.errors import Unavailable
-from pupitre.origin import ServedHosts
-from pupitre.portal.devices import Devices
-from pupitre.portal.endings import passing_on
-from pupitre.portal.events import Feed
-from pupitre.portal.gate import Gate
-from pupitre.portal.lookups import Lookups
-from pupitre.portal.metrics import Metrics
-from pupitre.portal.passwords import Checker
-from pupitre.portal.presence import Presence
-from pupitre.portal.throttle import Throttle
+from pupitre.pki import issuing
+from pupitre.portal.http.metrics import Metrics
+from pupitre.portal.identity.devices import Devices
+from pupitre.portal.identity.passwords import Checker
+from pupitre.portal.identity.revocations import passing_on
+from pupitre.portal.identity.session_cache import Presence
+from pupitre.portal.identity.throttle import Throttle
+from pupitre.portal.live.batched_reads import Lookups
+from pupitre.portal.live.events import Feed
+from pupitre.portal.live.rate_limit import Gate
 from pupitre.store.accounts import Accounts
 from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
-from pupitre.store.endings import Endings
-from pupitre.store.engine import open_database
-from pupitre.store.failures import Failures
+from pupitre.store.revocations import Endings
+from pupitre.store.sign_in_failures import Failures
+from pupitre.store.sql.engine import open_database
 from pupitre.store.status import Status
 
 
@@ -69,7 +69,7 @@ class Portal:
 @asynccontextmanager
 async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Portal]:
     """Raises `SetupError` when a database or the ticket key is missing."""
-    signer = pki.load_ticket_signer(pki.directory(settings, "portal"))
+    signer = issuing.load_ticket_signer(issuing.directory(settings, "portal"))
     accounts = open_database(settings, "portal", "accounts")
     commands = open_database(settings, "portal", "commands")
     status = open_database(settings, "portal", "status", read_only=True)

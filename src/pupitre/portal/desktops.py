@@ -9,8 +9,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pupitre.clock import now_ms
-from pupitre.domain.access import Role, User, may_edit_images, may_see_desktop
 from pupitre.domain.command import (
     FINAL_STATES,
     BootDesktop,
@@ -23,13 +21,15 @@ from pupitre.domain.command import (
 from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
+from pupitre.domain.people.access import Role, User, may_edit_images, may_see_desktop
 from pupitre.domain.status import Link
 from pupitre.errors import Conflict, Forbidden, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal, new_id
-from pupitre.portal.links import LinkState, state_of
-from pupitre.portal.sessions import Caller
-from pupitre.store.requests import Allowance
+from pupitre.portal.identity.sessions import Caller
+from pupitre.portal.live.freshness import LinkState, state_of
+from pupitre.runtime.clock import now_ms
+from pupitre.store.new_commands import Allowance
 
 SHOWN_AFTER_FAILURE_MS = 10 * 60 * 1000
 """How long a desktop that failed stays in sight unless its user puts it away."""

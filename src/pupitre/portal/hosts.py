@@ -5,14 +5,14 @@ A host is called by its name, its label or its address; commands carry its name.
 
 from dataclasses import dataclass
 
-from pupitre.domain.access import may_manage_hosts
 from pupitre.domain.command import BootUpHost, Command, ConfigureHost, Halt, Order, RegisterHost, RetireHost
 from pupitre.domain.host import Host
+from pupitre.domain.people.access import may_manage_hosts
 from pupitre.errors import Forbidden, Invalid, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal
-from pupitre.portal.links import LinkState, link_state
-from pupitre.portal.sessions import Caller
+from pupitre.portal.identity.sessions import Caller
+from pupitre.portal.live.freshness import LinkState, link_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The database ``accounts``: users and their sign-ins. Only the portal opens it.
 
 A sign-in that is ended leaves a word behind, in the same transaction, until whoever
-watches a screen by it has been shown out (see `pupitre.store.endings`).
+watches a screen by it has been shown out (see `pupitre.store.revocations`).
 """
 
 from collections.abc import Collection
@@ -10,16 +10,16 @@ from enum import StrEnum
 
 from sqlalchemy import ColumnElement, bindparam, delete, insert, select, update
 
-from pupitre.domain.access import Role, User
-from pupitre.domain.sign_in import REASON_KEPT
-from pupitre.domain.username import canonical
+from pupitre.domain.people.access import Role, User
+from pupitre.domain.people.sign_in import REASON_KEPT
+from pupitre.domain.people.username import canonical
 from pupitre.errors import Conflict
-from pupitre.store.dialect import Connection
-from pupitre.store.endings import Ending
-from pupitre.store.engine import Database
+from pupitre.store.revocations import Ending
 from pupitre.store.rows import AnyRow
 from pupitre.store.schema import accounts_ended, sessions, users
-from pupitre.store.upsert import upsert_rows
+from pupitre.store.sql.dialect import Connection
+from pupitre.store.sql.engine import Database
+from pupitre.store.sql.upsert import upsert_rows
 
 
 class SessionKind(StrEnum):

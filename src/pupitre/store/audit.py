@@ -14,9 +14,9 @@ from enum import StrEnum
 import uuid_utils
 from sqlalchemy import ColumnElement, func, insert, or_, select
 
-from pupitre.store.engine import Database
 from pupitre.store.rows import AnyRow
 from pupitre.store.schema import audit
+from pupitre.store.sql.engine import Database
 
 CLUSTER = "cluster"
 """The actor of what nobody asked for: what the cluster settled by itself."""

@@ -14,17 +14,15 @@ from typing import Any, TypeVar
 
 from sqlalchemy import and_, bindparam, case, delete, exists, insert, not_, or_, select, update
 
-from pupitre.batch import Batch
 from pupitre.domain.command import desktop_of
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.errors import Conflict, Deposed, PupitreError, SetupError
-from pupitre.store import doubts
+from pupitre.runtime.batch import Batch
+from pupitre.store import restore_conflicts
 from pupitre.store.cluster_rows import Doubt, Entry, Note, Placed, UnknownGuest, entry_from_row, placed_from_row
-from pupitre.store.dialect import Connection
-from pupitre.store.engine import Database
 from pupitre.store.known import Known
 from pupitre.store.rows import (
     desktop_from_row,
@@ -41,6 +39,8 @@ from pupitre.store.schema import (
     notes,
     past_epochs,
 )
+from pupitre.store.sql.dialect import Connection
+from pupitre.store.sql.engine import Database
 from pupitre.store.transaction import Needs, Outcomes, Transaction
 
 PAGE = 500
@@ -135,7 +135,7 @@ class ClusterStore:
     @property
     def is_in_doubt(self) -> bool:
         """Whether an administrator has to say that the cluster shall go on from what it knows."""
-        return doubts.is_cluster_in_doubt(self.doubts.values())
+        return restore_conflicts.is_cluster_in_doubt(self.doubts.values())
 
     @property
     def waits_for_confirmation(self) -> bool:
@@ -146,13 +146,13 @@ class ClusterStore:
         """See what an administrator has confirmed; whether anything still waits for that."""
         async with self.database.read() as connection:
             self.confirmed = int((await connection.execute(select(epochs.c.confirmed))).scalar_one())
-            self.doubts = await doubts.read_doubts(connection)
-            self.unknown = await doubts.read_unknown(connection)
+            self.doubts = await restore_conflicts.read_doubts(connection)
+            self.unknown = await restore_conflicts.read_unknown(connection)
         return self.waits_for_confirmation
 
     async def confirm(self, *, now: int, hosts: Collection[str] | None = None) -> list[str]:
-        """See `pupitre.store.doubts.confirm`."""
-        return await doubts.confirm(self.database, now=now, hosts=hosts)
+        """See `pupitre.store.restore_conflicts.confirm`."""
+        return await restore_conflicts.confirm(self.database, now=now, hosts=hosts)
 
     async def change(self, needs: Needs, decide: Callable[[Transaction], R]) -> R:
         """What ``decide`` says, once what it changed is on disk.

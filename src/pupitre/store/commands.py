@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Integer, bindparam, false, func, or_, select, true, update
 
-from pupitre.batch import Batch
 from pupitre.domain.command import (
     FINAL_STATES,
     UNENDED_STATES,
@@ -20,11 +19,12 @@ from pupitre.domain.command import (
     Fault,
 )
 from pupitre.errors import PupitreError
+from pupitre.runtime.batch import Batch
 from pupitre.store.command_rows import from_row
-from pupitre.store.engine import Database, next_version
-from pupitre.store.moves import Move, write_moves
-from pupitre.store.requests import Allowance, Request, write_requests
+from pupitre.store.new_commands import Allowance, Request, write_requests
 from pupitre.store.schema import commands, commands_counter
+from pupitre.store.sql.engine import Database, next_version
+from pupitre.store.transitions import Move, write_moves
 
 
 @dataclass(frozen=True, slots=True)

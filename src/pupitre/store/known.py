@@ -17,9 +17,9 @@ from pupitre.domain.command import desktop_of
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import CopyState, Image, ImageSpec
 from pupitre.store.cluster_rows import Entry, HostEntry, Placed, entry_from_row, placed_from_row
-from pupitre.store.dialect import Connection
 from pupitre.store.rows import host_from_row, image_from_row
 from pupitre.store.schema import cluster_copies, cluster_desktops, cluster_hosts, journal
+from pupitre.store.sql.dialect import Connection
 
 THERE = sorted(frozenset(DesktopState) - {DesktopState.GONE})
 STARTING = frozenset({DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING})

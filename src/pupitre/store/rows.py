@@ -11,7 +11,7 @@ from pupitre.domain.warning import HostWarning
 
 T = TypeVar("T")
 AnyRow = Any
-"""A named tuple: see `pupitre.store.statement`."""
+"""A named tuple: see `pupitre.store.sql.statement`."""
 
 
 def host_to_row(host: Host) -> dict[str, object]:

@@ -15,8 +15,6 @@ from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import CopyState, Image
 from pupitre.domain.status import HostImage, Link, Position, Rows, catalogue
-from pupitre.store.dialect import Connection
-from pupitre.store.engine import Database, next_version
 from pupitre.store.rows import (
     AnyRow,
     copy_to_row,
@@ -27,7 +25,9 @@ from pupitre.store.rows import (
     image_from_row,
 )
 from pupitre.store.schema import copies, desktops, hosts, links, status_counter
-from pupitre.store.versioned import chunks, has_key, put_rows
+from pupitre.store.sql.dialect import Connection
+from pupitre.store.sql.engine import Database, next_version
+from pupitre.store.sql.versioned import chunks, has_key, put_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,6 @@ from pupitre.store.cluster_rows import (
     outcome_values,
     placed_from_row,
 )
-from pupitre.store.dialect import Connection
 from pupitre.store.known import STARTING, Copies, Known
 from pupitre.store.rows import copy_to_row, host_to_row
 from pupitre.store.schema import (
@@ -48,8 +47,9 @@ from pupitre.store.schema import (
     notes,
     unknown_guests,
 )
-from pupitre.store.upsert import upsert_rows
-from pupitre.store.versioned import chunks, has_key, put_rows
+from pupitre.store.sql.dialect import Connection
+from pupitre.store.sql.upsert import upsert_rows
+from pupitre.store.sql.versioned import chunks, has_key, put_rows
 
 KNOWS_MORE = "set aside: it says that it knows more than the cluster (pupitre cluster confirm)"
 MOST_SUBJECT, MOST_DETAIL = 255, 1000

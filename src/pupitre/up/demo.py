@@ -6,13 +6,13 @@ import secrets
 
 import uuid_utils
 
-from pupitre.clock import now_ms
 from pupitre.config import Settings
-from pupitre.domain.access import Role, User
-from pupitre.portal.passwords import hash_password
+from pupitre.domain.people.access import Role, User
+from pupitre.portal.identity.passwords import hash_password
+from pupitre.runtime.clock import now_ms
 from pupitre.store.accounts import Accounts
-from pupitre.store.engine import open_database
-from pupitre.up.demo_file import accounts_file, read_accounts
+from pupitre.store.sql.engine import open_database
+from pupitre.up.demo_accounts import accounts_file, read_accounts
 
 _CONSONANTS, _VOWELS = "bdfghjkmnprstvz", "aeiou"
 

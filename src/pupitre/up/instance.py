@@ -21,14 +21,14 @@ from typing import TextIO
 from pupitre import config
 from pupitre.config import Settings
 from pupitre.errors import Conflict, SetupError
-from pupitre.up import children
 from pupitre.up.broker_certificate import BrokerCertificate
-from pupitre.up.child import Child, ChildSpec
 from pupitre.up.hosts import WakeListener, own_hosts, wake_socket
-from pupitre.up.ports import check_portal_port
+from pupitre.up.processes import children
+from pupitre.up.processes.child import Child, ChildSpec
+from pupitre.up.processes.ports import check_portal_port
+from pupitre.up.processes.stream import LogStream
+from pupitre.up.processes.supervisor import Supervisor
 from pupitre.up.record import Record
-from pupitre.up.stream import LogStream
-from pupitre.up.supervisor import Supervisor
 
 SECOND_IMAGE = "debian-desktop"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -183,7 +183,7 @@ class Instance:
         return await Child.start(spec, sockets=self._settings.run_dir, stream=self._stream, on_ready=lambda: None)
 
     def _greet(self) -> None:
-        from pupitre.up.demo_file import accounts_file, read_accounts
+        from pupitre.up.demo_accounts import accounts_file, read_accounts
 
         seconds = time.monotonic() - self._begun
         if self._as_json:

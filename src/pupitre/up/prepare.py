@@ -13,15 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pupitre import authority, config, pki
+from pupitre import config
 from pupitre.config import Settings
 from pupitre.errors import ImageFault, NotFound, PupitreError, SetupError
 from pupitre.images.signatures import ensure_signed
 from pupitre.images.store import ImageStore
-from pupitre.store import migrate
-from pupitre.up.children import PUPITRE
+from pupitre.pki import authority, issuing
+from pupitre.store.admin import migrate
 from pupitre.up.demo import ensure_accounts
 from pupitre.up.hosts import own_hosts
+from pupitre.up.processes.children import PUPITRE
 from pupitre.up.renewal import note_renewal
 
 ROLES = ("nats", "endpoint", "cluster", "gateway", "portal")
@@ -49,17 +50,18 @@ def ensure_databases(settings: Settings) -> list[str]:
 def ensure_certificates(settings: Settings) -> None:
     """Raises `SetupError` where one is due that cannot be issued, as the authority is missing."""
     hosts = {
-        pki.host_role(host.name): settings.model_copy(update={"host_name": host.name}) for host in own_hosts(settings)
+        issuing.host_role(host.name): settings.model_copy(update={"host_name": host.name})
+        for host in own_hosts(settings)
     }
     roles = {**dict.fromkeys(ROLES, settings), **hosts}
-    if authority.is_here(settings) or not pki.roles_here(settings):
-        pki.ensure_authority(settings)
-        pki.ensure_ticket_key(settings)
+    if authority.is_here(settings) or not issuing.roles_here(settings):
+        issuing.ensure_authority(settings)
+        issuing.ensure_ticket_key(settings)
         for role, own in roles.items():
-            pki.ensure_certificate(own, role)
+            issuing.ensure_certificate(own, role)
     else:
         for role, own in roles.items():
-            pki.renew_if_due(own, role)
+            issuing.renew_if_due(own, role)
         where = authority.folder(settings)
         print(f"  the authority's key is not in {where}: no certificate is renewed until it is back", flush=True)
     note_renewal(settings)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pupitre.up.supervisor import Keeper
+from pupitre.up.processes.supervisor import Keeper
 
 
 class Record:

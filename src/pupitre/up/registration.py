@@ -10,16 +10,16 @@ import sys
 import uuid_utils
 
 from pupitre import config
-from pupitre.clock import now_ms
 from pupitre.config import Settings
-from pupitre.domain.access import Role
 from pupitre.domain.command import FINAL_STATES, Command, CommandKind, CommandState, RegisterHost
+from pupitre.domain.people.access import Role
 from pupitre.errors import PupitreError, RegistrationFault, SetupError
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.workers import ungrouped
 from pupitre.store.accounts import Accounts
 from pupitre.store.commands import ANSWERED, Commands
-from pupitre.store.engine import Database, open_database
+from pupitre.store.sql.engine import Database, open_database
 from pupitre.up.hosts import OwnHost, own_hosts
-from pupitre.workers import ungrouped
 
 
 async def register(settings: Settings, ports: dict[str, int]) -> None:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pupitre import pki
 from pupitre.config import Settings
+from pupitre.pki import issuing
 from pupitre.wire.subjects import Subjects, permissions
 
 
@@ -17,11 +17,11 @@ def write_config(settings: Settings, *, port: int, hosts: Sequence[str]) -> Path
     """
     subjects = Subjects(settings.cluster)
     users = []
-    for role in ("endpoint", "cluster", *(pki.host_role(name) for name in hosts)):
+    for role in ("endpoint", "cluster", *(issuing.host_role(name) for name in hosts)):
         may = permissions(subjects, role)
         users.append(
             {
-                "user": pki.nats_user(role),
+                "user": issuing.nats_user(role),
                 "permissions": {
                     "publish": {"allow": list(may.publish)},
                     "subscribe": {"allow": list(may.subscribe)},
@@ -29,7 +29,7 @@ def write_config(settings: Settings, *, port: int, hosts: Sequence[str]) -> Path
                 },
             }
         )
-    certificates = pki.directory(settings, "nats")
+    certificates = issuing.directory(settings, "nats")
     document = {
         "listen": f"127.0.0.1:{port}",
         "server_name": f"pupitre-{settings.cluster}",

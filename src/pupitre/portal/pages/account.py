@@ -5,14 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pupitre.clock import now_ms
-from pupitre.domain.password import MIN_LENGTH
+from pupitre.domain.people.password import MIN_LENGTH
 from pupitre.errors import Invalid, NotSignedIn, RequestError, TooEarly
-from pupitre.portal.account_shapes import MAX_PASSWORD
+from pupitre.portal.account_schemas import MAX_PASSWORD
 from pupitre.portal.consoles import renewals
 from pupitre.portal.context import portal_of
-from pupitre.portal.paths import own_path
-from pupitre.portal.sessions import (
+from pupitre.portal.http.paths import own_path
+from pupitre.portal.http.templates import render
+from pupitre.portal.identity.sessions import (
     DAY,
     SignedIn,
     change_password,
@@ -22,7 +22,7 @@ from pupitre.portal.sessions import (
     open_session,
     set_cookie,
 )
-from pupitre.portal.views import render
+from pupitre.runtime.clock import now_ms
 from pupitre.store.accounts import SessionKind
 
 router = APIRouter()

@@ -8,11 +8,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from pupitre.domain.username import canonical
+from pupitre.domain.people.username import canonical
 from pupitre.portal.context import portal_of
-from pupitre.portal.roles import Auditor
-from pupitre.portal.views import render
-from pupitre.portal.words import ACTION_WORDS, OUTCOME_WORDS
+from pupitre.portal.http.roles import Auditor
+from pupitre.portal.http.templates import render
+from pupitre.portal.labels import ACTION_WORDS, OUTCOME_WORDS
 from pupitre.store.audit import Wanted
 
 router = APIRouter()

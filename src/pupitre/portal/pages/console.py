@@ -5,8 +5,8 @@ from fastapi import APIRouter, Request, Response
 from pupitre.portal.consoles import viewer_file
 from pupitre.portal.context import portal_of
 from pupitre.portal.desktops import desktop_of
-from pupitre.portal.sessions import SignedIn
-from pupitre.portal.views import render
+from pupitre.portal.http.templates import render
+from pupitre.portal.identity.sessions import SignedIn
 
 router = APIRouter()
 

@@ -5,14 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pupitre.domain.access import User, may_edit_images
 from pupitre.domain.desktop import COUNTED_STATES
 from pupitre.domain.image import CopyState
+from pupitre.domain.people.access import User, may_edit_images
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of, limit_of, start, stop
+from pupitre.portal.http.templates import render
+from pupitre.portal.identity.sessions import SignedIn
 from pupitre.portal.pages.link import banner, freshness
-from pupitre.portal.sessions import SignedIn
-from pupitre.portal.views import render
 
 router = APIRouter()
 

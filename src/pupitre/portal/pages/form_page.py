@@ -5,10 +5,10 @@ from typing import Any
 from fastapi import Request, Response
 
 from pupitre.portal.context import portal_of
+from pupitre.portal.http.templates import render
 from pupitre.portal.pages.host_forms import HostForm
 from pupitre.portal.pages.link import banner
 from pupitre.portal.pages.refusals import Refusal
-from pupitre.portal.views import render
 
 
 async def form_page(

@@ -8,9 +8,9 @@ from fastapi.responses import RedirectResponse
 from pupitre.errors import PupitreError
 from pupitre.portal.context import portal_of
 from pupitre.portal.hosts import halt, hosts_of
+from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.http.templates import render
 from pupitre.portal.pages.refusals import Refusal, refusal_of
-from pupitre.portal.roles import HostKeeper
-from pupitre.portal.views import render
 
 router = APIRouter()
 

@@ -9,17 +9,17 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pupitre.domain.access import User
+from pupitre.domain.people.access import User
 from pupitre.errors import PupitreError
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.hosts import SeenHost, boot_up_host, configure_host, host_called, retire_host
+from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.http.templates import render
 from pupitre.portal.pages.form_page import form_page
 from pupitre.portal.pages.host_forms import HostForm, change, form_of
 from pupitre.portal.pages.hosts import latest_orders
 from pupitre.portal.pages.link import freshness
 from pupitre.portal.pages.refusals import Refusal, refusal_of
-from pupitre.portal.roles import HostKeeper
-from pupitre.portal.views import render
 
 router = APIRouter()
 

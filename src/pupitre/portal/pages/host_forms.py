@@ -4,7 +4,7 @@ from pydantic import BaseModel, ValidationError
 
 from pupitre.domain.command import RegisterHost
 from pupitre.domain.host import Host
-from pupitre.portal.shapes import HostChange, HostRequest
+from pupitre.portal.schemas import HostChange, HostRequest
 
 _MENDS = {
     "name": "Use small letters, digits and dashes, at most 32, a letter or digit first: lab-2",

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pupitre.domain.access import User
 from pupitre.domain.command import Command, CommandKind, RegisterHost
+from pupitre.domain.people.access import User
 from pupitre.errors import PupitreError
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.hosts import hosts_of, register_host
+from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.pages.form_page import form_page
 from pupitre.portal.pages.host_forms import HostForm, registration
 from pupitre.portal.pages.link import freshness
 from pupitre.portal.pages.refusals import Refusal, refusal_of
-from pupitre.portal.roles import HostKeeper
 
 router = APIRouter()
 SHOWN = 5

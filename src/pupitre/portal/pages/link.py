@@ -3,7 +3,7 @@
 from typing import Any
 
 from pupitre.portal.context import Portal
-from pupitre.portal.links import STALE_AFTER, link_state
+from pupitre.portal.live.freshness import STALE_AFTER, link_state
 
 
 async def freshness(portal: Portal) -> dict[str, Any]:

@@ -5,19 +5,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from pupitre.domain.access import User
+from pupitre.domain.people.access import User
 from pupitre.errors import NotFound
 from pupitre.portal.context import portal_of
-from pupitre.portal.events import KEEP_ALIVE, News
 from pupitre.portal.hosts import host_called
+from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.http.templates import fragment
+from pupitre.portal.identity.sessions import Caller, SignedIn, caller_of
+from pupitre.portal.live.events import KEEP_ALIVE, News
 from pupitre.portal.pages.desktops import board
 from pupitre.portal.pages.host import host_board
 from pupitre.portal.pages.hosts import hosts_board, latest_orders
 from pupitre.portal.pages.link import banner
-from pupitre.portal.roles import HostKeeper
-from pupitre.portal.sessions import Caller, SignedIn, caller_of
-from pupitre.portal.views import fragment
-from pupitre.timeouts import timeout
+from pupitre.runtime.timeouts import timeout
 
 router = APIRouter()
 Pieces = Callable[[News | None], Awaitable[list[ServerSentEvent]]]

@@ -5,9 +5,9 @@ from fastapi.responses import RedirectResponse
 
 from pupitre.errors import NotFound
 from pupitre.portal.context import portal_of
-from pupitre.portal.locks import lift_lock
-from pupitre.portal.roles import UserKeeper
-from pupitre.portal.views import render
+from pupitre.portal.http.roles import UserKeeper
+from pupitre.portal.http.templates import render
+from pupitre.portal.identity.locks import lift_lock
 
 router = APIRouter()
 

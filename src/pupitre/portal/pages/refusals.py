@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pupitre.errors import PupitreError
-from pupitre.portal.problems import answer_to
+from pupitre.portal.http.problems import answer_to
 
 
 @dataclass(frozen=True, slots=True)

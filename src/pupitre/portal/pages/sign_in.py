@@ -6,12 +6,12 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pupitre.errors import NotSignedIn, TooEarly
-from pupitre.portal import devices, sessions
-from pupitre.portal.account_shapes import MAX_NAME, MAX_PASSWORD
+from pupitre.portal.account_schemas import MAX_NAME, MAX_PASSWORD
 from pupitre.portal.context import origin_of, portal_of
-from pupitre.portal.paths import own_path
-from pupitre.portal.sessions import address_of, caller_of, clear_cookie, set_cookie, why_ended
-from pupitre.portal.views import render
+from pupitre.portal.http.paths import own_path
+from pupitre.portal.http.templates import render
+from pupitre.portal.identity import devices, sessions
+from pupitre.portal.identity.sessions import address_of, caller_of, clear_cookie, set_cookie, why_ended
 
 router = APIRouter()
 

@@ -5,11 +5,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from pupitre.domain.username import canonical
+from pupitre.domain.people.username import canonical
 from pupitre.portal.context import portal_of
+from pupitre.portal.http.roles import Auditor
 from pupitre.portal.rest.paging import After, Limit
-from pupitre.portal.roles import Auditor
-from pupitre.portal.shapes import AuditOut, Page, audit_out
+from pupitre.portal.schemas import AuditOut, Page, audit_out
 from pupitre.store.audit import Wanted
 
 router = APIRouter(tags=["audit"])

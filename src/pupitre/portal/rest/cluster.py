@@ -4,11 +4,11 @@ from fastapi import APIRouter, Request, Response
 
 from pupitre.portal import hosts
 from pupitre.portal.context import portal_of
-from pupitre.portal.links import link_state
+from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.identity.sessions import SignedIn
+from pupitre.portal.live.freshness import link_state
 from pupitre.portal.rest.hosts import accepted
-from pupitre.portal.roles import HostKeeper
-from pupitre.portal.sessions import SignedIn
-from pupitre.portal.shapes import Accepted, HaltRequest, StatusOut, status_out
+from pupitre.portal.schemas import Accepted, HaltRequest, StatusOut, status_out
 
 router = APIRouter(tags=["cluster"])
 

@@ -4,9 +4,9 @@ from fastapi import APIRouter, Request
 
 from pupitre.portal.commands import command_of
 from pupitre.portal.context import portal_of
+from pupitre.portal.identity.sessions import SignedIn
 from pupitre.portal.rest.paging import After, Limit, page
-from pupitre.portal.sessions import SignedIn
-from pupitre.portal.shapes import CommandOut, Page, command_out
+from pupitre.portal.schemas import CommandOut, Page, command_out
 
 router = APIRouter(tags=["commands"])
 

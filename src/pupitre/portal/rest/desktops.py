@@ -6,9 +6,9 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from pupitre.portal import consoles
 from pupitre.portal.context import origin_of, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of, start, stop
+from pupitre.portal.identity.sessions import SignedIn
 from pupitre.portal.rest.paging import After, Limit, page
-from pupitre.portal.sessions import SignedIn
-from pupitre.portal.shapes import (
+from pupitre.portal.schemas import (
     Accepted,
     ConsoleOut,
     DesktopAccepted,

@@ -14,17 +14,17 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel
 
-from pupitre.domain.access import may_manage_hosts
 from pupitre.domain.command import FINAL_STATES
+from pupitre.domain.people.access import may_manage_hosts
 from pupitre.domain.status import Link
 from pupitre.errors import NotFound
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktops_of, latest_of
-from pupitre.portal.events import KEEP_ALIVE, News
 from pupitre.portal.hosts import hosts_of
-from pupitre.portal.sessions import Caller, SignedIn, caller_of
-from pupitre.portal.shapes import command_out, desktop_out, host_out, image_out, link_out
-from pupitre.timeouts import timeout
+from pupitre.portal.identity.sessions import Caller, SignedIn, caller_of
+from pupitre.portal.live.events import KEEP_ALIVE, News
+from pupitre.portal.schemas import command_out, desktop_out, host_out, image_out, link_out
+from pupitre.runtime.timeouts import timeout
 
 router = APIRouter(tags=["events"])
 

@@ -5,9 +5,9 @@ from fastapi import APIRouter, Request, Response
 from pupitre.domain.command import Command, RegisterHost
 from pupitre.portal import hosts
 from pupitre.portal.context import portal_of
+from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.rest.paging import After, Limit, page
-from pupitre.portal.roles import HostKeeper
-from pupitre.portal.shapes import Accepted, HostChange, HostOut, HostRequest, HostRetirement, Page, host_out
+from pupitre.portal.schemas import Accepted, HostChange, HostOut, HostRequest, HostRetirement, Page, host_out
 
 router = APIRouter(tags=["hosts"])
 

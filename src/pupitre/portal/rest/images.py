@@ -4,9 +4,9 @@ from fastapi import APIRouter, Request
 
 from pupitre.portal.context import portal_of
 from pupitre.portal.desktops import image_named
+from pupitre.portal.identity.sessions import SignedIn
 from pupitre.portal.rest.paging import After, Limit, page
-from pupitre.portal.sessions import SignedIn
-from pupitre.portal.shapes import ImageOut, Page, image_out
+from pupitre.portal.schemas import ImageOut, Page, image_out
 
 router = APIRouter(tags=["images"])
 

@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter, Request, Response
 
-from pupitre.portal.account_shapes import LockOut, lock_out
+from pupitre.portal.account_schemas import LockOut, lock_out
 from pupitre.portal.context import portal_of
-from pupitre.portal.locks import lift_lock
+from pupitre.portal.http.roles import UserKeeper
+from pupitre.portal.identity.locks import lift_lock
 from pupitre.portal.rest.paging import After, Limit, page
-from pupitre.portal.roles import UserKeeper
-from pupitre.portal.shapes import Page
+from pupitre.portal.schemas import Page
 
 router = APIRouter(tags=["locks"])
 

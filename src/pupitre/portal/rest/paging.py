@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 
 from fastapi import Query
 
-from pupitre.portal.shapes import Page
+from pupitre.portal.schemas import Page
 
 T = TypeVar("T")
 S = TypeVar("S")

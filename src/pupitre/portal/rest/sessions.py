@@ -4,12 +4,12 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
-from pupitre.portal import sessions
-from pupitre.portal.account_shapes import SessionExtended, SessionOut, SignIn, Token, session_out
+from pupitre.portal.account_schemas import SessionExtended, SessionOut, SignIn, Token, session_out
 from pupitre.portal.consoles import renewals
 from pupitre.portal.context import portal_of
-from pupitre.portal.sessions import SignedIn, address_of
-from pupitre.portal.shapes import moment
+from pupitre.portal.identity import sessions
+from pupitre.portal.identity.sessions import SignedIn, address_of
+from pupitre.portal.schemas import moment
 
 router = APIRouter(tags=["sessions"])
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates the one database that `pupitre.store.migrate` gives, in the transaction that it began."""
+"""Alembic's entry: migrates the one database that `store.admin.migrate` gives, in the transaction that it began."""
 
 from alembic import context
 

@@ -1,0 +1,33 @@
+"""Passes on to the hosts which sign-ins have ended. It writes nothing down: the endpoint asks until all have heard."""
+
+import asyncio
+from collections.abc import Iterable
+
+from pupitre.domain.host import Host, HostState
+from pupitre.errors import LinkDown, MessageError
+from pupitre.wire.connection import Link
+from pupitre.wire.messages import Done, EndSignIns, Refused
+from pupitre.wire.subjects import Subjects
+
+ANSWER_LIMIT = 1.5
+"""Seconds for one host."""
+
+
+async def tell_hosts(
+    link: Link, subjects: Subjects, hosts: Iterable[Host], bearers: tuple[str, ...], epoch: int
+) -> Done | Refused:
+    """Done when every host that may have screens open by these sign-ins has closed them."""
+    order = EndSignIns(bearers=bearers, epoch=epoch)
+
+    async def tell(host: str) -> str | None:
+        try:
+            await link.request(subjects.orders(host), order, Done, timeout=ANSWER_LIMIT)
+        except (LinkDown, MessageError):
+            return host
+        return None
+
+    told = await asyncio.gather(*(tell(host.name) for host in hosts if host.state is not HostState.SHUT_DOWN))
+    silent = sorted(host for host in told if host)
+    if silent:
+        return Refused(code="host_silent", reason=f"Not every host has answered: {', '.join(silent)}.")
+    return Done()

@@ -1,0 +1,1 @@
+"""Consoles: tickets, sessions, native viewers."""

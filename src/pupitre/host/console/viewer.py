@@ -1,0 +1,122 @@
+"""The host's viewer port, for native viewers: RFB with TLS, and a password that opens one screen once.
+
+The name is the desktop's id and the password a ticket (`pupitre.domain.ticket`), so
+that the port knows no secret of its own. No byte of a guest goes to a viewer, nor the
+other way, before the ticket is used up. A caller has `HANDSHAKE_LIMIT` seconds for all
+of it. What a refused viewer shows its user is the reason, in our words.
+"""
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+
+import structlog
+
+from pupitre.domain.ticket import Purpose
+from pupitre.errors import MessageError, PupitreError, Unavailable
+from pupitre.host.console import rfb
+from pupitre.host.console.sessions import Audience, Viewing
+from pupitre.net import limits, listener
+from pupitre.net.listener import Listener, Slot
+from pupitre.net.splice import End, join
+from pupitre.pki import issuing
+from pupitre.runtime.timeouts import timeout
+
+HANDSHAKE_LIMIT = 10.0
+"""Seconds from the first byte to the guest's screen."""
+GUEST_LIMIT = 5.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class ViewerServer:
+    """Listens on ``address``:``port`` between `start` and `stop`; ``audience`` is shared with the console port."""
+
+    def __init__(
+        self, host: str, certificates: Path, audience: Audience, address: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        """``host`` is this host's name; port 0 takes a free one."""
+        self._audience = audience
+        self._role, self._certificates = issuing.host_role(host), certificates
+        self.reload()
+        self._address = (address, port)
+        self._listener: Listener | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        assert self._listener is not None
+        return self._listener.port
+
+    async def start(self) -> None:
+        """Listen. Raises `OSError` when the address or port is not to be had."""
+        listening = listener.listen(*self._address)
+        self._listener = Listener("viewer port", listening, limits.of_host(), self._serve)
+        self._listener.start()
+
+    def reload(self) -> None:
+        """Greet with the certificate as it is now. Raises `SetupError`, and changes nothing."""
+        self._context: ssl.SSLContext = issuing.viewer_context(self._certificates, self._role)
+
+    async def stop(self) -> None:
+        """Close the port. Who watches goes when the `Audience` closes."""
+        if self._listener:
+            self._listener.close()
+            await self._listener.wait_closed()
+
+    async def _serve(self, connection: socket.socket, slot: Slot) -> None:
+        end = Viewing(self._audience, slot)
+        try:
+            async with timeout(HANDSHAKE_LIMIT):
+                await rfb.agree_on_tls(rfb.Plain(connection))
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
+                )
+                await self._let_in(end, slot)
+        except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
+            log.debug("a connection to the viewer port ended early", reason=str(error) or "time is up")
+            _drop(end, connection)
+        except PupitreError as error:
+            log.info("a viewer was refused", error=error.code, reason=error.reason)
+            end.send(rfb.refusal(error.reason))
+            end.finish()
+        except asyncio.CancelledError:
+            _drop(end, connection)
+            raise
+
+    async def _let_in(self, end: Viewing, slot: Slot) -> None:
+        name, password = await rfb.read_credentials(end)
+        ticket = self._audience.admit(password, Purpose.VIEWER, desktop=name)
+        slot.settle()
+        screen = await self._audience.seat(end, ticket)
+        await _shake_hands(screen)
+        end.send(rfb.ACCEPTED)
+        try:
+            await end.read_exactly(rfb.CLIENT_INIT_SIZE)
+        except BaseException:
+            screen.transport.abort()
+            raise
+        screen.send(rfb.SHARED)
+        join(end, screen)
+        log.debug("viewer let in", desktop=ticket.desktop, user=ticket.user)
+
+
+async def _shake_hands(screen: End) -> None:
+    """Raises `Unavailable`."""
+    try:
+        async with timeout(GUEST_LIMIT):
+            await rfb.enter_guest(screen)
+    except (OSError, MessageError) as error:
+        screen.transport.abort()
+        raise Unavailable("The desktop's screen does not answer. Try again in a moment.") from error
+    except asyncio.CancelledError:
+        screen.transport.abort()
+        raise
+
+
+def _drop(end: Viewing, connection: socket.socket) -> None:
+    if hasattr(end, "transport"):
+        end.transport.abort()
+    else:
+        connection.close()

@@ -1,0 +1,146 @@
+"""What is here and should not be, and what should be here and is not: looked for while everything runs.
+
+The journal says which desktops this host has; the hypervisor and the overlays' folder say what
+there is. A record is made before its guest and its overlay and is dropped after them, so
+what had none before a look and has none after it is a stray and no desktop on its way.
+
+A guest without a record gets one, and so the cluster hears of it, which alone knows whether it
+is wanted. An overlay without either is removed, and reported. A desktop whose guest has
+vanished has failed; as the hypervisor's own word on it may be on its way, it must be missed twice.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+import uuid_utils
+
+from pupitre.domain.desktop import DesktopState
+from pupitre.domain.host import HostAct
+from pupitre.errors import PupitreError
+from pupitre.host.hypervisor.overlays import Disks
+from pupitre.host.hypervisor.port import GuestState, Hypervisor, SeenGuest
+from pupitre.host.journal import Journal, Record
+from pupitre.runtime.clock import now_ms
+from pupitre.wire.messages import Finding
+
+log = structlog.get_logger(__name__)
+
+EVERY = 20.0
+"""Seconds between two looks."""
+AWAY = "The desktop ended while its host agent was away."
+VANISHED = "The desktop's guest vanished from its host."
+
+
+@dataclass(frozen=True, slots=True)
+class Strays:
+    """What one look found. ``missing`` are records of desktops that run and have no guest."""
+
+    guests: tuple[SeenGuest, ...]
+    overlays: frozenset[str]
+    missing: tuple[Record, ...]
+
+
+def compare(
+    before: Mapping[str, Record], after: Mapping[str, Record], guests: Mapping[str, SeenGuest], overlays: set[str]
+) -> Strays:
+    """``before`` and ``after`` are the records on both sides of the look at ``guests`` and ``overlays``."""
+    known = before.keys() | after.keys()
+    return Strays(
+        guests=tuple(guest for desktop, guest in guests.items() if desktop not in known),
+        overlays=frozenset(overlays - known - guests.keys()),
+        missing=tuple(
+            record
+            for desktop, record in after.items()
+            if before.get(desktop) == record
+            and record.wanted is DesktopState.RUNNING
+            and record.state is DesktopState.RUNNING
+            and not _runs(guests.get(desktop), record)
+        ),
+    )
+
+
+def _runs(guest: SeenGuest | None, record: Record) -> bool:
+    return guest is not None and guest.state is not GuestState.STOPPED and guest.boot == record.boot
+
+
+class Sweep:
+    """``put`` keeps a record and has it reported; ``found`` has a finding reported."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        disks: Disks,
+        journal: Journal,
+        *,
+        put: Callable[[Record], Awaitable[None]],
+        found: Callable[[Finding], None],
+        every: float = EVERY,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._disks = disks
+        self._journal = journal
+        self._put = put
+        self._found = found
+        self._every = every
+        self._missed: frozenset[Record] = frozenset()
+
+    async def run(self) -> None:
+        """Look at intervals until cancelled."""
+        while True:
+            await asyncio.sleep(self._every)
+            try:
+                await self.look()
+            except (PupitreError, OSError) as error:
+                log.warning("What is here was not compared with what should be.", reason=str(error))
+
+    async def recover(self) -> None:
+        """The first look, before any order is taken: guests go on when their host process dies."""
+        strays = await self._compare()
+        for record in strays.missing:
+            await self._fail(record, AWAY)
+        await self._settle(strays)
+        if self._journal.records:
+            log.info("Desktops found again.", count=len(self._journal.records))
+
+    async def look(self) -> None:
+        """Find strays and settle them."""
+        strays = await self._compare()
+        for record in strays.missing:
+            if record in self._missed:
+                await self._fail(record, VANISHED)
+        self._missed = frozenset(strays.missing)
+        await self._settle(strays)
+
+    async def _compare(self) -> Strays:
+        before = dict(self._journal.records)
+        guests = await self._hypervisor.guests()
+        overlays = await asyncio.to_thread(self._disks.all)
+        return compare(before, self._journal.records, guests, overlays)
+
+    async def _fail(self, record: Record, reason: str) -> None:
+        async with self._journal.turn(record.desktop):
+            if self._journal.records.get(record.desktop) == record:
+                log.warning("A desktop has no guest any more.", desktop=record.desktop)
+                await self._put(record.seen(DesktopState.FAILED, reason))
+
+    async def _settle(self, strays: Strays) -> None:
+        for guest in strays.guests:
+            async with self._journal.turn(guest.desktop):
+                if guest.desktop in self._journal.records:
+                    continue
+                log.warning("There is a guest without a record.", desktop=guest.desktop)
+                state = DesktopState.FAILED if guest.state is GuestState.STOPPED else DesktopState.RUNNING
+                await self._put(Record(guest.desktop, guest.boot, DesktopState.RUNNING, state, reason=guest.reason))
+        for desktop in sorted(strays.overlays):
+            async with self._journal.turn(desktop):
+                if desktop in self._journal.records:
+                    continue
+                log.warning("An overlay without a desktop is removed.", desktop=desktop)
+                await self._disks.ensure_gone(desktop)
+            removed = Finding(
+                id=str(uuid_utils.uuid7()), at=now_ms(), action=HostAct.OVERLAY_REMOVED, desktop=desktop[:64],
+                detail="A disk that belonged to no desktop and no guest was removed.",
+            )  # fmt: skip
+            self._found(removed)

@@ -1,0 +1,106 @@
+"""How a host leaves: nothing of any desktop is left, the cluster knows it, then the process may end.
+
+Either because its process stops and takes the guests along, or because the cluster wants the machine
+shut down. Should the process die before its farewell, the cluster, which waits for that, asks again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from pupitre.domain.desktop import DesktopState
+from pupitre.errors import PupitreError
+from pupitre.host.hypervisor.port import Hypervisor
+from pupitre.host.journal import Journal
+from pupitre.host.reports import Reporter
+from pupitre.runtime.clock import now_ms
+from pupitre.runtime.timeouts import timeout
+from pupitre.runtime.workers import rung
+from pupitre.wire.messages import Done, PowerOff
+
+log = structlog.get_logger(__name__)
+
+LIMIT = 20.0
+"""Seconds to tell the cluster; for a process that stops, to remove its guests too."""
+SHUT_DOWN, STOPPED = "Its host is shut down.", "Pupitre was stopped."
+
+TakeAway = Callable[[str, int, str], Awaitable[None]]
+"""Has a desktop removed: by when at the latest (Unix ms, 0 for at once), and why."""
+
+
+class PoweredOff(Exception):
+    """Ends the agent's loops: nothing is left here, and the machine may be shut down."""
+
+
+class Departure:
+    """Set ``moved`` whenever a record has changed. ``grace`` is in seconds, for guests of a machine that shuts down."""
+
+    def __init__(
+        self, hypervisor: Hypervisor, journal: Journal, reporter: Reporter, *, take_away: TakeAway, grace: float
+    ) -> None:
+        self.moved = asyncio.Event()
+        self._hypervisor = hypervisor
+        self._journal = journal
+        self._reporter = reporter
+        self._take_away = take_away
+        self._grace = grace
+        self._told = asyncio.Event()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the machine is about to shut down."""
+        return self._told.is_set()
+
+    async def order(self, order: PowerOff) -> Done:
+        """Begin; a repeat at once hurries. Raises `Unavailable`, `HypervisorError`."""
+        await self._want_all_gone(SHUT_DOWN, 0 if order.at_once else after(self._grace))
+        if not self.is_on:
+            log.info("This host is to be shut down.", desktops=len(self._journal.records))
+            self._told.set()
+        return Done()
+
+    async def run(self) -> None:
+        """Once told: clear up, say farewell. Raises `PoweredOff`."""
+        await self._told.wait()
+        while True:
+            try:
+                await self._remove_all(SHUT_DOWN, after(self._grace))
+                break
+            except PupitreError as error:
+                log.warning("Not everything can be removed yet.", reason=str(error))
+                await asyncio.sleep(1)
+        try:
+            async with timeout(LIMIT):
+                while not await self._reporter.farewell():
+                    self.moved.clear()
+                    await rung(self.moved, 1.0)
+        except TimeoutError:
+            log.warning("This host shuts down, and the cluster has not heard it.")
+        raise PoweredOff
+
+    async def take_all(self) -> None:
+        """The process stops, and its guests with it."""
+        try:
+            async with timeout(LIMIT):
+                await self._remove_all(STOPPED)
+                for _ in range(3):
+                    if await self._reporter.send():
+                        break
+        except TimeoutError:
+            log.error("Not everything is removed.", desktops=sorted(self._journal.records))
+
+    async def _want_all_gone(self, reason: str, end_by: int = 0) -> None:
+        for desktop in self._journal.records.keys() | (await self._hypervisor.guests()).keys():
+            await self._take_away(desktop, end_by, reason)
+
+    async def _remove_all(self, reason: str, end_by: int = 0) -> None:
+        await self._want_all_gone(reason, end_by)
+        while any(record.state is not DesktopState.GONE for record in self._journal.records.values()):
+            self.moved.clear()
+            await self.moved.wait()
+
+
+def after(seconds: float) -> int:
+    """That many seconds from now, as Unix ms; 0 for at once."""
+    return now_ms() + int(seconds * 1000) if seconds else 0

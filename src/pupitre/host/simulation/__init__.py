@@ -1,0 +1,1 @@
+"""Simulated hypervisor, for machines without one and for tests."""

@@ -1,0 +1,1 @@
+"""Import of images: checks, formats of other products, conversion."""

@@ -1,0 +1,1 @@
+"""Keys and certificates: the authority, what it issues, signatures."""

@@ -1,0 +1,1 @@
+"""HTTP side of the portal: application, guards, problems, templates, static files."""

@@ -1,0 +1,1 @@
+"""Sessions, passwords, sign-in limits, accounts."""

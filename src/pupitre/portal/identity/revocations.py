@@ -1,0 +1,38 @@
+"""Passes on which sign-ins have ended, so that who watches a screen by one is shown out.
+
+Every portal process does it, for whatever ended in any of them or on the command line.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from pupitre.runtime.workers import persist
+from pupitre.store.accounts import SESSIONS, Accounts
+from pupitre.store.revocations import Endings
+
+
+@asynccontextmanager
+async def passing_on(accounts: Accounts, endings: Endings) -> AsyncIterator[None]:
+    """Until the block ends."""
+
+    async def pass_on() -> bool:
+        ended = await accounts.ended()
+        if ended:
+            await endings.add(ended)
+            await accounts.passed_on([ending.token_hash for ending in ended])
+        return True
+
+    async def hear() -> None:
+        while True:
+            due.set()
+            await sessions.heard()
+
+    due = asyncio.Event()
+    async with accounts.database.listen(SESSIONS) as sessions, asyncio.TaskGroup() as tasks:
+        workers = [tasks.create_task(hear()), tasks.create_task(persist(pass_on, due))]
+        try:
+            yield
+        finally:
+            for worker in workers:
+                worker.cancel()

@@ -1,0 +1,218 @@
+"""The words in which pages say states, commands, outcomes and times. Plain sentences, the same everywhere."""
+
+import time
+
+from pupitre.domain.bounds import shown
+from pupitre.domain.command import (
+    BootDesktop,
+    BootUpHost,
+    Command,
+    CommandKind,
+    CommandState,
+    ConfigureHost,
+    DestroyDesktop,
+    Halt,
+    Order,
+    RegisterHost,
+    RetireHost,
+)
+from pupitre.domain.desktop import DesktopState
+from pupitre.domain.host import HostState
+from pupitre.domain.people.throttle import Counted, Counter
+from pupitre.store.audit import Act
+
+STEPS = (DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING, DesktopState.RUNNING)
+STEP_WORDS = {
+    DesktopState.REQUESTED: "Asked for",
+    DesktopState.PREPARING: "Preparing its disk",
+    DesktopState.BOOTING: "Starting up",
+    DesktopState.RUNNING: "Ready",
+}
+STATE_WORDS = {
+    DesktopState.REQUESTED: "Waiting for a place",
+    DesktopState.PREPARING: "Preparing its disk",
+    DesktopState.BOOTING: "Starting up",
+    DesktopState.RUNNING: "Running",
+    DesktopState.STOPPING: "Stopping",
+    DesktopState.GONE: "Gone",
+    DesktopState.FAILED: "Failed",
+    DesktopState.LOST: "Out of reach",
+}
+HOST_WORDS = {
+    HostState.JOINING: "Joining",
+    HostState.READY: "Ready",
+    HostState.DRAINING: "Being shut down",
+    HostState.RECONNECTING: "Reconnecting",
+    HostState.TIMED_OUT: "Not heard of",
+    HostState.SHUT_DOWN: "Shut down",
+}
+KIND_WORDS = {
+    CommandKind.BOOT_DESKTOP: "Start a desktop",
+    CommandKind.DESTROY_DESKTOP: "Stop a desktop",
+    CommandKind.REGISTER_HOST: "Register a host",
+    CommandKind.RETIRE_HOST: "Shut down or unregister a host",
+    CommandKind.BOOT_UP_HOST: "Boot up a host",
+    CommandKind.CONFIGURE_HOST: "Configure a host",
+    CommandKind.HALT: "Halt the cluster",
+}
+ACTION_WORDS: dict[str, str] = {
+    **{str(kind): said for kind, said in KIND_WORDS.items()},
+    Act.SIGN_IN: "Sign in",
+    Act.SIGN_IN_EXTENDED: "Stay signed in",
+    Act.SIGN_OUT: "Sign out",
+    Act.SIGN_IN_LOCKED: "Lock sign-ins",
+    Act.LOCK_LIFTED: "Lift a lock",
+    Act.TOKEN_MADE: "Make an API token",
+    Act.TOKEN_REVOKED: "End a sign-in or token",
+    Act.PASSWORD_CHANGED: "Change a password",
+    Act.USER_ADDED: "Add a user",
+    Act.USER_REMOVED: "Remove a user",
+    Act.ROLE_CHANGED: "Change a role",
+    Act.DISPLAY_NAME_CHANGED: "Change a name to be shown",
+    Act.CONSOLE_OPENED: "Open a console",
+    Act.VIEWER_FILE_GIVEN: "Open in a native viewer",
+}
+OUTCOME_WORDS = {
+    "": "asked for",
+    "done": "done",
+    "refused": "refused",
+    "COMMAND_EXECUTED": "done",
+    "VM_CONNECTION_DATA": "running",
+    "VM_BOOT_FAILURE": "did not start",
+    "DOMAIN_DESTRUCTION_ERROR": "did not stop",
+    "VM_SERVER_REGISTRATION_ERROR": "not registered",
+    "VM_SERVER_UNREGISTRATION_ERROR": "not unregistered",
+    "VM_SERVER_SHUTDOWN_ERROR": "not shut down",
+    "VM_SERVER_BOOTUP_ERROR": "not booted up",
+    "VM_SERVER_CONFIGURATION_CHANGE_ERROR": "not changed",
+    "CONNECTION_ERROR": "cluster out of reach",
+    "TIMED_OUT": "took too long",
+    "CANCELLED": "cancelled",
+    "HALTED": "cluster halted",
+}
+MENDS = {
+    "CONNECTION_ERROR": "The computers behind this page were out of reach. Try again in a minute.",
+    "TIMED_OUT": "Try again; if it happens again, tell your teacher.",
+    "VM_BOOT_FAILURE": "Try again. If it happens again, show this message to your teacher or administrator.",
+    "DOMAIN_DESTRUCTION_ERROR": "Press Stop again. If it happens again, tell your administrator.",
+    "HALTED": "The cluster was halted by an administrator. Ask when it is back.",
+}
+
+
+def order_words(order: Order) -> str:
+    """What was asked for, as a line of a list."""
+    match order:
+        case BootDesktop():
+            return f"Start a desktop of {order.image}{' to edit its image' if order.edition else ''}"
+        case DestroyDesktop():
+            return "Stop a desktop"
+        case RegisterHost():
+            edition = " as an edition host" if order.edition else ""
+            return f"Register {order.name} ({order.address}:{order.port}){edition}"
+        case RetireHost():
+            what = "Unregister" if order.unregister else "Shut down"
+            return f"{what} {order.host}{' at once' if order.at_once else ''}"
+        case BootUpHost():
+            return f"Boot up {order.host}"
+        case ConfigureHost():
+            changes = [
+                f"label “{order.label}”" if order.label is not None else "",
+                f"address {order.address}" if order.address is not None else "",
+                f"port {order.port}" if order.port is not None else "",
+                "" if order.edition is None else "edition host" if order.edition else "no edition host",
+                "" if order.mac is None else f"MAC {order.mac}" if order.mac else "no MAC",
+            ]
+            return f"Configure {order.host}: {', '.join(change for change in changes if change) or 'no change'}"
+        case Halt():
+            return f"Halt the cluster{' and its hosts' if order.hosts else ''}"
+
+
+def action_words(action: str) -> str:
+    """An action of the audit log, also one that came with a newer cluster."""
+    return ACTION_WORDS.get(action, action.replace("_", " ").capitalize())
+
+
+def outcome_words(command: Command) -> str:
+    """Where a command stands or how it ended, with the reason: one or more sentences."""
+    took = duration((command.finished or command.created) - command.created)
+    match command.state:
+        case CommandState.QUEUED:
+            words = "Waiting to be sent."
+        case CommandState.SENT:
+            words = "Sent to the cluster; no answer yet."
+        case CommandState.ACCEPTED:
+            words = "The cluster works on it."
+        case CommandState.SUCCEEDED:
+            words = f"Done after {took}."
+        case CommandState.FAILED:
+            words = f"Failed after {took}: {command.fault.reason if command.fault else 'the reason is not known.'}"
+        case CommandState.TIMED_OUT:
+            words = f"It took longer than {duration(command.deadline - command.created)} and was cancelled."
+        case CommandState.CANCELLED:
+            words = f"Cancelled after {took}{f': {command.fault.reason}' if command.fault else '.'}"
+    return f"{words} {late_words(command)}".strip()
+
+
+def late_words(command: Command) -> str:
+    """What came after nobody waited any more; empty when nothing did."""
+    match command.late, command.kind:
+        case None, _:
+            return ""
+        case CommandState.SUCCEEDED, CommandKind.BOOT_DESKTOP:
+            return "A late answer came: the desktop had started after all. It is taken away again."
+        case CommandState.SUCCEEDED, _:
+            return "A late answer came: it was done after all."
+        case _:
+            return "A late answer came: it could not be done."
+
+
+def lock_words(counter: Counter) -> str:
+    """What a lock keeps out."""
+    match counter.kind:
+        case Counted.PAIR:
+            return f"Sign-ins as {counter.name} from {counter.address}"
+        case Counted.NAME:
+            return f"Sign-ins as {counter.name} from everywhere but known browsers"
+        case Counted.ADDRESS:
+            return f"Sign-ins from {counter.address} but in known browsers"
+        case Counted.DEVICE:
+            return f"A browser of {counter.name} is no longer trusted for a day"
+
+
+def duration(milliseconds: int) -> str:
+    """As pages say it: ``8 s``, ``3 min``, ``2 h 5 min``, ``4 days``."""
+    seconds = max(0, milliseconds // 1000)
+    if seconds < 120:
+        return f"{seconds} s"
+    if seconds < 7200:
+        return f"{seconds // 60} min"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 86400} days"
+
+
+def lasting(milliseconds: int) -> str:
+    """How long a whole thing was meant to last: ``12 hours``, ``90 minutes``, ``90 seconds``."""
+    seconds = round(milliseconds / 1000)
+    for size, unit in ((3600, "hour"), (60, "minute")):
+        if seconds >= 2 * size and seconds % size < 2:
+            return f"{seconds // size} {unit}s"
+    if seconds >= 3600:
+        return f"{seconds // 60} minutes"
+    return f"{seconds} seconds"
+
+
+def countdown(milliseconds: int) -> str:
+    """What is left, as ``0:42``."""
+    seconds = max(0, -(-milliseconds // 1000))
+    return f"{seconds // 60}:{seconds % 60:02}"
+
+
+def moment(milliseconds: int) -> str:
+    """RFC 3339, which the browser turns into local time."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(shown(milliseconds) / 1000))
+
+
+def gibibytes(mebibytes: int) -> str:
+    """``7.5 GiB``, or ``512 MiB`` where that is easier to read."""
+    return f"{mebibytes} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f}".removesuffix(".0") + " GiB"

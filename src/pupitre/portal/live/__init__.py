@@ -1,0 +1,1 @@
+"""Live data: change feed, caches, batched reads."""

@@ -1,0 +1,1 @@
+"""Tools for asyncio programs: batches, notifiers, clocks, logs, time limits, workers."""

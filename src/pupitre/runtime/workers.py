@@ -1,0 +1,147 @@
+"""Work that is done until it is done: one worker for each object, loops that persist, and what waits to begin.
+
+Level-triggered: a step looks at what is wanted and what is seen, and takes the
+next step. Waking a worker twice before it looks is the same as waking it once.
+With `Workers` an object's work is in order, and different objects' in parallel.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVar
+
+import structlog
+
+from pupitre.errors import PupitreError, Unavailable
+from pupitre.runtime.timeouts import timeout
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+LONGEST = 30.0
+LOOK_AGAIN = 1.0
+"""Seconds between two tries of what cannot begin without a database."""
+
+Step = Callable[[str], Awaitable[float | None]]
+"""Takes the object's key; None when there is nothing more to do, else seconds until the next look."""
+
+
+class Workers:
+    """``limit`` bounds how many steps run at once.
+
+    A step that fails is tried again after ``retry`` seconds, then after twice as many, up to `LONGEST`.
+    """
+
+    def __init__(self, step: Step, *, limit: int = 64, retry: float = 1.0) -> None:
+        self._step = step
+        self._slots = asyncio.Semaphore(limit)
+        self._retry = retry
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._bells: dict[str, asyncio.Event] = {}
+        self._closed = False
+
+    def wake(self, key: str) -> None:
+        """Have the object looked at, now or right after the step under way."""
+        if self._closed:
+            return
+        if key in self._tasks:
+            self._bells[key].set()
+            return
+        self._bells[key] = asyncio.Event()
+        task = asyncio.create_task(self._run(key), name=f"worker {key}")
+        self._tasks[key] = task
+
+    async def close(self) -> None:
+        self._closed = True
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, key: str) -> None:
+        bell = self._bells[key]
+        pause = self._retry
+        try:
+            while True:
+                bell.clear()
+                try:
+                    async with self._slots:
+                        delay = await self._step(key)
+                    pause = self._retry
+                except PupitreError as error:
+                    log.warning("A step failed and is tried again.", key=key, reason=str(error), seconds=pause)
+                    delay, pause = pause, min(pause * 2, LONGEST)
+                except Exception:  # a fault of ours with one object must neither end its worker nor go unseen
+                    log.exception("A step failed for no reason we know, and is tried again.", key=key, seconds=pause)
+                    delay, pause = pause, min(pause * 2, LONGEST)
+                if bell.is_set():
+                    continue
+                if delay is None:
+                    return
+                await rung(bell, delay)
+        finally:
+            # Between the last look at the bell and here nothing is awaited, so no ring is lost.
+            del self._tasks[key], self._bells[key]
+
+
+async def persist(
+    work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pauses: tuple[float, float] = (0.25, 2.0)
+) -> None:
+    """For ever: do ``work`` when ``due`` is set, and again, with growing pauses, until it returns True.
+
+    ``pauses`` are the first and the longest, in seconds. A `PupitreError` is a try that failed.
+    """
+    pause: float | None = None
+    longer = pauses[0]
+    while True:
+        await rung(due, pause)
+        due.clear()
+        try:
+            done = await work()
+        except PupitreError as error:
+            log.warning("Something is tried again.", what=getattr(work, "__name__", ""), reason=str(error))
+            done = False
+        if done:
+            pause, longer = None, pauses[0]
+        else:
+            pause, longer = longer, min(longer * 2, pauses[1])
+
+
+async def until_available(work: Callable[[], Awaitable[T]]) -> T:
+    """What ``work`` gives, once the database that it needs answers; until then it is tried again and again."""
+    while True:
+        try:
+            return await work()
+        except Unavailable as error:
+            log.warning("It has to wait for its database.", reason=str(error))
+            await asyncio.sleep(LOOK_AGAIN)
+
+
+async def rung(bell: asyncio.Event, seconds: float | None) -> None:
+    """Return when ``bell`` is set, or after ``seconds``.
+
+    Not by `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together
+    with what it waits for, and a loop that is to end goes on for ever.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with timeout(seconds):
+            await bell.wait()
+
+
+@contextlib.contextmanager
+def ungrouped(*kinds: type[Exception]) -> Iterator[None]:
+    """Around a `asyncio.TaskGroup`: where all errors are of these ``kinds``, the first is raised without its group.
+
+    Not by ``except*``: what is raised inside one comes out in another group, before Python 3.11.4.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        matching, others = group.split(kinds)
+        if matching is None or others is not None:
+            raise
+        error: BaseException = matching
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None

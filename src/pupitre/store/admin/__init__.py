@@ -1,0 +1,1 @@
+"""Administration of databases: creation, grants, migrations, pruning."""

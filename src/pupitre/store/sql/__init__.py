@@ -1,0 +1,1 @@
+"""SQL engine: connections, transactions, statements, time limits."""

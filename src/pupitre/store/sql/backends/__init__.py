@@ -1,0 +1,1 @@
+"""Database kinds: all that is special to one of them."""

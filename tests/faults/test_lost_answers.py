@@ -1,0 +1,109 @@
+"""Commits that are made while their answers are lost, many of them: whoever asked has to ask again."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pupitre.bench.evidence import gather
+from pupitre.bench.history import violations
+from pupitre.config import DatabaseName
+from pupitre.domain.command import (
+    Command,
+    CommandState,
+    ConfigureHost,
+    RegisterHost,
+    RetireHost,
+)
+from pupitre.domain.desktop import DesktopState
+from pupitre.domain.host import HostState
+from pupitre.errors import Unavailable
+from pupitre.store.sql.dialect import Connection
+from pupitre.store.sql.engine import Database
+from tests.rigs.cluster_rig import Room, eventually, room
+
+pytestmark = pytest.mark.anyio
+
+STARTS = 12
+SHARE, FEWEST, MOST = 0.4, 6, 15
+"""Of the answers how many are lost: as a share, and in all."""
+
+
+class Losses:
+    """Of the answers to commits of one database, but for those that the test itself makes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: DatabaseName, spare: Database) -> None:
+        self.count = 0
+        self._chooser = random.Random(name)
+        write = Database.write
+
+        @asynccontextmanager
+        async def losing(database: Database, *topics: str) -> AsyncIterator[Connection]:
+            async with write(database, *topics) as connection:
+                yield connection
+            ours = database is not spare and Path(database.name).stem == name
+            if ours and self.count < MOST and self._chooser.random() < SHARE:
+                self.count += 1
+                raise Unavailable("The answer is lost.")
+
+        monkeypatch.setattr(Database, "write", losing)
+
+
+async def ended(here: Room, command: Command) -> Command:
+    return await here.command_where(command, lambda now: now.finished is not None)
+
+
+async def used(here: Room) -> None:
+    """Desktops come and go, some are given up in the middle; the host is configured, shut down and unregistered."""
+    host = await here.add_host(register=False)
+    register = RegisterHost(name=host.name, address="127.0.0.1", port=host.console.port)
+    await here.outcome(await here.ask(register), CommandState.SUCCEEDED)
+    await here.wait_host(host.name, HostState.READY)
+
+    async def start_and_stop(timeout: float) -> None:
+        boot = await here.boot(timeout=timeout)
+        if timeout < 1:  # then there may be no such desktop
+            await ended(here, boot)
+            await ended(here, await here.destroy(boot.desktop))
+        else:
+            await here.outcome(boot, CommandState.SUCCEEDED)
+            await here.wait_desktop(boot, DesktopState.RUNNING)
+            await here.outcome(await here.destroy(boot.desktop), CommandState.SUCCEEDED)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(STARTS):
+            tasks.create_task(start_and_stop(0.03 if number % 3 == 2 else 60))
+    await here.outcome(await here.ask(ConfigureHost(host=host.name, label="Room 5")), CommandState.SUCCEEDED)
+    await here.outcome(
+        await here.ask(RetireHost(host=host.name, unregister=True, at_once=True)), CommandState.SUCCEEDED
+    )
+
+
+@pytest.mark.parametrize("name", ["cluster", "commands", "status"])
+async def test_all_is_as_if_every_answer_had_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: DatabaseName
+) -> None:
+    async with room(tmp_path, connection_grace=30, start=()) as here:
+        losses = Losses(monkeypatch, name, spare=here.commands.database)
+        await here.start_cluster()
+        await here.start_endpoint()
+        await here.wait_link(True)
+        await used(here)
+        wrong: list[str] = []
+
+        async def settled() -> bool:
+            seen = await gather(here.settings, ["host-1"])
+            # The guests of this room keep no ledger.
+            hosts = {name: replace(host, ran=None) for name, host in seen.hosts.items()}
+            wrong[:] = map(str, violations(replace(seen, hosts=hosts)))
+            return not wrong
+
+        try:
+            await eventually(settled)
+        except TimeoutError:
+            pytest.fail("\n".join(wrong))
+        assert losses.count >= FEWEST
