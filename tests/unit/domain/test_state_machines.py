@@ -83,8 +83,8 @@ def test_the_architecture_page_shows_the_tables_as_they_are() -> None:
 ASSIGNED_BY_NAME = {
     "host/agent.py": "what this host sees, which is an event for the cluster's table",
     "host/journal.py": "what this host sees",
-    "host/sweep.py": "what this host sees",
-    "cluster/host_orders.py": "outcomes of commands as the journal keeps them",
+    "host/orphan_scan.py": "what this host sees",
+    "cluster/host_commands.py": "outcomes of commands as the journal keeps them",
     "cluster/decisions.py": "wanted, not seen; outcomes of commands as the journal keeps them",
     "cluster/server.py": "outcomes of commands as the journal keeps them",
     "store/status.py": "what a full set of pages does not name is gone",

@@ -253,7 +253,7 @@ async def test_pages_of_a_users_commands(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from tests import databases
+from tests.rigs import databases
 from tests.unit.store.test_commands import boot
 
 async def main():

@@ -54,7 +54,7 @@ def test_a_counter_that_was_not_begun_is_begun(tmp_path: Path, name: DatabaseNam
 
 
 def test_several_at_once_make_it_once(tmp_path: Path, name: DatabaseName) -> None:
-    program = "import sys; from pupitre.store import migrate; migrate.upgrade(*sys.argv[1:])"
+    program = "import sys; from pupitre.store.admin import migrate; migrate.upgrade(*sys.argv[1:])"
     command = [sys.executable, "-c", program, name, url(tmp_path, name)]
     several = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
     for process in several:

@@ -143,7 +143,7 @@ from pathlib import Path
 from pupitre.errors import Unavailable
 from sqlalchemy import insert, select
 from pupitre.store.schema import gates
-from tests import databases
+from tests.rigs import databases
 
 async def main(folder):
     ballast = folder / "ballast"
