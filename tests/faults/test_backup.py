@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pupitre.cluster.adoption import WAITS
-from pupitre.cluster.decisions import IN_DOUBT
 from pupitre.config import DatabaseName
 from pupitre.domain.command import Command, CommandState
 from pupitre.domain.desktop import DesktopState
@@ -20,6 +18,8 @@ from pupitre.errors import SetupError
 from pupitre.pki import issuing
 from pupitre.pki.signing import ORDER_KEY
 from pupitre.runtime.clock import now_ms
+from pupitre.scheduler.commands import SUSPENDED
+from pupitre.scheduler.restore import WAITS
 from pupitre.store.audit import AuditLog
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.sql.engine import open_database
@@ -59,7 +59,7 @@ async def confirm(here: Room) -> list[str]:
 async def is_refused(here: Room, command: Command) -> None:
     refused = await here.outcome(command, CommandState.FAILED)
     assert refused.fault is not None
-    assert refused.fault.reason == IN_DOUBT
+    assert refused.fault.reason == SUSPENDED
 
 
 @pytest.mark.parametrize("hot", [False, True], ids=["while it was stopped", "while it ran"])

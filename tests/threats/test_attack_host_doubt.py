@@ -12,14 +12,13 @@ import pytest
 import uuid_utils
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pupitre.cluster.adoption import SET_ASIDE
-from pupitre.cluster.decisions import IN_DOUBT
 from pupitre.domain.command import CommandState, RetireHost
 from pupitre.domain.order_proof import Ordered, prove, proven
 from pupitre.runtime.clock import now_ms
+from pupitre.scheduler.commands import SUSPENDED
+from pupitre.scheduler.restore import SET_ASIDE
+from pupitre.scheduler.state import RestoreConflict, is_suspended
 from pupitre.store.audit import AuditLog
-from pupitre.store.cluster_rows import Doubt
-from pupitre.store.restore_conflicts import is_cluster_in_doubt
 from pupitre.wire.messages import Done
 from tests.rigs.cluster_rig import USER, Room, eventually, room
 from tests.rigs.hostile_host import HostileHost, hostile_host
@@ -203,7 +202,7 @@ async def test_two_hosts_that_know_more_stop_every_start(tmp_path: Path) -> None
                 await host_where_warned(here, host.name, "knows_more")
             refused = await here.outcome(await here.boot(), CommandState.FAILED)
             assert refused.fault is not None
-            assert refused.fault.reason == IN_DOUBT
+            assert refused.fault.reason == SUSPENDED
             assert (await confirmed(here, "host-1"))["hosts"] == ["host-1"]
             assert (await confirmed(here))["hosts"] == [BAD]
             for host in (one, two):
@@ -217,8 +216,12 @@ async def test_two_hosts_that_know_more_stop_every_start(tmp_path: Path) -> None
 
 
 def test_a_proof_or_two_words_are_evidence() -> None:
-    word, proof, settled = Doubt(1, False), Doubt(1, False, proven=True), Doubt(1, True, proven=True)
-    assert not is_cluster_in_doubt([])
-    assert not is_cluster_in_doubt([word, settled])
-    assert is_cluster_in_doubt([proof])
-    assert is_cluster_in_doubt([word, word])
+    word, proof, settled = (
+        RestoreConflict(1, False),
+        RestoreConflict(1, False, proven=True),
+        RestoreConflict(1, True, proven=True),
+    )
+    assert not is_suspended([])
+    assert not is_suspended([word, settled])
+    assert is_suspended([proof])
+    assert is_suspended([word, word])

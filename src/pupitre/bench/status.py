@@ -25,24 +25,25 @@ from prometheus_client.parser import text_string_to_metric_families
 from pupitre.config import DatabaseName, Settings
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
+from pupitre.domain.report import DesktopReport
 from pupitre.errors import SetupError
 from pupitre.net.ops_client import ask
 from pupitre.pki import issuing
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
+from pupitre.scheduler.changes import Changes
+from pupitre.scheduler.state import PlacedDesktop
 from pupitre.store.admin import migrate
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.cluster_rows import Placed
 from pupitre.store.sql.engine import open_database
 from pupitre.store.status import CHANGED, Status
-from pupitre.store.transaction import Needs, Transaction
 from pupitre.up.processes.child import Child, ChildSpec
 from pupitre.up.processes.children import program
 from pupitre.up.processes.ports import free_port
 from pupitre.up.processes.stream import LogStream
 from pupitre.wire.broker import write_config
 from pupitre.wire.connection import Link
-from pupitre.wire.messages import AnyMessage, Describe, Done, Heartbeat, Report, Sighting
+from pupitre.wire.messages import AnyMessage, Describe, Done, Heartbeat, Report
 from pupitre.wire.subjects import Subjects
 
 HOSTS = 10
@@ -99,7 +100,7 @@ class _Host:
 
     def _report(self, desktops: "tuple[str, ...] | list[str]", *, full: bool) -> Report:
         self._number += 1
-        seen = tuple(Sighting(id, 1, DesktopState.RUNNING, self._reasons.get(id)) for id in desktops)
+        seen = tuple(DesktopReport(id, 1, DesktopState.RUNNING, self._reasons.get(id)) for id in desktops)
         return Report(host=self.name, run="bench", number=self._number, full=full, port=1, desktops=seen)
 
     async def _on_order(self, message: AnyMessage) -> AnyMessage | None:
@@ -211,17 +212,17 @@ async def _fill(settings: Settings, ids: dict[str, list[str]]) -> None:
     store = ClusterStore(open_database(settings, "cluster", "cluster"))
     now = now_ms()
 
-    def fill(transaction: Transaction) -> None:
+    def fill(changes: Changes) -> None:
         for name, desktops in ids.items():
             facts = HostFacts(MEMORY_MIB * (len(desktops) + 1), 64, 1 << 20, "simulated://prompt", "none", "bench")
-            transaction.put_host(Host(name, HostState.READY, "127.0.0.1", 1, False, now, facts=facts))
+            changes.put_host(Host(name, HostState.READY, "127.0.0.1", 1, False, now, facts=facts))
             for id in desktops:
                 seen = Desktop(id, OWNER, "plain", name, DesktopState.RUNNING, now, now, boot=1)
-                transaction.put_desktop(Placed(seen, DesktopState.RUNNING, MEMORY_MIB, 1))
+                changes.put_desktop(PlacedDesktop(seen, DesktopState.RUNNING, MEMORY_MIB, 1))
 
     try:
         await store.begin_epoch(now=now)
-        await store.change(Needs(), fill)
+        await store.change(fill)
     finally:
         await store.close()
 

@@ -5,8 +5,8 @@ import asyncio
 import structlog
 
 from pupitre.errors import LinkDown, MessageError
+from pupitre.scheduler.state import AuditEvent
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.cluster_rows import Note
 from pupitre.wire.connection import Link
 from pupitre.wire.messages import Done, Noted
 from pupitre.wire.subjects import Subjects
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 async def send_notes(store: ClusterStore, link: Link, subjects: Subjects) -> bool:
     """Send the oldest of the notes that wait; True when none waits any more."""
 
-    async def send(note: Note) -> bool:
+    async def send(note: AuditEvent) -> bool:
         message = Noted(id=note.id, at=note.at, action=note.action, subject=note.subject, detail=note.detail)
         try:
             await link.request(subjects.outcomes, message, Done)
@@ -28,11 +28,11 @@ async def send_notes(store: ClusterStore, link: Link, subjects: Subjects) -> boo
             return False
         return True
 
-    while waiting := await store.notes():
+    while waiting := await store.audit_events():
         answers = await asyncio.gather(*(send(note) for note in waiting))
         taken = [note.id for note, answer in zip(waiting, answers, strict=True) if answer]
         if taken:
-            await store.noted(taken)
+            await store.forget_audit_events(taken)
         if len(taken) < len(waiting):
             return False
     return True

@@ -6,9 +6,9 @@ They stand in the host's row, so that pages and commands show them, and in the c
 from prometheus_client import CollectorRegistry, Gauge
 
 from pupitre.domain.bounds import MOST_GUESTS, MOST_IMAGES
+from pupitre.domain.report import LeftOut
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning, WarningCode, kind_of, warn
 from pupitre.wire.messages import Report
-from pupitre.wire.salvage import LeftOut
 
 Warnings = tuple[HostWarning, ...]
 

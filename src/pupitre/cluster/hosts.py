@@ -16,12 +16,8 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
-from pupitre.cluster import host_life, registration
-from pupitre.cluster.adoption import SET_ASIDE, WAITS, Prove, Stance, doubt_warnings, judge
+from pupitre.cluster import registration
 from pupitre.cluster.clocks import Clocks
-from pupitre.cluster.decisions import Findings, apply_report, lose_desktops, report_needs
-from pupitre.cluster.host_commands import AT_ONCE, HEARD, READY, UNREGISTERED, HostOrder, host_of
-from pupitre.cluster.host_life import Limits, Step
 from pupitre.cluster.host_warnings import HostWarnings, Warnings
 from pupitre.cluster.image_trust import ImageTrust
 from pupitre.cluster.liveness import RUNS, Liveness
@@ -33,16 +29,23 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HOST_LIFE, HostEvent, HostState
 from pupitre.domain.image import Image, ImageSpec
 from pupitre.domain.order_proof import Ordered, prove, proven
+from pupitre.domain.report import LastKnownPosition
 from pupitre.domain.warning import WarningCode, warn
 from pupitre.errors import LinkDown, MessageError, Unavailable
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.workers import Workers
+from pupitre.scheduler import host_life
+from pupitre.scheduler import registration as registering
+from pupitre.scheduler.changes import Changes
+from pupitre.scheduler.desktops import lose_desktops
+from pupitre.scheduler.host_commands import ANSWERING, AT_ONCE, READY, UNREGISTERED, HostOrder, host_of
+from pupitre.scheduler.host_life import Limits, Step
+from pupitre.scheduler.reports import ReportResult, apply_report, report_read_set
+from pupitre.scheduler.restore import SET_ASIDE, WAITS, Prove, ReportPolicy, choose_policy, conflict_warnings
+from pupitre.scheduler.state import JournaledCommand, ReadSet, is_suspended
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.cluster_rows import Entry
-from pupitre.store.restore_conflicts import is_cluster_in_doubt
-from pupitre.store.transaction import Needs, Transaction
 from pupitre.wire.connection import Link
-from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heard, Heartbeat, PowerOff, Report
+from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heartbeat, PowerOff, Report
 from pupitre.wire.subjects import Subjects
 from pupitre.wire.wake import wake
 
@@ -54,7 +57,7 @@ Images = list[tuple[Image, ImageSpec | None]]
 class _Taken:
     """What a report changed, and whether it may be the host's turn for a step."""
 
-    findings: Findings
+    findings: ReportResult
     moves: bool
     stale: bool = False
     described: bool = True
@@ -89,7 +92,7 @@ class Hosts:
         self._runs: dict[str, deque[str]] = {}
         self._departed: dict[str, frozenset[str]] = {}
         self._described: set[str] = set()
-        self._reconciled: dict[str, Heard] = {}
+        self._reconciled: dict[str, LastKnownPosition] = {}
         self._key, self._public = key, key.public_key()
         self._warnings = HostWarnings(registry)
         self._clocks = Clocks()
@@ -98,7 +101,9 @@ class Hosts:
 
     def takes_orders(self, host: str) -> bool:
         """Whether it is known what runs there, and that this database knows no less than the host."""
-        return host in self._described and host not in self._store.doubts and not self._store.is_in_doubt
+        return (
+            host in self._described and host not in self._store.state.conflicts and not self._store.state.is_suspended
+        )
 
     async def serve(self) -> None:
         """Begin to hear the hosts."""
@@ -124,7 +129,7 @@ class Hosts:
         await self._workers.close()
         await self._registrations.close()
 
-    async def resume(self, unfinished: list[Entry]) -> None:
+    async def resume(self, unfinished: list[JournaledCommand]) -> None:
         """Have every host looked at again, and call them all. Raises `Unavailable`."""
         self._liveness.forgive()
         await self._link.publish(self._subjects.all_hosts, Describe(epoch=self._store.epoch))
@@ -134,12 +139,12 @@ class Hosts:
             if isinstance(entry.order, RegisterHost):
                 self._registrations.wake(entry.id)
 
-    async def take_up(self, entry: Entry) -> None:
+    async def take_up(self, entry: JournaledCommand) -> None:
         """A command about a host was journalled, or given up."""
         if isinstance(entry.order, RegisterHost):
             self._registrations.wake(entry.id)
         if isinstance(entry.order, HostOrder):
-            name = await self._store.change(Needs(), partial(host_of, entry=entry))
+            name = await self._store.change(partial(host_of, command=entry))
             if name:
                 self._workers.wake(name)
 
@@ -164,11 +169,11 @@ class Hosts:
     async def _warn(self, host: str, source: str, warnings: Warnings) -> None:
         """Show what ``source`` has found out about a registered host."""
 
-        def write(transaction: Transaction) -> None:
-            if (seen := transaction.host(host)) and self._warnings.put(host, source, warnings):
-                transaction.put_host(replace(seen, warnings=self._warnings.of(host)))
+        def write(changes: Changes) -> None:
+            if (seen := changes.host(host)) and self._warnings.put(host, source, warnings):
+                changes.put_host(replace(seen, warnings=self._warnings.of(host)))
 
-        await self._store.change(Needs(), write)
+        await self._store.change(write)
 
     async def _on_report(self, message: AnyMessage) -> AnyMessage:
         if isinstance(message, Farewell):
@@ -184,12 +189,12 @@ class Hosts:
         return Done()
 
     async def _on_farewell(self, message: Farewell) -> None:
-        def depart(transaction: Transaction) -> None:
+        def depart(changes: Changes) -> None:
             # Here, since a report may wait for its turn to be written already.
             self._departed[message.host] = frozenset([*self._runs.get(message.host, ()), message.run])
-            host_life.farewell(transaction, message.host, now=now_ms())
+            host_life.record_shutdown(changes, message.host, now=now_ms())
 
-        await self._store.change(Needs(hosts=frozenset({message.host}), host_commands=True), depart)
+        await self._store.change(depart, ReadSet(hosts=frozenset({message.host}), host_commands=True))
         log.info("A host has shut down.", host=message.host)
         self._leaving.discard(message.host)
         self._liveness.forget(message.host)
@@ -231,7 +236,7 @@ class Hosts:
             return True  # a word from before its farewell
         images = self._images_of(report)
         taken = await self._store.change(
-            report_needs(report), partial(self._write, report=report, images=images, is_new=is_new)
+            partial(self._write, report=report, images=images, is_new=is_new), report_read_set(report)
         )
         if taken is None:
             return False
@@ -273,19 +278,19 @@ class Hosts:
         self._warnings.put(report.host, "images", refused)
         return images
 
-    def _write(self, transaction: Transaction, report: Report, *, images: Images | None, is_new: bool) -> _Taken | None:
+    def _write(self, changes: Changes, report: Report, *, images: Images | None, is_new: bool) -> _Taken | None:
         """A decision: what the report changes; None when its host is not registered."""
-        now, held = now_ms(), transaction.hosts.get(report.host)
+        now, held = now_ms(), changes.hosts.get(report.host)
         if held is None:
             return None
         stale = self._liveness.is_stale(report.host, report.run, report.number)
         if stale or self._has_departed(report.host, report.run):
-            return _Taken(Findings(), moves=False, stale=True)
+            return _Taken(ReportResult(), moves=False, stale=True)
         self._liveness.write(report.host, report.run, report.number)
-        stance, since = self._judge(transaction, report, is_new=is_new, now=now)
+        policy, since = self._judge(changes, report, is_new=is_new, now=now)
         doubted = None
-        if stance is Stance.DOUBT:
-            doubted = WAITS if is_cluster_in_doubt(transaction.doubts.values()) else SET_ASIDE
+        if policy is ReportPolicy.SUSPENDED:
+            doubted = WAITS if is_suspended(changes.conflicts.values()) else SET_ASIDE
         host, wanted = held.host, held.wanted
         if host.state is HostState.SHUT_DOWN:
             wanted = READY  # somebody has switched it on
@@ -303,36 +308,36 @@ class Hosts:
             viewer_port=report.viewer_port,
             warnings=self._warnings.report(report),
         )
-        transaction.put_host(seen, wanted=wanted, drained_by=None if wanted == READY else held.drained_by)
+        changes.put_host(seen, wanted=wanted, drained_by=None if wanted == READY else held.drained_by)
         if images is not None:
-            transaction.put_copies(host.name, images)
+            changes.put_copies(host.name, images)
         noted = self._orphans.get(report.host, frozenset())
-        may_note = self._allowance.left(report.host, now=now)
+        may_audit = self._allowance.left(report.host, now=now)
         findings = apply_report(
-            transaction,
+            changes,
             report,
             now=now,
-            noted=noted,
-            stance=stance,
+            audited=noted,
+            policy=policy,
             since=since,
-            may_note=may_note,
+            may_audit=may_audit,
             prove=self._prover(host.name),
         )
-        if (refused := findings.refused + self._allowance.refused[host.name]) or may_note:
+        if (refused := findings.refused + self._allowance.refused[host.name]) or may_audit:
             too_many = (warn(WarningCode.TOO_MANY_FINDINGS, refused),) if refused else ()
             self._warnings.put(host.name, "allowance", too_many)
-        self._warnings.put(host.name, "doubt", doubt_warnings(transaction, host.name))
-        transaction.put_host(replace(seen, warnings=self._warnings.of(host.name)))
-        pending = transaction.doubts.get(host.name)
+        self._warnings.put(host.name, "doubt", conflict_warnings(changes, host.name))
+        changes.put_host(replace(seen, warnings=self._warnings.of(host.name)))
+        pending = changes.conflicts.get(host.name)
         described = pending is None or not pending.confirmed
         return _Taken(findings, moves=moved or wanted != READY, described=described)
 
-    def _judge(self, transaction: Transaction, report: Report, *, is_new: bool, now: int) -> tuple[Stance, int]:
+    def _judge(self, changes: Changes, report: Report, *, is_new: bool, now: int) -> tuple[ReportPolicy, int]:
         host, heard = report.host, report.heard
         known = heard is None or self._reconciled.get(host) == heard or self._store.knows(heard.epoch, heard.sequence)
-        epoch, confirmed = self._store.epoch, self._store.confirmed
-        stance, since = judge(
-            transaction,
+        epoch, confirmed = self._store.epoch, self._store.state.confirmed
+        policy, since = choose_policy(
+            changes,
             report,
             self._prover(host),
             is_new=is_new,
@@ -341,9 +346,9 @@ class Hosts:
             epoch=epoch,
             confirmed=confirmed,
         )
-        if stance is Stance.ADOPT and heard:
+        if policy is ReportPolicy.ADOPT and heard:
             self._reconciled[host] = heard
-        return stance, since
+        return policy, since
 
     def _prover(self, host: str) -> Prove:
         return partial(proven, key=self._public, host=host)
@@ -361,34 +366,34 @@ class Hosts:
             log.warning("An orphan stays for now.", host=host, desktop=desktop, reason=str(error))
 
     async def _is_silent(self, name: str) -> None:
-        def silent(transaction: Transaction) -> None:
-            now, host = now_ms(), transaction.host(name)
+        def silent(changes: Changes) -> None:
+            now, host = now_ms(), changes.host(name)
             if host is None or not HOST_LIFE.allows(host.state, HostEvent.MISS):
                 return
             log.warning("A host does not answer; its desktops are lost until it does.", host=name)
             state = HOST_LIFE.next(host.state, HostEvent.MISS)
-            transaction.put_host(replace(host, state=state, since=now, reason="it does not answer"))
-            lose_desktops(transaction, name, now=now)
+            changes.put_host(replace(host, state=state, since=now, reason="it does not answer"))
+            lose_desktops(changes, name, now=now)
 
-        await self._store.change(Needs(hosts=frozenset({name})), silent)
+        await self._store.change(silent, ReadSet(hosts=frozenset({name})))
         self._workers.wake(name)
 
     # What is done to them
 
     async def _step(self, name: str) -> float | None:
-        if self._store.is_in_doubt:
+        if self._store.state.is_suspended:
             return 1.0
 
-        def decide(transaction: Transaction) -> Step:
-            held = transaction.hosts.get(name)
-            if held and name in transaction.doubts and (held.wanted, held.drained_by) == (UNREGISTERED, AT_ONCE):
-                return host_life.leave_unheard(transaction, held, now=now_ms())
-            if held and held.host.state in HEARD and not self.takes_orders(name):
+        def decide(changes: Changes) -> Step:
+            held = changes.hosts.get(name)
+            if held and name in changes.conflicts and (held.wanted, held.drained_by) == (UNREGISTERED, AT_ONCE):
+                return host_life.leave_unheard(changes, held, now=now_ms())
+            if held and held.host.state in ANSWERING and not self.takes_orders(name):
                 return Step(again=1.0)  # first it says what runs there
             now, is_leaving = now_ms(), name in self._leaving
-            return host_life.settle(transaction, name, now=now, limits=self._limits, is_leaving=is_leaving)
+            return host_life.settle(changes, name, now=now, limits=self._limits, is_leaving=is_leaving)
 
-        step = await self._store.change(Needs(hosts=frozenset({name}), host_commands=True), decide)
+        step = await self._store.change(decide, ReadSet(hosts=frozenset({name}), host_commands=True))
         for desktop in step.wake:
             self._wake_desktop(desktop)
         if step.removed:
@@ -425,12 +430,12 @@ class Hosts:
             log.warning("A host did not take the order to shut down; it is sent again.", host=name, reason=str(error))
 
     async def _register(self, command: str) -> float | None:
-        entry = await self._store.entry(command)
+        entry = await self._store.command(command)
         if entry is None or entry.outcome is not None or not isinstance(entry.order, RegisterHost):
             return None
         report, fault = await registration.look(self._link, self._subjects, entry.order, self._store.epoch)
-        decide = partial(registration.decide, command=command, report=report, fault=fault, now=now_ms())
-        if await self._store.change(Needs(commands=frozenset({command})), decide) and report:
+        decide = partial(registering.decide, command=command, report=report, fault=fault, now=now_ms())
+        if await self._store.change(decide, ReadSet(commands=frozenset({command}))) and report:
             self._departed.pop(entry.order.name, None)
             await self._take(report, is_new=True)
             log.info("Host registered.", host=entry.order.name)

@@ -11,11 +11,12 @@ import structlog
 
 from pupitre.config import Settings
 from pupitre.domain.image import IMAGE_ID, CopyState, Image, ImageSpec
+from pupitre.domain.report import CopyReport
 from pupitre.domain.signed_manifest import SignedManifest, signature_fault
 from pupitre.domain.warning import HostWarning, WarningCode, warn
 from pupitre.images.manifest import Manifest, manifest_fault
 from pupitre.images.signatures import publisher, trusted_keys
-from pupitre.wire.messages import Copy, Report
+from pupitre.wire.messages import Report
 
 log = structlog.get_logger(__name__)
 LOOK_AGAIN = 30.0
@@ -90,7 +91,7 @@ def _manifest(signed: SignedManifest, keys: frozenset[str]) -> Manifest | str:
     return manifest_fault(manifest, manifest.spec.id) or manifest
 
 
-def _published(copy: Copy, manifest: Manifest) -> tuple[Image, ImageSpec | None]:
+def _published(copy: CopyReport, manifest: Manifest) -> tuple[Image, ImageSpec | None]:
     spec = manifest.spec
     image = Image(
         spec.id,

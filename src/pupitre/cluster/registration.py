@@ -4,13 +4,9 @@ Registering a host again has the same outcome, and brings its address up to date
 """
 
 import asyncio
-from dataclasses import replace
 
-from pupitre.cluster.host_commands import READY
-from pupitre.domain.command import CommandState, Fault, RegisterHost
-from pupitre.domain.host import HOST_LIFE, Host, parse_mac
+from pupitre.domain.command import RegisterHost
 from pupitre.errors import LinkDown, MessageError, RegistrationFault
-from pupitre.store.transaction import Transaction
 from pupitre.wire.connection import Link
 from pupitre.wire.messages import Describe, Report
 from pupitre.wire.subjects import Subjects
@@ -49,33 +45,3 @@ async def _described(link: Link, subject: str, request: Describe) -> Report:
             if loop.time() > last:
                 raise
         await asyncio.sleep(PAUSE)
-
-
-def decide(
-    transaction: Transaction, command: str, report: Report | None, fault: RegistrationFault | None, now: int
-) -> bool:
-    """Write the host and the outcome; False when there is nothing more to do."""
-    entry = transaction.entry(command)
-    if entry is None or entry.outcome is not None or not isinstance(entry.order, RegisterHost):
-        return False  # abandoned meanwhile
-    order, held = entry.order, transaction.hosts.get(entry.order.name)
-    if fault is None and held and held.host.edition != order.edition and held.used_vcpus:
-        fault = RegistrationFault(
-            f"Desktops run on {held.host.title}. Whether it is for editing images can be changed once they have ended."
-        )
-    if fault or report is None:
-        code, reason = RegistrationFault.code, fault.reason if fault else "The host said nothing."
-        transaction.finish(command, CommandState.FAILED, Fault(code, reason))
-        return False
-    known = held.host if held else Host(order.name, HOST_LIFE.initial, order.address, order.port, order.edition, now)
-    host = replace(
-        known,
-        address=order.address,
-        port=order.port,
-        edition=order.edition,
-        mac=parse_mac(order.mac) if order.mac else known.mac,
-        facts=report.facts or known.facts,
-    )
-    transaction.put_host(host, wanted=READY, drained_by=None)
-    transaction.finish(command, CommandState.SUCCEEDED)
-    return True

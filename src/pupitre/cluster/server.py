@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, Counter
 
 from pupitre.cluster.audit_events import send_notes
 from pupitre.cluster.committed_changes import joined
-from pupitre.cluster.decisions import abandon, accept, needs_of
 from pupitre.cluster.hosts import Hosts
 from pupitre.cluster.revocations import tell_hosts
 from pupitre.cluster.shutdown import Halting
@@ -26,8 +25,9 @@ from pupitre.pki.signing import public_half
 from pupitre.runtime.batch import GATHER
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.workers import Workers, persist, ungrouped, until_available
+from pupitre.scheduler.commands import abandon, accept, read_set_of
+from pupitre.scheduler.state import JournaledCommand, PlacedDesktop
 from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
-from pupitre.store.cluster_rows import Entry, Placed
 from pupitre.wire.connection import Link
 from pupitre.wire.messages import (
     MAX_SIZE,
@@ -88,7 +88,7 @@ class ClusterServer:
         store.on_commit, store.on_unsure = self._on_commit, self._on_unsure
         self._committed: list[Committed] = []
         # Outcomes that were just written; all of them are to be read where some may be missing here.
-        self._ended: list[tuple[int, Entry, Rows]] = []
+        self._ended: list[tuple[int, JournaledCommand, Rows]] = []
         self._all_outcomes = True
         self._desktops = Workers(self._settle, retry=1.0)
         self._hosts = Hosts(
@@ -156,10 +156,10 @@ class ClusterServer:
         """Go on once an administrator has said that the database may be from the past."""
         while True:
             await asyncio.sleep(LOOK_AT_DOUBTS)
-            if not self._store.waits_for_confirmation:
+            if not self._store.state.waits_for_confirmation:
                 continue
             try:
-                waits = await self._store.look_at_doubts()
+                waits = await self._store.reload_conflicts()
             except Unavailable as error:
                 log.warning("The cluster's database does not answer.", reason=str(error))
                 continue
@@ -192,7 +192,7 @@ class ClusterServer:
             self._halting.begin()
         self._wake()
 
-    async def _unfinished(self) -> tuple[list[str], list[Entry]]:
+    async def _unfinished(self) -> tuple[list[str], list[JournaledCommand]]:
         """Desktops and commands that are under way; those about hosts have been taken up."""
         unsettled, unfinished = await self._store.unsettled(), await self._store.unfinished()
         await self._hosts.resume(unfinished)
@@ -216,7 +216,7 @@ class ClusterServer:
             self._ended += [(committed.version, *one) for one in committed.outcomes]
         if self._ended or self._all_outcomes:
             self._finished.set()
-        if committed.notes:
+        if committed.audit_events:
             self._noted.set()
 
     def _on_unsure(self) -> None:
@@ -239,8 +239,8 @@ class ClusterServer:
             await self._submit(message)
             return Done()
         if isinstance(message, Abandon):
-            entry = Entry(message.id, message.user, message.order, message.deadline)
-            await self._store.change(needs_of(entry), partial(abandon, entry=entry, now=now_ms()))
+            entry = JournaledCommand(message.id, message.user, message.order, message.deadline)
+            await self._store.change(partial(abandon, command=entry, now=now_ms()), read_set_of(entry))
             await self._wake_for(entry)
             return Done()
         if isinstance(message, EndSignIns):
@@ -261,23 +261,23 @@ class ClusterServer:
             limit = limit // 4 + 1
 
     async def _submit(self, message: Submit) -> None:
-        entry = Entry(message.id, message.user, message.order, message.deadline)
+        entry = JournaledCommand(message.id, message.user, message.order, message.deadline)
         decide = partial(
             accept,
-            entry=entry,
+            command=entry,
             now=now_ms(),
             overcommit=self._settings.vcpu_overcommit,
             notice_ms=int(self._settings.drain_notice * 1000),
             halted=self._halting.is_on,
-            in_doubt=self._store.is_in_doubt,
+            suspended=self._store.state.is_suspended,
         )
-        if await self._store.change(needs_of(entry, is_new=True), decide):
+        if await self._store.change(decide, read_set_of(entry, is_new=True)):
             self._taken.labels(kind=entry.order.kind).inc()
             log.debug("Command taken.", command=entry.id, kind=entry.order.kind)
         # One that comes again too: it may have been committed, and the answer of the database lost.
         await self._wake_for(entry)
 
-    async def _wake_for(self, entry: Entry) -> None:
+    async def _wake_for(self, entry: JournaledCommand) -> None:
         if desktop := desktop_of(entry.order):
             self._desktops.wake(desktop)
         elif isinstance(entry.order, Halt):
@@ -289,7 +289,7 @@ class ClusterServer:
 
     async def _settle(self, desktop: str) -> float | None:
         """One step towards what is wanted of a desktop."""
-        found = await self._store.look(desktop)
+        found = await self._store.placed_desktop(desktop)
         if found is None:
             return None
         placed, spec = found
@@ -324,7 +324,7 @@ class ClusterServer:
             return 1.0
         return RESEND
 
-    def _ordered(self, placed: Placed, spec: ImageSpec, host: str, sequence: int) -> Ordered:
+    def _ordered(self, placed: PlacedDesktop, spec: ImageSpec, host: str, sequence: int) -> Ordered:
         """What is signed of a start."""
         seen, memory, vcpus = placed.seen, placed.memory_mib, placed.vcpus
         start = (seen.id, seen.boot, seen.owner, seen.image, spec.disk, memory, vcpus)
@@ -351,7 +351,7 @@ class ClusterServer:
             await asyncio.sleep(GATHER)
         return len(taken) == len(ended)
 
-    async def _outcomes(self) -> list[tuple[int, Entry, Rows]]:
+    async def _outcomes(self) -> list[tuple[int, JournaledCommand, Rows]]:
         """Those just written; or, where some may be missing among these, the first page of all that wait."""
         just_written, self._ended = self._ended, []
         if not self._all_outcomes:
@@ -361,7 +361,7 @@ class ClusterServer:
         self._all_outcomes |= bool(unreported)  # there may be another page
         return [(sequence, *one) for one in unreported]
 
-    async def _report_outcome(self, sequence: int, entry: Entry, rows: Rows) -> bool:
+    async def _report_outcome(self, sequence: int, entry: JournaledCommand, rows: Rows) -> bool:
         assert entry.outcome is not None
         outcome = Outcome(
             id=entry.id,

@@ -9,25 +9,20 @@ from functools import partial
 
 import structlog
 
-from pupitre.cluster.decisions import stop
-from pupitre.cluster.host_commands import AT_ONCE, HEARD, SHUT_DOWN
 from pupitre.cluster.hosts import Hosts
-from pupitre.domain.command import BootDesktop, CommandState, Fault, Halt, desktop_of
-from pupitre.domain.host import HostState
-from pupitre.errors import Halted
+from pupitre.domain.command import Halt, desktop_of
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
 from pupitre.runtime.workers import rung
+from pupitre.scheduler.shutdown import cancel, hosts_leaving, succeed, want_hosts_down
+from pupitre.scheduler.state import JournaledCommand, ReadSet
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.cluster_rows import Entry
-from pupitre.store.transaction import Needs, Transaction
 
 log = structlog.get_logger(__name__)
 
 REPORT_LIMIT = 20.0
 """Seconds that outcomes have to reach the endpoint, which may be away."""
 LOOK_AGAIN = 1.0
-FAULT = Fault(Halted.code, "The cluster was halted before this was done. Ask again once it runs.")
 
 
 class Halting:
@@ -50,7 +45,7 @@ class Halting:
     async def run(self) -> None:
         await self._told.wait()
         log.info("The cluster is being halted.")
-        halts: list[Entry] = []
+        halts: list[JournaledCommand] = []
         while True:
             unfinished = await self._store.unfinished()
             halts = [entry for entry in unfinished if isinstance(entry.order, Halt)]
@@ -62,20 +57,20 @@ class Halting:
         if any(isinstance(entry.order, Halt) and entry.order.hosts for entry in halts):
             await self._shut_hosts_down()
         ids = frozenset(entry.id for entry in halts)
-        await self._store.change(Needs(commands=ids), partial(_succeed, commands=ids))
+        await self._store.change(partial(succeed, commands=ids), ReadSet(commands=ids))
         await self._until_reported()
         log.info("The cluster is halted.")
 
-    async def _cancel(self, entries: list[Entry]) -> None:
+    async def _cancel(self, entries: list[JournaledCommand]) -> None:
         desktops = frozenset(desktop for entry in entries if (desktop := desktop_of(entry.order)))
-        needs = Needs(commands=frozenset(entry.id for entry in entries), desktops=desktops)
-        await self._store.change(needs, partial(cancel, entries=entries, now=now_ms()))
+        needs = ReadSet(commands=frozenset(entry.id for entry in entries), desktops=desktops)
+        await self._store.change(partial(cancel, commands=entries, now=now_ms()), needs)
 
     async def _shut_hosts_down(self) -> None:
-        await self._store.change(Needs(), want_hosts_down)
+        await self._store.change(want_hosts_down)
         while True:
             self.moved.clear()
-            leaving = await self._store.change(Needs(), hosts_leaving)
+            leaving = await self._store.change(hosts_leaving)
             if not leaving:
                 return
             for name in leaving:
@@ -90,33 +85,3 @@ class Halting:
                     await rung(self.moved, LOOK_AGAIN)
         except TimeoutError:
             log.warning("The endpoint does not take the last outcomes; it gets them when the cluster runs again.")
-
-
-def cancel(transaction: Transaction, entries: list[Entry], now: int) -> None:
-    """End the commands; what a start has made is not wanted any more."""
-    for entry in entries:
-        held = transaction.entry(entry.id)
-        if held is None or held.outcome is not None:
-            continue
-        transaction.finish(entry.id, CommandState.CANCELLED, FAULT)
-        if isinstance(held.order, BootDesktop) and (placed := transaction.desktop(held.order.desktop)):
-            stop(transaction, placed, now=now, reason="the cluster was halted")
-
-
-def want_hosts_down(transaction: Transaction) -> None:
-    """Have every host that is not down shut down, without notice."""
-    for held in list(transaction.hosts.values()):
-        if held.host.state is not HostState.SHUT_DOWN:
-            transaction.put_host(held.host, wanted=SHUT_DOWN, drained_by=AT_ONCE)
-
-
-def hosts_leaving(transaction: Transaction) -> list[str]:
-    """The names of hosts that answer and are to shut down; one that was down and is back again has done so."""
-    return [
-        held.host.name for held in transaction.hosts.values() if held.host.state in HEARD and held.wanted == SHUT_DOWN
-    ]
-
-
-def _succeed(transaction: Transaction, commands: frozenset[str]) -> None:
-    for command in commands:
-        transaction.finish(command, CommandState.SUCCEEDED)

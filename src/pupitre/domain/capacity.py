@@ -1,9 +1,10 @@
 """What a host is short of, or soon will be: warnings from what it measures of itself."""
 
 from pupitre.domain.host import HostFacts
-from pupitre.domain.placement import OVERLAY_RESERVE_MIB
 from pupitre.domain.warning import HostWarning, WarningCode, warn
 
+OVERLAY_RESERVE_MIB = 512
+"""Disk a host must have free for one more overlay to grow into."""
 NOTABLE_MIB = 64
 """Less than this beyond the books is no matter for people."""
 

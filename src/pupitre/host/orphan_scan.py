@@ -18,12 +18,12 @@ import uuid_utils
 
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostAct
+from pupitre.domain.report import HostFinding
 from pupitre.errors import PupitreError
 from pupitre.host.hypervisor.overlays import Disks
 from pupitre.host.hypervisor.port import GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
 from pupitre.runtime.clock import now_ms
-from pupitre.wire.messages import Finding
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class Sweep:
         journal: Journal,
         *,
         put: Callable[[Record], Awaitable[None]],
-        found: Callable[[Finding], None],
+        found: Callable[[HostFinding], None],
         every: float = EVERY,
     ) -> None:
         self._hypervisor = hypervisor
@@ -139,7 +139,7 @@ class Sweep:
                     continue
                 log.warning("An overlay without a desktop is removed.", desktop=desktop)
                 await self._disks.ensure_gone(desktop)
-            removed = Finding(
+            removed = HostFinding(
                 id=str(uuid_utils.uuid7()), at=now_ms(), action=HostAct.OVERLAY_REMOVED, desktop=desktop[:64],
                 detail="A disk that belonged to no desktop and no guest was removed.",
             )  # fmt: skip

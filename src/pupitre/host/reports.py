@@ -16,6 +16,7 @@ from pupitre.config import Settings
 from pupitre.domain.capacity import shortages
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostFacts
+from pupitre.domain.report import CopyReport, DesktopReport, HostFinding, LastKnownPosition
 from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning
 from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError, SetupError, Unavailable
@@ -28,7 +29,7 @@ from pupitre.images.store import ImageStore
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.workers import persist
 from pupitre.wire.connection import Link
-from pupitre.wire.messages import Copy, Done, Farewell, Finding, Heard, Heartbeat, Report, Sighting
+from pupitre.wire.messages import Done, Farewell, Heartbeat, Report
 from pupitre.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
@@ -42,7 +43,7 @@ MOST_FINDINGS = 100
 """Findings that wait for the cluster; of more, the oldest go."""
 
 
-Held = tuple[tuple[Copy, ...], tuple[SignedManifest, ...]]
+Held = tuple[tuple[CopyReport, ...], tuple[SignedManifest, ...]]
 """The images of this host, and their manifests as they were signed."""
 
 
@@ -62,7 +63,7 @@ class Reporter:
         self._run = uuid.uuid4().hex
         self._number = 0
         self._dirty: set[str] = set()
-        self._found: tuple[Finding, ...] = ()
+        self._found: tuple[HostFinding, ...] = ()
         self._copies_dirty = False
         self._told_copies: Held | None = None
         self._facts_dirty = False
@@ -112,7 +113,7 @@ class Reporter:
         if await asyncio.to_thread(self._image_copies) != self._told_copies:
             self.copies()
 
-    def found(self, finding: Finding) -> None:
+    def found(self, finding: HostFinding) -> None:
         """Something was settled here that nobody asked for."""
         self._found = (*self._found, finding)[-MOST_FINDINGS:]
         self.due.set()
@@ -190,14 +191,14 @@ class Reporter:
         sightings = [_sighting(records[desktop]) for desktop in dirty if desktop in records]
         return await self._make(sightings, full=False, copies=copies, facts=facts)
 
-    async def _make(self, sightings: list[Sighting], *, full: bool, copies: bool, facts: bool) -> Report:
+    async def _make(self, sightings: list[DesktopReport], *, full: bool, copies: bool, facts: bool) -> Report:
         # Taken together with the sightings, before anything is awaited: a later report has a higher number.
         self._number += 1
         number = self._number
         marks = self._journal.marks
         heard = None
         if marks.before_epoch and not marks.told:
-            heard = Heard(marks.before_epoch, marks.before_sequence, marks.before_proof)
+            heard = LastKnownPosition(marks.before_epoch, marks.before_sequence, marks.before_proof)
         found = await asyncio.to_thread(self._image_copies) if copies else None
         self._told_copies = self._told_copies if found is None else found
         if facts:
@@ -227,7 +228,7 @@ class Reporter:
             found = []
         signed = {copy.image.id: read_signed(self._images.root, copy.image.id) for copy in found}
         return tuple(
-            Copy(copy.image, copy.spec, one.digest if (one := signed[copy.image.id]) else "") for copy in found
+            CopyReport(copy.image, copy.spec, one.digest if (one := signed[copy.image.id]) else "") for copy in found
         ), tuple(one for one in signed.values() if one)
 
     def _unshown(self, manifests: Iterable[SignedManifest], *, full: bool) -> tuple[SignedManifest, ...]:
@@ -273,13 +274,13 @@ def _differs(told: HostFacts, seen: HostFacts) -> bool:
     return same != seen
 
 
-def _sighting(record: Record) -> Sighting:
-    return Sighting(record.desktop, record.boot, record.state, record.reason)
+def _sighting(record: Record) -> DesktopReport:
+    return DesktopReport(record.desktop, record.boot, record.state, record.reason)
 
 
-def _full_sighting(record: Record) -> Sighting:
+def _full_sighting(record: Record) -> DesktopReport:
     spec = record.spec
-    return Sighting(
+    return DesktopReport(
         record.desktop,
         record.boot,
         record.state,

@@ -1,7 +1,7 @@
 """The database ``cluster``: the journal of commands, and desktops as wanted beside as seen.
 
 A change is a decision on what is there: `ClusterStore.change` has it decide in memory, on
-what is `Known`, and writes what it changed; decisions that come at the same time share one
+the `ClusterState`, and writes what it changed; decisions that come at the same time share one
 transaction. A command is journalled and decided in one of them, so a command that was
 answered is never lost and one that comes again changes nothing. Each transaction first
 checks that this process is still the cluster (`Deposed`).
@@ -10,9 +10,12 @@ checks that this process is still the cluster (`Deposed`).
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any, TypeVar
 
-from sqlalchemy import and_, bindparam, case, delete, exists, insert, not_, or_, select, update
+from sqlalchemy import and_, bindparam, case, delete, exists, insert, not_, select, update
+from sqlalchemy import or_ as sql_or
 
 from pupitre.domain.command import desktop_of
 from pupitre.domain.desktop import DesktopState
@@ -21,9 +24,10 @@ from pupitre.domain.image import ImageSpec
 from pupitre.domain.status import HostImage, Rows
 from pupitre.errors import Conflict, Deposed, PupitreError, SetupError
 from pupitre.runtime.batch import Batch
-from pupitre.store import restore_conflicts
-from pupitre.store.cluster_rows import Doubt, Entry, Note, Placed, UnknownGuest, entry_from_row, placed_from_row
-from pupitre.store.known import Known
+from pupitre.scheduler.changes import Changes
+from pupitre.scheduler.state import AuditEvent, ClusterState, JournaledCommand, Outcomes, PlacedDesktop, ReadSet
+from pupitre.store import cluster_state, restore_conflicts
+from pupitre.store.cluster_rows import command_from_row, placed_from_row
 from pupitre.store.rows import (
     desktop_from_row,
     host_from_row,
@@ -41,13 +45,13 @@ from pupitre.store.schema import (
 )
 from pupitre.store.sql.dialect import Connection
 from pupitre.store.sql.engine import Database
-from pupitre.store.transaction import Needs, Outcomes, Transaction
 
 PAGE = 500
 DEPOSED = "Another cluster server has taken over; this one has nothing more to say."
 
+NOTHING = ReadSet()
 R = TypeVar("R")
-Decision = Callable[[Transaction], Any]
+Decision = Callable[[Changes], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,8 @@ class Committed:
 
     version: int
     rows: Rows | None
-    outcomes: "Outcomes | None"
-    notes: bool
+    outcomes: Outcomes | None
+    audit_events: bool
     removals: bool
 
 
@@ -88,15 +92,12 @@ class ClusterStore:
         self.database = database
         self.epoch = 0
         self.version = 0
-        self.doubts: dict[str, Doubt] = {}
-        self.unknown: dict[tuple[str, str], UnknownGuest] = {}
-        self.confirmed = 0
+        self.state = ClusterState()
         self._past: dict[int, int] = {}
         self._deposed = asyncio.Event()
         self.on_commit = on_commit
         self.on_unsure = on_unsure
-        self._known = Known()
-        self._changes: Batch[tuple[Needs, Decision], Any] = Batch(self._decide)
+        self._changes: Batch[tuple[ReadSet, Decision], Any] = Batch(self._decide)
 
     async def begin_epoch(self, *, now: int, order_key: str | None = None) -> int:
         """A new epoch: what an earlier cluster process still says or writes is void from here on.
@@ -117,7 +118,7 @@ class ClusterStore:
             self.epoch = int((await connection.execute(select(epochs.c.value))).scalar_one())
             rows = await connection.execute(select(past_epochs))
             self._past = {row.epoch: row.ended for row in rows}
-        await self.look_at_doubts()
+        await self.reload_conflicts()
         return self.epoch
 
     async def forget_order_key(self) -> None:
@@ -132,67 +133,62 @@ class ClusterStore:
         """
         return version <= (self.version if epoch == self.epoch else self._past.get(epoch, -1))
 
-    @property
-    def is_in_doubt(self) -> bool:
-        """Whether an administrator has to say that the cluster shall go on from what it knows."""
-        return restore_conflicts.is_cluster_in_doubt(self.doubts.values())
-
-    @property
-    def waits_for_confirmation(self) -> bool:
-        """Whether an administrator has to say something about a host, or about all of them."""
-        return any(not doubt.confirmed for doubt in self.doubts.values())
-
-    async def look_at_doubts(self) -> bool:
+    async def reload_conflicts(self) -> bool:
         """See what an administrator has confirmed; whether anything still waits for that."""
         async with self.database.read() as connection:
-            self.confirmed = int((await connection.execute(select(epochs.c.confirmed))).scalar_one())
-            self.doubts = await restore_conflicts.read_doubts(connection)
-            self.unknown = await restore_conflicts.read_unknown(connection)
-        return self.waits_for_confirmation
+            await cluster_state.load_conflicts(connection, self.state)
+        return self.state.waits_for_confirmation
 
     async def confirm(self, *, now: int, hosts: Collection[str] | None = None) -> list[str]:
         """See `pupitre.store.restore_conflicts.confirm`."""
         return await restore_conflicts.confirm(self.database, now=now, hosts=hosts)
 
-    async def change(self, needs: Needs, decide: Callable[[Transaction], R]) -> R:
+    async def change(self, decide: Callable[[Changes], R], reads: ReadSet = NOTHING) -> R:
         """What ``decide`` says, once what it changed is on disk.
 
-        It decides in memory, sees what ``needs`` names, and raises before it changes anything, if it does.
+        It decides in memory, sees what ``reads`` names, and raises before it changes anything, if it does.
         Raises `Deposed` once another cluster server has begun an epoch, `Unavailable`.
         """
-        result: R = await self._changes.do((needs, decide))
+        result: R = await self._changes.do((reads, decide))
         return result
 
-    async def _decide(self, group: Sequence[tuple[Needs, Decision]]) -> list[Any]:
-        try:
-            return await self._transact(group)
-        except Conflict:  # something was not new; nothing has been written
-            if not any(needs.new for needs, _ in group):
-                raise
-            return await self._transact(group, search=True)
+    async def refresh(self) -> None:
+        """Take a version and write nothing: what the state lacks is read."""
+        await self.change(lambda _: None)
 
     async def catch_up(self) -> None:
         """After a commit whose answer was lost: it has been made when this returns, or never will be.
 
-        What is held in memory is as it is on disk.
+        The state is as the database is.
         """
-        await self.change(Needs(), lambda _: None)  # takes the counter after whoever still holds it
-        await self.look_at_doubts()
+        await self.refresh()  # takes the counter after whoever still holds it
+        await self.reload_conflicts()
 
-    async def _transact(self, group: Sequence[tuple[Needs, Decision]], *, search: bool = False) -> list[Any]:
+    async def _decide(self, group: Sequence[tuple[ReadSet, Decision]]) -> list[Any]:
+        try:
+            return await self._transact(group)
+        except Conflict:  # something was not new; nothing has been written
+            if not any(reads.new for reads, _ in group):
+                raise
+            return await self._transact(group, search=True)
+
+    async def _transact(self, group: Sequence[tuple[ReadSet, Decision]], *, search: bool = False) -> list[Any]:
         wrote = False
         try:
             async with self.database.write() as connection:
                 version = await self._next_version(connection)
-                transaction = await self._begin(connection, version, group, search=search)
-                results = [_result(decide, transaction) for _, decide in group]
-                wrote = await transaction.save(connection, version)
+                if version != self.state.version + 1:
+                    self.state = await cluster_state.load(connection, version - 1)
+                reads = reduce(or_, (reads for reads, _ in group))
+                changes = await cluster_state.begin_changes(connection, self.state, reads, search=search)
+                results = [_result(decide, changes) for _, decide in group]
+                wrote = await cluster_state.save(connection, changes, version)
                 if not wrote:
                     await connection.rollback()  # nothing to write is nothing to wait for
         except Conflict:
             raise
         except BaseException as error:
-            self._known = Known()
+            self.state.version = -1
             if wrote and isinstance(error, Exception):  # the answer to the commit is missing, and we go on
                 self.on_unsure()
             raise
@@ -201,31 +197,17 @@ class ClusterStore:
         if others_wrote:
             self.on_unsure()
         if wrote:
-            transaction.keep(version)
-            self.doubts, self.unknown = transaction.doubts, transaction.unknown
-            self.confirmed = max(self.confirmed, transaction.confirmed_before)
+            changes.apply(version)
             self.on_commit(
                 Committed(
                     version,
-                    transaction.rows,
-                    outcomes=transaction.outcomes,
-                    notes=transaction.has_notes,
-                    removals=bool(transaction.removed_hosts),
+                    changes.rows,
+                    outcomes=changes.outcomes,
+                    audit_events=bool(changes.audit_events),
+                    removals=bool(changes.removed_hosts),
                 )
             )
         return results
-
-    async def _begin(
-        self, connection: Connection, version: int, group: Sequence[tuple[Needs, Decision]], *, search: bool
-    ) -> Transaction:
-        if version != self._known.version + 1:
-            self._known = await Known.read(connection, version - 1)
-        transaction = Transaction(self._known, self.doubts, self.unknown)
-        needs = Needs()
-        for needed, _ in group:
-            needs |= needed
-        await transaction.load(connection, needs, search=search)
-        return transaction
 
     async def _next_version(self, connection: Connection) -> int:
         mine = {"mine": self.epoch}
@@ -247,18 +229,18 @@ class ClusterStore:
         await self._deposed.wait()
         raise Deposed(DEPOSED)
 
-    async def entry(self, command_id: str) -> Entry | None:
+    async def command(self, command_id: str) -> JournaledCommand | None:
         async with self.database.read() as connection:
             row = (await connection.execute(select(journal).where(journal.c.id == command_id))).one_or_none()
-        return entry_from_row(row) if row else None
+        return command_from_row(row) if row else None
 
     async def sequence(self) -> int:
         return int((await self.database.select(_VERSION)).scalar_one())
 
-    async def unfinished(self) -> list[Entry]:
+    async def unfinished(self) -> list[JournaledCommand]:
         query = select(journal).where(journal.c.outcome.is_(None)).order_by(journal.c.id)
         async with self.database.read() as connection:
-            return [entry_from_row(row) for row in await connection.execute(query)]
+            return [command_from_row(row) for row in await connection.execute(query)]
 
     async def unreported(self) -> tuple[int, Outcomes]:
         """Commands whose outcome the endpoint has not confirmed, oldest first, with what they are about as it is now.
@@ -269,7 +251,7 @@ class ClusterStore:
         async with self.database.read() as connection:
             sequence = int((await connection.execute(_VERSION)).scalar_one())
             entries = [
-                entry_from_row(row) for row in await connection.execute(query.order_by(journal.c.id).limit(PAGE))
+                command_from_row(row) for row in await connection.execute(query.order_by(journal.c.id).limit(PAGE))
             ]
             named = {desktop for entry in entries if (desktop := desktop_of(entry.order))}
             rows = await connection.execute(select(cluster_desktops).where(cluster_desktops.c.id.in_(named)))
@@ -283,29 +265,29 @@ class ClusterStore:
         async with self.database.write() as connection:
             await connection.execute(_REPORTED, {"ids": list(command_ids)})
 
-    async def notes(self) -> list[Note]:
+    async def audit_events(self) -> list[AuditEvent]:
         """What the audit log has yet to be told, oldest first."""
         async with self.database.read() as connection:
             rows = await connection.execute(select(notes).order_by(notes.c.id).limit(PAGE))
-        return [Note(*row) for row in rows]
+        return [AuditEvent(*row) for row in rows]
 
-    async def noted(self, note_ids: Sequence[str]) -> None:
+    async def forget_audit_events(self, event_ids: Sequence[str]) -> None:
         """The audit log has them."""
         async with self.database.write() as connection:
-            await connection.execute(delete(notes).where(notes.c.id.in_(note_ids)))
+            await connection.execute(delete(notes).where(notes.c.id.in_(event_ids)))
 
-    async def desktop(self, desktop_id: str) -> Placed | None:
+    async def desktop(self, desktop_id: str) -> PlacedDesktop | None:
         query = select(cluster_desktops).where(cluster_desktops.c.id == desktop_id)
         async with self.database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         return placed_from_row(row) if row else None
 
-    async def look(self, desktop_id: str) -> tuple[Placed, ImageSpec | None] | None:
+    async def placed_desktop(self, desktop_id: str) -> tuple[PlacedDesktop, ImageSpec | None] | None:
         """A desktop that is not gone, and what its host would start it from."""
-        if self._known.version < 0:
-            await self.change(Needs(), lambda _: None)  # reads what has become unknown
-        placed = self._known.desktops.get(desktop_id)
-        return (placed, self._known.spec(placed)) if placed else None
+        if self.state.version < 0:
+            await self.refresh()
+        placed = self.state.desktops.get(desktop_id)
+        return (placed, self.state.spec(placed)) if placed else None
 
     async def hosts(self) -> list[Host]:
         async with self.database.read() as connection:
@@ -353,10 +335,10 @@ class ClusterStore:
             await connection.execute(delete(journal).where(journal.c.reported, journal.c.accepted < before))
 
 
-def _result(decide: Decision, transaction: Transaction) -> Any:
+def _result(decide: Decision, changes: Changes) -> Any:
     """What it says, or its own error."""
     try:
-        return decide(transaction)
+        return decide(changes)
     except PupitreError as error:
         return error
 
@@ -386,7 +368,7 @@ async def _copy_page(connection: Connection, after: str | None, limit: int) -> t
     if after:
         host, _, image = after.partition("/")  # no host has one in its name
         query = query.where(
-            or_(
+            sql_or(
                 cluster_copies.c.host > host,
                 and_(cluster_copies.c.host == host, cluster_copies.c.image > image),
             )

@@ -3,13 +3,13 @@
 An administrator's word about them may be given beside a cluster process, which sees it at its next look.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import uuid_utils
 from sqlalchemy import insert, not_, select, update
 
-from pupitre.store.cluster_rows import Doubt, UnknownGuest
+from pupitre.scheduler.state import RestoreConflict, UnknownGuest
 from pupitre.store.schema import epochs, host_doubts, notes, unknown_guests
 from pupitre.store.sql.dialect import Connection
 from pupitre.store.sql.engine import Database
@@ -18,38 +18,32 @@ MOST_DETAIL = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class DoubtedHost:
+class ConflictingHost:
     """A host that waits for an administrator's word, and its guests that this database does not know."""
 
     host: str
-    doubt: Doubt
+    conflict: RestoreConflict
     guests: tuple[UnknownGuest, ...]
 
 
-def is_cluster_in_doubt(doubts: Iterable[Doubt]) -> bool:
-    """Whether the cluster as a whole has to wait: one host's mere word is no evidence, a proof or two words are."""
-    waiting = [doubt for doubt in doubts if not doubt.confirmed]
-    return len(waiting) > 1 or any(doubt.proven for doubt in waiting)
-
-
-async def read_doubts(connection: Connection) -> dict[str, Doubt]:
+async def read_conflicts(connection: Connection) -> dict[str, RestoreConflict]:
     rows = await connection.execute(select(host_doubts))
-    return {row.host: Doubt(row.since, row.confirmed, row.proven) for row in rows}
+    return {row.host: RestoreConflict(row.since, row.confirmed, row.proven) for row in rows}
 
 
-async def read_unknown(connection: Connection) -> dict[tuple[str, str], UnknownGuest]:
+async def read_unknown_guests(connection: Connection) -> dict[tuple[str, str], UnknownGuest]:
     rows = await connection.execute(select(unknown_guests))
     return {(row.host, row.desktop): UnknownGuest(**row._asdict()) for row in rows}
 
 
-async def waiting(database: Database) -> list[DoubtedHost]:
+async def waiting(database: Database) -> list[ConflictingHost]:
     """The hosts that an administrator has to decide on, by name."""
     async with database.read() as connection:
-        doubts, unknown = await read_doubts(connection), await read_unknown(connection)
+        conflicts, guests = await read_conflicts(connection), await read_unknown_guests(connection)
     return [
-        DoubtedHost(host, doubt, tuple(guest for key, guest in sorted(unknown.items()) if key[0] == host))
-        for host, doubt in sorted(doubts.items())
-        if not doubt.confirmed
+        ConflictingHost(host, conflict, tuple(guest for key, guest in sorted(guests.items()) if key[0] == host))
+        for host, conflict in sorted(conflicts.items())
+        if not conflict.confirmed
     ]
 
 

@@ -16,47 +16,45 @@ from pupitre.domain.bounds import (
     MOST_GUESTS,
     MOST_IMAGES,
     Digest,
-    Key,
     Line,
-    MemoryMib,
     Name,
     Number,
-    Port,
     Small,
     Text,
     Time,
     Uuid,
-    Vcpus,
     Word,
 )
 from pupitre.domain.command import CommandState, Fault, Order, RegisterHost, desktop_of
-from pupitre.domain.desktop import DesktopState
-from pupitre.domain.host import HostAct, HostFacts
-from pupitre.domain.image import Image, ImageSpec, spec_fault
-from pupitre.domain.order_proof import MOST_PROOF
+from pupitre.domain.host import HostFacts
+from pupitre.domain.image import ImageSpec, spec_fault
+from pupitre.domain.report import (
+    CopyReport,
+    DesktopReport,
+    HostFinding,
+    HostName,
+    HostReport,
+    LastKnownPosition,
+    Proof,
+    Run,
+    Said,
+)
 from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.status import Rows
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning
 from pupitre.errors import MessageError
-from pupitre.wire.salvage import LeftOut, PartKind, salvage
+from pupitre.wire.salvage import PartKind, salvage
 
 VERSIONS = (1,)
 MAX_SIZE = 1_000_000
 """Bytes; the broker's ``max_payload`` is 1 MiB."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
-HostName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,31}\Z")]
-Run = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[!-~]*\Z")]
-"""A name of one life of a process."""
 _IS_ID, _IS_HOST = (
     re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z"),
     re.compile(r"^[a-z0-9][a-z0-9-]{0,31}\Z"),
 )
 MOST, MOST_PORT = 255, 65535
-Proof = Annotated[str, msgspec.Meta(max_length=MOST_PROOF, pattern=r"^[A-Za-z0-9._-]*\Z")]
-"""See `pupitre.domain.order_proof`."""
-Said = Annotated[str, msgspec.Meta(max_length=MAX_SIZE)]
-"""Words of any length, which the receiver cuts."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -209,88 +207,21 @@ class PowerOff(Message, frozen=True, tag="power_off"):
     run: Run = ""
 
 
-class Sighting(msgspec.Struct, frozen=True):
-    """A desktop as its host sees it; GONE says that nothing is left of it.
-
-    A full report also says whose it is and what it takes, for a cluster that has lost it, and shows the order's proof.
-    """
-
-    desktop: Uuid
-    boot: Small
-    state: DesktopState
-    reason: Said | None = None
-    owner: Key = ""
-    image: Name = ""
-    memory_mib: MemoryMib = 0
-    vcpus: Vcpus = 0
-    proof: Proof = ""
-
-
-class Heard(msgspec.Struct, frozen=True):
-    """Where the changes of a cluster process stood when a host heard of them last, and the proof of that order."""
-
-    epoch: Number
-    sequence: Number
-    proof: Proof = ""
-
-
-class Copy(msgspec.Struct, frozen=True):
-    """An image as this host has it; ``manifest`` is the digest of its manifest, where it is published.
-
-    ``spec`` was what earlier versions went by.
-    """
-
-    image: Image
-    spec: ImageSpec | None = None
-    manifest: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """Something that a host settled by itself, for the audit log; the same ``id`` is the same finding."""
-
-    id: Uuid
-    at: Time
-    action: HostAct
-    desktop: Line
-    detail: Text
-
-
 _PARTS = {
-    "desktops": PartKind(Sighting, MOST_GUESTS),
-    "copies": PartKind(Copy, MOST_IMAGES),
-    "findings": PartKind(Finding, MOST_FINDINGS),
+    "desktops": PartKind(DesktopReport, MOST_GUESTS),
+    "copies": PartKind(CopyReport, MOST_IMAGES),
+    "findings": PartKind(HostFinding, MOST_FINDINGS),
     "warnings": PartKind(HostWarning, MOST_WARNINGS),
     "manifests": PartKind(SignedManifest, MOST_IMAGES),
 }
-_OPTIONAL = {"facts": HostFacts | None, "heard": Heard | None}
+_OPTIONAL = {"facts": HostFacts | None, "heard": LastKnownPosition | None}
 """Lists in a report, of which each item is taken alone where the report as a whole cannot be used."""
 
 
-class Report(Message, frozen=True, tag="report"):
-    """Host: how it is here. Sent until answered by `Done`.
+class Report(HostReport, frozen=True, kw_only=True, tag_field="type", tag="report"):
+    """Host: how it is here. Sent until answered by `Done`. See `pupitre.wire.salvage` for ``left_out``."""
 
-    ``run`` names this life of the host process and ``number`` grows within it. A
-    ``full`` report names every desktop and every image; what it does not name is not there.
-    ``port`` is where its console server listens now, ``viewer_port`` where it lets native viewers in.
-    ``heard`` is what it heard of the cluster process before this one, until a report is kept.
-    ``manifests`` are those that the cluster may not know yet. ``warnings`` are what it finds wrong with itself; None
-    says that they are as they were. ``left_out`` are parts that nobody could use: see `pupitre.wire.salvage`.
-    """
-
-    host: HostName
-    run: Run
-    number: Number
-    full: bool
-    port: Port
-    viewer_port: Port | None = None
-    facts: HostFacts | None = None
-    desktops: Annotated[tuple[Sighting, ...], msgspec.Meta(max_length=MOST_GUESTS)] = ()
-    copies: Annotated[tuple[Copy, ...], msgspec.Meta(max_length=MOST_IMAGES)] | None = None
-    findings: Annotated[tuple[Finding, ...], msgspec.Meta(max_length=MOST_FINDINGS)] = ()
-    heard: Heard | None = None
-    warnings: Annotated[tuple[HostWarning, ...], msgspec.Meta(max_length=MOST_WARNINGS)] | None = None
-    manifests: Annotated[tuple[SignedManifest, ...], msgspec.Meta(max_length=MOST_IMAGES)] = ()
-    left_out: Annotated[tuple[LeftOut, ...], msgspec.Meta(max_length=8)] = ()
+    v: int = VERSIONS[-1]
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):

@@ -10,22 +10,13 @@ from typing import Any
 
 import msgspec
 
-from pupitre.domain.bounds import Line, Small, Word
+from pupitre.domain.report import LeftOut
 
 _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 MOST_REASON = 200
 """Characters."""
 MOST_FAULTS = 100
 """Items of a list that are found faulty one by one; what comes after them is not looked at."""
-
-
-class LeftOut(msgspec.Struct, frozen=True):
-    """Parts of one kind that cannot be used: how many there were, how many of them are left out, and why."""
-
-    kind: Word
-    there: Small
-    unused: Small
-    reason: Line
 
 
 @dataclass(frozen=True, slots=True)

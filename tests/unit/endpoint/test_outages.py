@@ -21,11 +21,12 @@ from pupitre.endpoint.status_mirror import Ask, StatusMirror
 from pupitre.errors import EndpointError, LinkDown, MessageError, Unavailable
 from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.pki import issuing
+from pupitre.scheduler.changes import Changes
+from pupitre.store import cluster_state
 from pupitre.store.commands import Commands
 from pupitre.store.sql.dialect import DriverConnection
 from pupitre.store.sql.engine import open_database
 from pupitre.store.status import Status
-from pupitre.store.transaction import Transaction
 from pupitre.wire.connection import Link
 from pupitre.wire.messages import Abandon, AnyMessage, Changed, Done, GetPage, Hello, Mark, Page, Report, Submit
 from pupitre.wire.subjects import Subjects
@@ -326,11 +327,11 @@ async def test_a_command_sent_again_and_again_is_one_command(tmp_path: Path) -> 
 
 async def test_a_start_whose_commit_was_not_confirmed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cluster's database has it, and the cluster does not know: the command comes again and is taken up."""
-    save, failed = Transaction.save, asyncio.Event()
+    save, failed = cluster_state.save, asyncio.Event()
 
-    async def lose_the_answer(transaction: Transaction, connection: DriverConnection, version: int) -> bool:
-        wrote = await save(transaction, connection, version)
-        if transaction.desktops and not failed.is_set():
+    async def lose_the_answer(connection: DriverConnection, changes: Changes, version: int) -> bool:
+        wrote = await save(connection, changes, version)
+        if changes.desktops and not failed.is_set():
             failed.set()
             await connection.commit(())
             raise Unavailable("The answer was lost.")
@@ -338,7 +339,7 @@ async def test_a_start_whose_commit_was_not_confirmed_goes_on(tmp_path: Path, mo
 
     async with room(tmp_path, connection_grace=30) as here:
         await here.add_host()
-        monkeypatch.setattr(Transaction, "save", lose_the_answer)
+        monkeypatch.setattr(cluster_state, "save", lose_the_answer)
         await here.running()
         assert failed.is_set()
 

@@ -136,7 +136,10 @@ def test_unknown_roles_and_damaged_files_are_said(settings: Settings) -> None:
 
 
 def test_two_processes_at_once_make_one_authority(settings: Settings) -> None:
-    program = "from pupitre import config; from pupitre.pki import issuing; issuing.ensure_certificate(config.load(), 'gateway')"
+    program = (
+        "from pupitre import config; from pupitre.pki import issuing;"
+        "issuing.ensure_certificate(config.load(), 'gateway')"
+    )
     environment = {**os.environ, "PUPITRE_HOME": str(settings.home)}
     both = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(2)]
     assert [process.wait(30) for process in both] == [0, 0]

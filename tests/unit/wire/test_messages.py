@@ -26,6 +26,7 @@ from pupitre.domain.command import (
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostAct, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
+from pupitre.domain.report import CopyReport, DesktopReport, HostFinding, LastKnownPosition, LeftOut
 from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.status import HostImage, Rows
 from pupitre.domain.warning import HostWarning
@@ -37,16 +38,13 @@ from pupitre.wire.messages import (
     AnyMessage,
     Bundle,
     Changed,
-    Copy,
     Describe,
     Done,
     EndSignIns,
     EnsureDesktop,
     EnsureGone,
     Farewell,
-    Finding,
     GetPage,
-    Heard,
     Heartbeat,
     Hello,
     Mark,
@@ -56,12 +54,11 @@ from pupitre.wire.messages import (
     PowerOff,
     Refused,
     Report,
-    Sighting,
     Submit,
     decode,
     encode,
 )
-from pupitre.wire.salvage import MOST_FAULTS, LeftOut
+from pupitre.wire.salvage import MOST_FAULTS
 from tests import ROOT
 
 GOLDEN = ROOT / "tests/golden"
@@ -98,7 +95,8 @@ SAMPLES: dict[str, AnyMessage] = {
     "power_off": PowerOff(epoch=3, at_once=True),
     "report": Report(
         host="host-1", run="r1", number=7, full=True, port=4433, facts=FACTS,
-        desktops=(Sighting(DESKTOP_ID, 1, DesktopState.FAILED, "why"),), copies=(Copy(IMAGE, SPEC), Copy(IMAGE)),
+        desktops=(DesktopReport(DESKTOP_ID, 1, DesktopState.FAILED, "why"),),
+        copies=(CopyReport(IMAGE, SPEC), CopyReport(IMAGE)),
     ),
     "heartbeat": Heartbeat(host="host-1", run="r1", number=7),
     "farewell": Farewell(host="host-1", run="r1"),
@@ -106,7 +104,7 @@ SAMPLES: dict[str, AnyMessage] = {
     "done": Done(),
     "refused": Refused(code="message_error", reason="why"),
 }  # fmt: skip
-FINDING = Finding(NOTE, 1700000000000, HostAct.OVERLAY_REMOVED, DESKTOP_ID, "why")
+FINDING = HostFinding(NOTE, 1700000000000, HostAct.OVERLAY_REMOVED, DESKTOP_ID, "why")
 HOST = Host(
     "host-1",
     HostState.DRAINING,
@@ -150,8 +148,8 @@ GROWN: dict[str, AnyMessage] = {
         number=7,
         full=True,
         port=4433,
-        desktops=(Sighting(DESKTOP_ID, 1, DesktopState.RUNNING, None, USER, "tiny", 256, 1, "YQ.Yg-_"),),
-        heard=Heard(2, 9, "YQ.Yg-_"),
+        desktops=(DesktopReport(DESKTOP_ID, 1, DesktopState.RUNNING, None, USER, "tiny", 256, 1, "YQ.Yg-_"),),
+        heard=LastKnownPosition(2, 9, "YQ.Yg-_"),
         left_out=(LeftOut("copies", 3, 1, "why"),),
     ),
     "report-manifests": Report(
@@ -160,7 +158,7 @@ GROWN: dict[str, AnyMessage] = {
         number=7,
         full=False,
         port=4433,
-        copies=(Copy(IMAGE, SPEC, "a" * 64),),
+        copies=(CopyReport(IMAGE, SPEC, "a" * 64),),
         manifests=(SignedManifest("{}", "b" * 64, "c" * 128),),
     ),
     "report-memory": Report(

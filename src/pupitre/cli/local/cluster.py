@@ -9,7 +9,7 @@ import typer
 from pupitre.cli.output import As, Json, NoWait, print_json
 
 if TYPE_CHECKING:
-    from pupitre.store.restore_conflicts import DoubtedHost
+    from pupitre.store.restore_conflicts import ConflictingHost
 
 app = typer.Typer(add_completion=False, help="Run the cluster server (without a further word); halt the cluster.")
 
@@ -58,7 +58,7 @@ def confirm(
     from pupitre.store import restore_conflicts
     from pupitre.store.sql.engine import open_database
 
-    async def decided() -> tuple[list[restore_conflicts.DoubtedHost], list[str]]:
+    async def decided() -> tuple[list[restore_conflicts.ConflictingHost], list[str]]:
         database = open_database(config.load(), "cluster", "cluster")
         try:
             waiting = [one for one in await restore_conflicts.waiting(database) if not hosts or one.host in hosts]
@@ -74,7 +74,7 @@ def confirm(
     waiting, confirmed = asyncio.run(decided())
     if as_json:
         plan = [
-            {"host": one.host, "proven": one.doubt.proven, "guests": [asdict(guest) for guest in one.guests]}
+            {"host": one.host, "proven": one.conflict.proven, "guests": [asdict(guest) for guest in one.guests]}
             for one in waiting
         ]
         print_json({"hosts": confirmed, "plan": plan})
@@ -84,13 +84,13 @@ def confirm(
         print("Nothing is changed. A host that is not to be believed: pupitre host unregister HOST --at-once")
 
 
-def _plan(waiting: "Sequence[DoubtedHost]") -> str:
+def _plan(waiting: "Sequence[ConflictingHost]") -> str:
     """What would be taken over, host by host."""
     if not waiting:
         return "There is nothing to confirm: the cluster does not wait for it."
     lines = []
     for one in waiting:
-        evidence = "it shows an order of this cluster's" if one.doubt.proven else "it shows no proof"
+        evidence = "it shows an order of this cluster's" if one.conflict.proven else "it shows no proof"
         lines.append(f"{one.host} knows more than the cluster's database ({evidence}). Lost here, and there:")
         for guest in one.guests:
             what = f"{guest.desktop} ({guest.image or 'unknown image'}, {guest.state})"

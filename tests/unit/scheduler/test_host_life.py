@@ -6,16 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pupitre.cluster.decisions import apply_report
-from pupitre.cluster.host_commands import AT_ONCE, READY, decide, withdraw
-from pupitre.cluster.host_life import BEFORE_DEADLINE_MS, WAKE_EVERY, Limits, Step, farewell, settle
-from pupitre.cluster.shutdown import hosts_leaving, want_hosts_down
 from pupitre.domain.command import BootUpHost, CommandState, ConfigureHost, Order, RegisterHost, RetireHost
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
-from pupitre.store.cluster_rows import Entry, Placed
-from pupitre.store.transaction import Transaction
-from pupitre.wire.messages import Report, Sighting
+from pupitre.domain.report import DesktopReport
+from pupitre.scheduler.changes import Changes
+from pupitre.scheduler.host_commands import AT_ONCE, READY, decide, withdraw
+from pupitre.scheduler.host_life import BEFORE_DEADLINE_MS, WAKE_EVERY, Limits, Step, record_shutdown, settle
+from pupitre.scheduler.reports import apply_report
+from pupitre.scheduler.shutdown import hosts_leaving, want_hosts_down
+from pupitre.scheduler.state import JournaledCommand, PlacedDesktop
+from pupitre.wire.messages import Report
 
 LIMITS = Limits(give_up=300_000, answer=16_000)
 NOTICE = 60_000
@@ -25,11 +26,11 @@ MAC = "02:50:75:70:00:01"
 
 
 class Cluster:
-    """One transaction that is never written."""
+    """One changes that is never written."""
 
     def __init__(self, state: HostState = HostState.READY, *, mac: str | None = None) -> None:
         self.now = 1_000_000
-        self.memory = Transaction()
+        self.memory = Changes()
         self.memory.put_host(Host("host-1", state, "127.0.0.1", 4433, False, self.now, facts=FACTS, mac=mac))
 
     @property
@@ -41,22 +42,22 @@ class Cluster:
         return self.memory.hosts["host-1"].wanted
 
     def ask(self, order: Order, *, within: int = 600_000) -> str:
-        name = f"command-{len(self.memory.entries)}"
-        entry = Entry(name, "somebody", order, self.now + within)
+        name = f"command-{len(self.memory.commands)}"
+        entry = JournaledCommand(name, "somebody", order, self.now + within)
         assert isinstance(order, RetireHost | BootUpHost | ConfigureHost | RegisterHost)
-        self.memory.add_entry(decide(self.memory, entry, order, now=self.now, notice_ms=NOTICE), now=self.now)
+        self.memory.add_command(decide(self.memory, entry, order, now=self.now, notice_ms=NOTICE), now=self.now)
         return name
 
     def outcome(self, command: str) -> CommandState | None:
-        return self.memory.entries[command].outcome
+        return self.memory.commands[command].outcome
 
     def reason(self, command: str) -> str | None:
-        fault = self.memory.entries[command].fault
+        fault = self.memory.commands[command].fault
         return fault.reason if fault else None
 
     def place(self, desktop: str, state: DesktopState = RUNNING) -> None:
         seen = Desktop(desktop, "somebody", "plain", "host-1", state, self.now, self.now, boot=1)
-        self.memory.put_desktop(Placed(seen, RUNNING, 256, 1))
+        self.memory.put_desktop(PlacedDesktop(seen, RUNNING, 256, 1))
 
     def seen(self, desktop: str) -> Desktop:
         return self.memory.desktops[desktop].seen
@@ -95,7 +96,7 @@ def test_the_way_out_in_order() -> None:
     step = here.step()
     assert (step.power_off, step.at_once) == (True, False)
     assert here.outcome(retire) is None
-    farewell(here.memory, "host-1", now=here.now)
+    record_shutdown(here.memory, "host-1", now=here.now)
     assert here.outcome(retire) is CommandState.SUCCEEDED, "before it can be back"
     assert here.step() == Step()
     assert (here.outcome(retire), here.host.state) == (CommandState.SUCCEEDED, HostState.SHUT_DOWN)
@@ -131,7 +132,7 @@ def test_halt_waits_for_no_host_that_was_down_and_is_back() -> None:
     cluster = Cluster()
     want_hosts_down(cluster.memory)
     assert hosts_leaving(cluster.memory) == ["host-1"]
-    farewell(cluster.memory, "host-1", now=cluster.now)
+    record_shutdown(cluster.memory, "host-1", now=cluster.now)
     assert cluster.host.state is HostState.SHUT_DOWN
     assert hosts_leaving(cluster.memory) == []
     cluster.memory.put_host(replace(cluster.host, state=HostState.READY), wanted=READY)  # as its first report does
@@ -146,7 +147,7 @@ def test_what_its_host_says_on_the_way_takes_no_reason_away() -> None:
     here.ask(RetireHost("host-1", unregister=False, at_once=True))
     here.step()
     for state in (DesktopState.STOPPING, GONE):
-        said = Report(host="host-1", run="r", number=1, full=False, port=1, desktops=(Sighting("d1", 1, state),))
+        said = Report(host="host-1", run="r", number=1, full=False, port=1, desktops=(DesktopReport("d1", 1, state),))
         apply_report(here.memory, said, now=here.now)
         assert (here.seen("d1").state, here.seen("d1").reason) == (state, "host-1 was shut down for maintenance.")
 
@@ -189,7 +190,7 @@ def test_what_nobody_waits_for_any_more_is_not_wanted_any_more() -> None:
     retire = here.ask(RetireHost("host-1", unregister=False))
     here.step()
     here.memory.finish(retire, CommandState.CANCELLED)
-    withdraw(here.memory, here.memory.entries[retire])
+    withdraw(here.memory, here.memory.commands[retire])
     here.step()
     assert (here.wanted, here.host.state) == (READY, HostState.READY)
     assert (here.seen("d1").until, here.seen("d1").reason) == (None, None)
@@ -275,10 +276,10 @@ def test_every_command_about_a_host_has_its_outcome_in_the_end(happened: list[ob
         elif happening == "a desktop ends":
             here.end("d1")
         here.step(later=5 if happening == "time passes" else 0, is_leaving=is_leaving)
-        open_still = {entry.order.kind for entry in here.memory.entries.values() if entry.outcome is None}
+        open_still = {entry.order.kind for entry in here.memory.commands.values() if entry.outcome is None}
         assert len(open_still) <= 1, "two commands that want different things"
         if here.seen("d1").state is DesktopState.STOPPING:
-            assert any(isinstance(entry.order, RetireHost) for entry in here.memory.entries.values())
+            assert any(isinstance(entry.order, RetireHost) for entry in here.memory.commands.values())
     for _ in range(4):
         here.step(later=60, is_leaving=is_leaving)
-    assert all(entry.outcome for entry in here.memory.entries.values())
+    assert all(entry.outcome for entry in here.memory.commands.values())

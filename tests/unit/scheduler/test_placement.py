@@ -5,9 +5,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pupitre.domain.capacity import OVERLAY_RESERVE_MIB
 from pupitre.domain.host import HostState
 from pupitre.domain.overhead import VIDEO_MIB, guest_overhead_mib, over_books_mib
-from pupitre.domain.placement import OVERLAY_RESERVE_MIB, Candidate, Need, NoPlace, choose
+from pupitre.scheduler.placement import Candidate, Need, NoPlace, choose
 
 IMAGES = ("a", "b")
 amounts = st.integers(0, 4096)

@@ -9,10 +9,8 @@ will still grow nobody knows: the disk that is free now must hold a reserve for 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pupitre.domain.capacity import OVERLAY_RESERVE_MIB
 from pupitre.domain.host import HostState
-
-OVERLAY_RESERVE_MIB = 512
-"""Disk a host must have free for one more overlay to grow into."""
 
 
 @dataclass(frozen=True, slots=True)

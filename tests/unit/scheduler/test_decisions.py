@@ -10,19 +10,22 @@ from pathlib import Path
 import pytest
 import uuid_utils
 
-from pupitre.cluster.decisions import abandon, accept, apply_report, lose_desktops, needs_of, report_needs
 from pupitre.domain.command import BootDesktop, CommandState, DestroyDesktop, Order
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, DiskFormat, Image, ImageSpec
 from pupitre.domain.overhead import guest_overhead_mib
+from pupitre.domain.report import DesktopReport
 from pupitre.errors import Unavailable
+from pupitre.scheduler.changes import Changes
+from pupitre.scheduler.commands import abandon, accept, read_set_of
+from pupitre.scheduler.desktops import lose_desktops
+from pupitre.scheduler.reports import apply_report, report_read_set
+from pupitre.scheduler.state import JournaledCommand, PlacedDesktop, ReadSet
+from pupitre.store import cluster_state
 from pupitre.store.cluster import ClusterStore
-from pupitre.store.cluster_rows import Entry, Placed
-from pupitre.store.known import Known
 from pupitre.store.sql.dialect import DriverConnection
-from pupitre.store.transaction import Needs, Transaction
-from pupitre.wire.messages import Report, Sighting
+from pupitre.wire.messages import Report
 from tests.rigs import databases
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
@@ -36,20 +39,20 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-def entry(order: Order) -> Entry:
-    return Entry(new_id(), USER, order, deadline=10_000)
+def entry(order: Order) -> JournaledCommand:
+    return JournaledCommand(new_id(), USER, order, deadline=10_000)
 
 
-def boot(desktop: str | None = None, image: str = "plain") -> Entry:
+def boot(desktop: str | None = None, image: str = "plain") -> JournaledCommand:
     return entry(BootDesktop(desktop or new_id(), image))
 
 
-def report(host: str, *desktops: Sighting, full: bool = False) -> Report:
+def report(host: str, *desktops: DesktopReport, full: bool = False) -> Report:
     return Report(host=host, run="r", number=1, full=full, port=1, desktops=desktops)
 
 
 class Cluster:
-    """One transaction each."""
+    """One changes each."""
 
     def __init__(self, store: ClusterStore) -> None:
         self.store = store
@@ -61,52 +64,52 @@ class Cluster:
             memory_mib, 64, 100_000, "simulated", accelerator, "1", guests_mib=0, over_books_mib=over_books_mib
         )
 
-        def add(transaction: Transaction) -> None:
-            transaction.put_host(Host(name, HostState.READY, "127.0.0.1", 1, False, 1, facts=facts))
-            transaction.put_copies(name, [(IMAGE, SPEC)])
+        def add(changes: Changes) -> None:
+            changes.put_host(Host(name, HostState.READY, "127.0.0.1", 1, False, 1, facts=facts))
+            changes.put_copies(name, [(IMAGE, SPEC)])
 
-        await self.store.change(Needs(), add)
+        await self.store.change(add)
 
-    async def accept(self, given: Entry) -> bool:
-        needs = needs_of(given, is_new=True)
-        return await self.store.change(needs, partial(accept, entry=given, now=1, overcommit=1))
+    async def accept(self, given: JournaledCommand) -> bool:
+        needs = read_set_of(given, is_new=True)
+        return await self.store.change(partial(accept, command=given, now=1, overcommit=1), needs)
 
-    async def abandon(self, given: Entry) -> None:
-        await self.store.change(needs_of(given), partial(abandon, entry=given, now=2))
+    async def abandon(self, given: JournaledCommand) -> None:
+        await self.store.change(partial(abandon, command=given, now=2), read_set_of(given))
 
     async def report(self, given: Report) -> tuple[frozenset[str], frozenset[str]]:
-        found = await self.store.change(report_needs(given), partial(apply_report, report=given, now=3))
+        found = await self.store.change(partial(apply_report, report=given, now=3), report_read_set(given))
         return found.wake, found.orphans
 
     async def lose(self, host: str) -> None:
-        await self.store.change(Needs(hosts=frozenset({host})), partial(lose_desktops, host=host, now=4))
+        await self.store.change(partial(lose_desktops, host=host, now=4), ReadSet(hosts=frozenset({host})))
 
     async def used(self) -> dict[str, tuple[int, int]]:
         """Memory and CPUs, by host."""
         return await self.store.change(
-            Needs(), lambda seen: {name: (host.used_memory_mib, host.used_vcpus) for name, host in seen.hosts.items()}
+            lambda seen: {name: (host.used_memory_mib, host.used_vcpus) for name, host in seen.hosts.items()}
         )
 
-    async def see(self, given: Entry, state: DesktopState, boot: int = 1, reason: str | None = None) -> None:
+    async def see(self, given: JournaledCommand, state: DesktopState, boot: int = 1, reason: str | None = None) -> None:
         placed = await self.placed(given)
         assert placed.seen.host is not None
-        await self.report(report(placed.seen.host, Sighting(placed.seen.id, boot, state, reason)))
+        await self.report(report(placed.seen.host, DesktopReport(placed.seen.id, boot, state, reason)))
 
-    async def check_known(self) -> None:
+    async def check_state(self) -> None:
         """What the cluster has in memory is what its database holds."""
-        await self.store.change(Needs(), lambda _: None)
-        known = self.store._known
+        await self.store.refresh()
+        state = self.store.state
         async with self.store.database.write() as connection:
-            assert known == await Known.read(connection, known.version)
+            assert state == await cluster_state.load(connection, state.version)
 
-    async def placed(self, given: Entry) -> Placed:
+    async def placed(self, given: JournaledCommand) -> PlacedDesktop:
         assert isinstance(given.order, BootDesktop | DestroyDesktop)
         placed = await self.store.desktop(given.order.desktop)
         assert placed is not None
         return placed
 
-    async def ended(self, given: Entry) -> tuple[CommandState | None, str | None]:
-        held = await self.store.entry(given.id)
+    async def ended(self, given: JournaledCommand) -> tuple[CommandState | None, str | None]:
+        held = await self.store.command(given.id)
         assert held is not None
         return held.outcome, held.fault.reason if held.fault else None
 
@@ -116,7 +119,7 @@ async def cluster(folder: Path) -> AsyncIterator[Cluster]:
     async with databases.database(folder, "cluster") as database:
         found = Cluster(ClusterStore(database))
         yield found
-        await found.check_known()
+        await found.check_state()
 
 
 @pytest.mark.parametrize("over_books", [0, 300])
@@ -205,21 +208,21 @@ async def test_a_commit_whose_answer_is_lost_is_known_all_the_same(
     async with cluster(tmp_path) as here:
         await here.add_host()
         given = boot()
-        save = Transaction.save
+        save = cluster_state.save
         unsure: list[int] = []
         here.store.on_unsure = lambda: unsure.append(here.store.version)
 
-        async def commit_and_fail(transaction: Transaction, connection: DriverConnection, version: int) -> bool:
-            await save(transaction, connection, version)
+        async def commit_and_fail(connection: DriverConnection, changes: Changes, version: int) -> bool:
+            await save(connection, changes, version)
             await connection.commit(())
             raise Unavailable("The answer was lost.")
 
         with monkeypatch.context() as patch:
-            patch.setattr(Transaction, "save", commit_and_fail)
+            patch.setattr(cluster_state, "save", commit_and_fail)
             with pytest.raises(Unavailable):
                 await here.accept(given)
         desktop = (await here.placed(given)).seen.id
-        found = await here.store.look(desktop)
+        found = await here.store.placed_desktop(desktop)
         assert found is not None
         assert found[1] == SPEC
         assert len(unsure) == 1, "it was written by somebody, as far as we know"
@@ -280,7 +283,7 @@ async def test_a_host_that_has_yet_to_begin_says_nothing_new(tmp_path: Path) -> 
         given = boot()
         await here.accept(given)
         placed = await here.placed(given)
-        sighting = Sighting(placed.seen.id, 1, DesktopState.REQUESTED)
+        sighting = DesktopReport(placed.seen.id, 1, DesktopState.REQUESTED)
         await here.report(report("host-1", sighting, full=True))
         assert (await here.placed(given)).seen.state is DesktopState.REQUESTED
         await here.see(given, DesktopState.BOOTING)
@@ -297,7 +300,7 @@ async def test_one_hosts_report_never_touches_another_hosts_desktops(tmp_path: P
             await here.accept(given)
             await here.see(given, DesktopState.RUNNING)
         theirs = {(await here.placed(given)).seen.host: (await here.placed(given)).seen.id for given in boots}
-        _, orphans = await here.report(report("host-1", Sighting(theirs["host-2"], 1, DesktopState.FAILED, "no")))
+        _, orphans = await here.report(report("host-1", DesktopReport(theirs["host-2"], 1, DesktopState.FAILED, "no")))
         assert orphans == {theirs["host-2"]}
         await here.report(report("host-2", full=True))
         states = {(await here.placed(given)).seen.host: (await here.placed(given)).seen.state for given in boots}
