@@ -45,7 +45,7 @@ class Step:
 
 
 def settle(changes: Changes, name: str, *, now: int, limits: Limits, is_leaving: bool) -> Step:
-    """Decide and write the next step. ReadSet the host's desktops and commands about hosts.
+    """Decide and write the next step. Needs the host's desktops and commands about hosts.
 
     ``is_leaving``: the host has taken the order to shut down, and was heard no more since.
     """
