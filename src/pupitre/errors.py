@@ -24,7 +24,7 @@
     │   ├── ConfigurationFault  VM_SERVER_CONFIGURATION_CHANGE_ERROR
     │   └── Halted              the cluster was halted before there was an outcome
     ├── Unavailable             ours, and passing: try again
-    │   ├── LinkDown            the message broker or the peer does not answer
+    │   ├── NoAnswer            the message broker or the peer does not answer
     │   ├── EndpointError       the endpoint cannot reach what it joins
     │   └── Deposed             another cluster server has taken over
     ├── HypervisorError         what libvirt or QEMU said, in one sentence
@@ -142,7 +142,7 @@ class Unavailable(PupitreError):
     code = "unavailable"
 
 
-class LinkDown(Unavailable):
+class NoAnswer(Unavailable):
     code = "link_down"
 
 

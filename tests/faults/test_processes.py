@@ -245,7 +245,7 @@ async def test_a_cluster_that_stands_by_outlives_the_broker(room: Rig) -> None:
     await new.start(wait=False)
 
     async def stands_by() -> bool:
-        return "this one stands by" in room.log.read_text()
+        return "standing_by" in room.log.read_text()
 
     await eventually(stands_by, "it stands by")
     await room.parts["nats"].kill()

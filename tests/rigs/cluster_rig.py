@@ -41,7 +41,7 @@ from pupitre.store.sql.engine import Database, open_database
 from pupitre.store.status import CHANGED, Status
 from pupitre.up.processes.ports import free_port
 from pupitre.wire.broker import write_config
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 
 T = TypeVar("T")
 PROGRAM = Path(sys.executable).with_name("nats-server")
@@ -157,7 +157,7 @@ class HostRig:
     port: int = field(default_factory=free_port)
     agent: HostAgent = field(init=False)
     journal: Journal = field(init=False)
-    link: Link = field(init=False)
+    link: BrokerConnection = field(init=False)
     overlays: Overlays = field(init=False)
     console: ConsoleServer = field(init=False)
     registry: CollectorRegistry = field(init=False)
@@ -177,7 +177,7 @@ class HostRig:
         self.console = ConsoleServer(self.name, certificates, self.agent, settings.host_dir, port=self.port)
         tls = issuing.client_context(certificates, role)
         self.registry = CollectorRegistry()
-        self.link = Link(settings.nats_url, role, tls, registry=self.registry, on_change=self._changed)
+        self.link = BrokerConnection(settings.nats_url, role, tls, registry=self.registry, on_change=self._changed)
         await self.console.start()
         await self.link.open()
         await self.agent.start(self.link, self.console)
@@ -404,10 +404,12 @@ async def room(
 
 
 @asynccontextmanager
-async def wire_link(settings: Settings, role: str, *, registry: CollectorRegistry | None = None) -> AsyncIterator[Link]:
+async def wire_link(
+    settings: Settings, role: str, *, registry: CollectorRegistry | None = None
+) -> AsyncIterator[BrokerConnection]:
     """A link of this role, for what a test says or hears in its place."""
     certificates = issuing.ensure_certificate(settings, role)
-    link = Link(
+    link = BrokerConnection(
         settings.nats_url, role, issuing.client_context(certificates, role), registry=registry or CollectorRegistry()
     )
     await link.open()

@@ -28,7 +28,7 @@ from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.image import CopyState, Image
 from pupitre.domain.people.access import Role, User
-from pupitre.domain.status import HostImage, Link, Position, Rows
+from pupitre.domain.status import ClusterLink, HostImage, Position, Rows
 from pupitre.errors import NotFound
 from pupitre.host.console.tickets import ConsoleServer
 from pupitre.net.ops import Ops
@@ -67,7 +67,7 @@ class Endpoint:
     status: Status
 
     async def link(self, connected: bool = True, reason: str | None = None, *, ago_ms: int = 0) -> None:
-        await self.status.set_link(Link(CLUSTER, connected, now() - ago_ms, reason))
+        await self.status.set_link(ClusterLink(CLUSTER, connected, now() - ago_ms, reason))
 
     async def images(self, *images: Image, host: str = "host-1") -> None:
         await self.status.apply(CLUSTER, Rows(copies=tuple(HostImage(host, image) for image in images)))

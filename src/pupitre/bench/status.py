@@ -42,7 +42,7 @@ from pupitre.up.processes.children import program
 from pupitre.up.processes.ports import free_port
 from pupitre.up.processes.stream import LogStream
 from pupitre.wire.broker import write_config
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import AnyMessage, Describe, Done, Heartbeat, Report
 from pupitre.wire.subjects import Subjects
 
@@ -76,27 +76,27 @@ class _Host:
         self._number = 0
         role = issuing.host_role(name)
         tls = issuing.client_context(issuing.ensure_certificate(settings, role), role)
-        self._link = Link(settings.nats_url, role, tls, registry=CollectorRegistry())
+        self._broker = BrokerConnection(settings.nats_url, role, tls, registry=CollectorRegistry())
         self._heartbeat = settings.heartbeat
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["_Host"]:
-        await self._link.open()
-        await self._link.serve(self._subjects.orders(self.name), self._on_order)
+        await self._broker.open()
+        await self._broker.serve(self._subjects.orders(self.name), self._on_order)
         beat = asyncio.create_task(self._beat())
         try:
             yield self
         finally:
             beat.cancel()
             await asyncio.gather(beat, return_exceptions=True)
-            await self._link.close()
+            await self._broker.close()
 
     async def report(self, desktop: str | None = None, reason: str = "") -> None:
         """Tell the cluster of one desktop, or of all."""
         if desktop:
             self._reasons[desktop] = reason
         report = self._report((desktop,) if desktop else self.desktops, full=desktop is None)
-        await self._link.request(self._subjects.reports(self.name), report, Done, timeout=10)
+        await self._broker.request(self._subjects.reports(self.name), report, Done, timeout=10)
 
     def _report(self, desktops: "tuple[str, ...] | list[str]", *, full: bool) -> Report:
         self._number += 1
@@ -109,7 +109,7 @@ class _Host:
     async def _beat(self) -> None:
         while True:
             beat = Heartbeat(host=self.name, run="bench", number=self._number)
-            await self._link.publish(self._subjects.heartbeats(self.name), beat)
+            await self._broker.publish(self._subjects.heartbeats(self.name), beat)
             await asyncio.sleep(self._heartbeat)
 
 

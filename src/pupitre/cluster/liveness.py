@@ -1,24 +1,23 @@
-"""Which hosts are alive, judged by what they say and never by their connection."""
+"""Liveness of hosts, judged by what they say and never by their connection."""
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
 
+from pupitre.cluster.host_session import HostSession
 from pupitre.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
-
-DEAF = 0.2
+RECONNECT_POLL = 0.2
 """Seconds between two looks whether anybody can be heard again."""
-RUNS = 16
-"""Earlier runs of a host whose words may still come late."""
+RETRY = 1.0
+"""Seconds until a silence that could not be written is written again."""
 
 
-class Liveness:
-    """``on_silence(host)`` is called once when a host has said nothing for ``timeout`` seconds.
+class HostSessions:
+    """Sessions of all hosts, by name. ``on_silence(host)`` is called once when one says nothing for ``timeout`` s.
 
     While ``can_hear()`` is false nobody could have been heard, and silence says nothing.
     """
@@ -29,91 +28,56 @@ class Liveness:
         self._timeout = timeout
         self._on_silence = on_silence
         self._can_hear = can_hear
-        self._heard: dict[str, float] = {}
-        self._told: dict[str, tuple[str, int]] = {}
-        self._latest: dict[str, tuple[str, int]] = {}
-        self._over: dict[str, deque[str]] = {}
-        self._new = asyncio.Event()
+        self._sessions: dict[str, HostSession] = {}
+        self._awaited = asyncio.Event()
+
+    def of(self, host: str) -> HostSession:
+        """The session of a host that is registered, or about to be."""
+        return self._sessions.setdefault(host, HostSession(host))
+
+    def get(self, host: str) -> HostSession:
+        """The session of any host; one of nobody knows nothing, and is not kept."""
+        return self._sessions.get(host) or HostSession(host)
 
     def expect(self, host: str) -> None:
-        """Begin to wait for a host that is registered."""
-        self._heard[host] = asyncio.get_running_loop().time()
-        self._new.set()
+        """The host has just been heard, or begins to be waited for."""
+        self.of(host).heard = asyncio.get_running_loop().time()
+        self._awaited.set()
 
-    def heard(self, host: str) -> None:
-        if host in self._heard:
-            self._heard[host] = asyncio.get_running_loop().time()
-        else:
-            self.expect(host)
-
-    def forgive(self) -> None:
+    def reset_timers(self) -> None:
         """Begin anew to wait for every host that is waited for: so far nobody could be heard."""
-        self._heard = dict.fromkeys(self._heard, asyncio.get_running_loop().time())
-
-    def forget(self, host: str) -> None:
-        """It has left: its silence is no news."""
-        self._heard.pop(host, None)
-        self._told.pop(host, None)
-
-    def is_news(self, host: str, run: str, number: int) -> bool:
-        """Whether reports up to ``number`` of this run of the host have not all been taken."""
-        told_run, told = self._told.get(host, ("", 0))
-        return told_run != run or number > told
-
-    def follows(self, host: str, run: str, number: int) -> bool:
-        """Whether every report before ``number`` has been taken."""
-        return not self.is_news(host, run, number - 1)
-
-    def is_stale(self, host: str, run: str, number: int) -> bool:
-        """Whether one that was made later has been written already, by this run of the host or by the next.
-
-        Even where reports between the two are still to come: an earlier one says of what the later one
-        named, or of what has begun since, that it is not there.
-        """
-        told_run, told = self._told.get(host, ("", 0))
-        latest_run, latest = self._latest.get(host, ("", 0))
-        overtaken = (told_run == run and number < told) or (latest_run == run and number < latest)
-        return overtaken or run in self._over.get(host, ())
-
-    def write(self, host: str, run: str, number: int) -> None:
-        """It is being written; what was made before it is stale from here on."""
-        latest_run, latest = self._latest.get(host, (run, 0))
-        if latest_run != run:
-            self._over.setdefault(host, deque(maxlen=RUNS)).append(latest_run)
-            latest = 0
-        self._latest[host] = (run, max(latest, number))
-
-    def run(self, host: str) -> str:
-        """The host's process of which a report was written last; empty where there is none."""
-        return self._latest.get(host, ("", 0))[0]
-
-    def took(self, host: str, run: str, number: int) -> None:
-        self._told[host] = (run, number)
+        now = asyncio.get_running_loop().time()
+        for session in self._sessions.values():
+            session.heard = None if session.heard is None else now
 
     async def watch(self) -> None:
         """Run for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            self._new.clear()
-            if not self._heard:
-                await self._new.wait()
+            self._awaited.clear()
+            awaited = [(one.heard, name) for name, one in self._sessions.items() if one.heard is not None]
+            if not awaited:
+                await self._awaited.wait()
                 continue
-            host, last = min(self._heard.items(), key=lambda item: item[1])
+            last, host = min(awaited)
             left = last + self._timeout - loop.time()
             if left > 0:
                 await asyncio.sleep(left)
-                continue
-            if not self._can_hear():
+            elif not self._can_hear():
                 while not self._can_hear():  # noqa: ASYNC110 - it comes back rarely, and seconds do not matter
-                    await asyncio.sleep(DEAF)
-                self.forgive()
-                continue
-            try:
-                await self._on_silence(host)
-            except Unavailable as error:
-                log.warning("A silent host is not written down yet.", host=host, reason=str(error))
-                await asyncio.sleep(1)
-                continue
-            self._told.pop(host, None)  # when it speaks again, it is asked for everything
-            if self._heard.get(host) == last:
-                del self._heard[host]
+                    await asyncio.sleep(RECONNECT_POLL)
+                self.reset_timers()
+            else:
+                await self._tell_silence(host, last)
+
+    async def _tell_silence(self, host: str, last: float) -> None:
+        try:
+            await self._on_silence(host)
+        except Unavailable as error:
+            log.warning("host_silence_unwritten", host=host, reason=str(error))
+            await asyncio.sleep(RETRY)
+            return
+        session = self.of(host)
+        session.forget_reports()  # when it speaks again, it is asked for everything
+        if session.heard == last:
+            session.heard = None

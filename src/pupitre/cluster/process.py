@@ -9,7 +9,7 @@ from pupitre.pki.signing import ORDER_KEY, ensure_key
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.sql.engine import open_database
 from pupitre.store.sql.health import telling
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 
 ROLE = "cluster"
 
@@ -18,7 +18,7 @@ async def run(settings: Settings, ops: Ops) -> None:
     """Serve until cancelled."""
     certificates = issuing.directory(settings, ROLE)
     credentials = Credentials(settings, ops.registry)
-    credentials.keep(ROLE, lambda: link.use(issuing.client_context(certificates, ROLE)))
+    credentials.keep(ROLE, lambda: broker.use(issuing.client_context(certificates, ROLE)))
     tls = issuing.client_context(certificates, ROLE)
     store = ClusterStore(open_database(settings, "cluster", "cluster"))
     server: ClusterServer | None = None
@@ -28,16 +28,16 @@ async def run(settings: Settings, ops: Ops) -> None:
         if not connected:
             ops.not_ready("the message broker is away")
         elif server and server.leads:  # not the first time, and not while it stands by
-            link.spawn(server.resume())
+            broker.spawn(server.resume())
             ops.ready()
 
-    link = Link(settings.nats_url, ROLE, tls, registry=ops.registry, on_change=broker_changed)
+    broker = BrokerConnection(settings.nats_url, ROLE, tls, registry=ops.registry, on_change=broker_changed)
     try:
-        link.spawn(credentials.watch())
-        await link.open()
-        server = ClusterServer(settings, store, link, ops.registry, key)
+        broker.spawn(credentials.watch())
+        await broker.open()
+        server = ClusterServer(settings, store, broker, ops.registry, key)
         async with telling(ops, store.database):
             await server.run(on_started=ops.ready)
     finally:
-        await link.close()
+        await broker.close()
         await store.close()

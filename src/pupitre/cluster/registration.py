@@ -1,4 +1,4 @@
-"""Taking a host into the cluster: it must answer under its name, from the port that was said.
+"""Registration of a host, on the wire: it must answer under its name, from the port that was said.
 
 Registering a host again has the same outcome, and brings its address up to date.
 """
@@ -6,8 +6,8 @@ Registering a host again has the same outcome, and brings its address up to date
 import asyncio
 
 from pupitre.domain.command import RegisterHost
-from pupitre.errors import LinkDown, MessageError, RegistrationFault
-from pupitre.wire.connection import Link
+from pupitre.errors import MessageError, NoAnswer, RegistrationFault
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Describe, Report
 from pupitre.wire.subjects import Subjects
 
@@ -18,14 +18,14 @@ PATIENCE = 4.0
 PAUSE = 0.25
 
 
-async def look(
-    link: Link, subjects: Subjects, order: RegisterHost, epoch: int
+async def ask_host(
+    broker: BrokerConnection, subjects: Subjects, order: RegisterHost, epoch: int
 ) -> tuple[Report | None, RegistrationFault | None]:
     """What the host says of itself, or why it cannot be registered."""
     where = f"{order.name} ({order.address}:{order.port})"
     try:
-        report = await _described(link, subjects.orders(order.name), Describe(epoch=epoch))
-    except (LinkDown, MessageError) as error:
+        report = await _described(broker, subjects.orders(order.name), Describe(epoch=epoch))
+    except (NoAnswer, MessageError) as error:
         why = f"{where} does not answer: {error} Is `pupitre host` running there under this name?"
         return None, RegistrationFault(why)
     if report.host != order.name:
@@ -35,13 +35,13 @@ async def look(
     return report, None
 
 
-async def _described(link: Link, subject: str, request: Describe) -> Report:
+async def _described(broker: BrokerConnection, subject: str, request: Describe) -> Report:
     loop = asyncio.get_running_loop()
     last = loop.time() + PATIENCE
     while True:
         try:
-            return await link.request(subject, request, Report, timeout=ANSWER_LIMIT)
-        except LinkDown:
+            return await broker.request(subject, request, Report, timeout=ANSWER_LIMIT)
+        except NoAnswer:
             if loop.time() > last:
                 raise
         await asyncio.sleep(PAUSE)

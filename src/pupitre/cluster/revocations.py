@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Iterable
 
 from pupitre.domain.host import Host, HostState
-from pupitre.errors import LinkDown, MessageError
-from pupitre.wire.connection import Link
+from pupitre.errors import MessageError, NoAnswer
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Done, EndSignIns, Refused
 from pupitre.wire.subjects import Subjects
 
@@ -14,15 +14,15 @@ ANSWER_LIMIT = 1.5
 
 
 async def tell_hosts(
-    link: Link, subjects: Subjects, hosts: Iterable[Host], bearers: tuple[str, ...], epoch: int
+    broker: BrokerConnection, subjects: Subjects, hosts: Iterable[Host], bearers: tuple[str, ...], epoch: int
 ) -> Done | Refused:
     """Done when every host that may have screens open by these sign-ins has closed them."""
     order = EndSignIns(bearers=bearers, epoch=epoch)
 
     async def tell(host: str) -> str | None:
         try:
-            await link.request(subjects.orders(host), order, Done, timeout=ANSWER_LIMIT)
-        except (LinkDown, MessageError):
+            await broker.request(subjects.orders(host), order, Done, timeout=ANSWER_LIMIT)
+        except (NoAnswer, MessageError):
             return host
         return None
 

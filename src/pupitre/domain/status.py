@@ -46,7 +46,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ClusterLink:
     """Whether the endpoint reaches the cluster, and since when (Unix ms).
 
     ``heard`` is when the cluster last said that all rows are as they stand (Unix ms).

@@ -1,4 +1,4 @@
-"""What the cluster settled by itself, into the audit log: once, however often it is said."""
+"""Audit events of the cluster, into the audit log: each once, however often it is sent."""
 
 from contextlib import suppress
 
@@ -9,16 +9,16 @@ from pupitre.store.audit import CLUSTER, AuditEntry, AuditLog
 from pupitre.wire.messages import Noted
 
 
-async def write_note(audit: AuditLog, note: Noted) -> None:
+async def write_audit_event(audit: AuditLog, event: Noted) -> None:
     """It is on disk when this returns; it may be old, and not from the future. Raises `Unavailable`."""
     entry = AuditEntry(
-        id=note.id,
-        at=min(note.at, now_ms() + DAY_MS),
+        id=event.id,
+        at=min(event.at, now_ms() + DAY_MS),
         actor=CLUSTER,
         actor_name=CLUSTER,
-        action=note.action,
-        subject=note.subject,
-        detail=note.detail,
+        action=event.action,
+        subject=event.subject,
+        detail=event.detail,
     )
     with suppress(Conflict):  # it is written already
         await audit.add(entry)

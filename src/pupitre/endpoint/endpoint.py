@@ -1,7 +1,7 @@
 """`WebServerEndpoint`: joins the website's two databases with a cluster server.
 
-Commands go out by the `Carrier`, outcomes and status come in here; and here is known
-whether the cluster is reached, judged by what is heard from it and never by a connection.
+Commands go out by the `CommandDispatcher`, outcomes and status come in here; whether the
+cluster is reached is known to the `ClusterContact`.
 """
 
 import asyncio
@@ -9,26 +9,25 @@ import contextlib
 from pathlib import Path
 
 import structlog
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from pupitre.domain.command import CommandEvent, CommandState, Fault
-from pupitre.domain.status import Link as LinkState
 from pupitre.domain.status import Position
-from pupitre.endpoint.audit_events import write_note
-from pupitre.endpoint.dispatcher import RESEND, Carrier
-from pupitre.endpoint.revocations import tell_endings
-from pupitre.endpoint.status_mirror import HEARD_EVERY_MS, StatusMirror
-from pupitre.errors import EndpointError, Halted, LinkDown, MessageError, Unavailable
+from pupitre.endpoint.audit_events import write_audit_event
+from pupitre.endpoint.cluster_contact import GREET, ClusterContact
+from pupitre.endpoint.dispatcher import CommandDispatcher
+from pupitre.endpoint.revocations import send_revocations
+from pupitre.endpoint.status_mirror import CONFIRM_EVERY_MS, StatusMirror
+from pupitre.errors import EndpointError, Halted, MessageError, NoAnswer, Unavailable
 from pupitre.pki import issuing
-from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
-from pupitre.runtime.workers import rung, ungrouped, until_available
+from pupitre.runtime.workers import ungrouped, until_available
 from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
-from pupitre.store.revocations import Endings
+from pupitre.store.revocations import Revocations
 from pupitre.store.sql.engine import Database
 from pupitre.store.status import Status
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import (
     AnyMessage,
     Changed,
@@ -45,6 +44,14 @@ from pupitre.wire.subjects import Subjects
 log = structlog.get_logger(__name__)
 
 ROLE = "endpoint"
+GREETING_LIMIT = 1.0
+"""Seconds for the cluster to say that it is there."""
+PAGE_LIMIT = 5.0
+"""Seconds for the cluster to read a page of its rows."""
+SILENCE = 2.5
+"""Status update intervals without a word after which the cluster is lost: two words may be lost or late."""
+CONFIRM = 0.25
+"""Part of a status update interval after which it is written again that the status is whole."""
 
 OUTCOMES = {
     CommandState.SUCCEEDED: CommandEvent.SUCCEED,
@@ -56,7 +63,7 @@ OUTCOMES = {
 HALTED = Fault(Halted.code, "The cluster was halted before this command had its outcome.")
 
 
-class _End(Exception):
+class _Ended(Exception):
     """There is nothing left to do."""
 
 
@@ -68,21 +75,14 @@ class WebServerEndpoint:
         self._subjects = Subjects(cluster)
         self._registry = registry
         self._halted = asyncio.Event()
-        self._silence_limit = 0.0
-        self._heard = 0.0
-        self._reached: bool | None = None
-        self._lost_because = ""
-        self._link_written: bool | None = None
-        self._link_turn = asyncio.Lock()
-        self._look = asyncio.Event()
         self._open = contextlib.AsyncExitStack()
         self._commands: Commands
         self._status: Status
         self._audit: AuditLog
         self._mirror: StatusMirror
-        self._link: Link
-        self._carrier: Carrier
-        self._reached_gauge = Gauge("pupitre_cluster_reached", "1 while the cluster answers", registry=registry)
+        self._broker: BrokerConnection
+        self._contact: ClusterContact
+        self._dispatcher: CommandDispatcher
 
     def connect_to_databases(self, commands: Database, status: Database) -> None:
         """Use these databases, and close them at the end."""
@@ -102,39 +102,43 @@ class WebServerEndpoint:
         user_in_flight: int = 8,
         answer_within: float | None = None,
     ) -> None:
-        """Open the link (TLS, certificates on both sides) and wait until the cluster answers.
+        """Connect to the broker (TLS, certificates on both sides) and wait until the cluster answers.
 
         ``servers`` are NATS URLs; all times are in seconds. With ``answer_within`` it gives
         up then and raises `EndpointError` with the reason; otherwise it waits for ever.
-        After that the link comes back by itself.
+        After that the broker comes back by itself.
         """
-        self._silence_limit = status_update_interval * 2.5
+        self._contact = ClusterContact(
+            self._cluster,
+            self._status,
+            silence_limit=status_update_interval * SILENCE,
+            registry=self._registry,
+        )
         tls = issuing.client_context(certificate_path, ROLE)
-        self._link = Link(servers, ROLE, tls, registry=self._registry, on_change=self._broker_changed)
-        self._open.push_async_callback(self._link.close)
-        self._carrier = Carrier(
+        self._broker = BrokerConnection(servers, ROLE, tls, registry=self._registry, on_change=self._broker_changed)
+        self._open.push_async_callback(self._broker.close)
+        self._dispatcher = CommandDispatcher(
             self._commands,
-            self._link,
+            self._broker,
             self._subjects,
-            reach=self._reach,
-            lost=self._lost,
+            self._contact,
             check_interval=command_timeout_check_interval,
             grace=connection_grace,
             starts_per_user=user_in_flight,
             registry=self._registry,
         )
-        heard_every = min(HEARD_EVERY_MS, int(status_update_interval * 250))
+        confirm_every = min(CONFIRM_EVERY_MS, int(status_update_interval * 1000 * CONFIRM))
         self._mirror = StatusMirror(
-            self._cluster, self._status, self._page, heard_every=heard_every, registry=self._registry
+            self._cluster, self._status, self._page, confirm_every=confirm_every, registry=self._registry
         )
         try:
             async with timeout(answer_within):
-                await self._link.open()
+                await self._broker.open()
                 await until_available(self._mirror.open)
-                await self._link.serve(self._subjects.outcomes, self._on_outcome)
-                await self._link.serve(self._subjects.status, self._on_status, in_order=True)
+                await self._broker.serve(self._subjects.outcomes, self._on_outcome)
+                await self._broker.serve(self._subjects.status, self._on_status, in_order=True)
                 while not await self._greet():  # noqa: ASYNC110 - the broker says nothing when the cluster comes
-                    await asyncio.sleep(RESEND[0])
+                    await asyncio.sleep(GREET.first)
         except TimeoutError as error:
             raise EndpointError(
                 f"The cluster {self._cluster} did not answer at {servers} within {answer_within:g} s."
@@ -142,111 +146,59 @@ class WebServerEndpoint:
 
     def use_certificate(self, certificate_path: Path) -> None:
         """Show the certificate as it is there now from the next connection on. Raises `SetupError`."""
-        self._link.use(issuing.client_context(certificate_path, ROLE))
+        self._broker.use(issuing.client_context(certificate_path, ROLE))
 
     async def disconnect_from_cluster_server(self) -> None:
-        """Close link and databases; commands under way keep their rows and are taken up at the next start."""
+        """Close connection and databases; commands under way keep their rows and are taken up at the next start."""
         await self._open.aclose()
 
     async def run(self) -> None:
         """Serve until cancelled, or until the cluster is halted."""
-        with contextlib.suppress(_End), ungrouped(_End):
+        with contextlib.suppress(_Ended), ungrouped(_Ended):
             await self._serve()
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._until_halted())
-            tasks.create_task(self._carrier.run())
-            tasks.create_task(self._watch_cluster())
-            tasks.create_task(tell_endings(Endings(self._commands.database), self._link, self._subjects))
-
-    # The cluster: there or not
+            tasks.create_task(self._wait_until_halted())
+            tasks.create_task(self._dispatcher.run())
+            tasks.create_task(self._contact.watch(self._greet))
+            tasks.create_task(send_revocations(Revocations(self._commands.database), self._broker, self._subjects))
 
     def _broker_changed(self, connected: bool) -> None:
         if not connected:
-            self._link.spawn(self._lost("The message broker is away."))
-        self._look.set()
-        self._carrier.wake()
+            self._broker.spawn(self._contact.missed("The message broker is away."))
+        self._contact.look_again()
+        self._dispatcher.wake()
 
     async def _greet(self) -> bool:
         try:
-            mark = await self._link.request(self._subjects.commands, Hello(), Mark, timeout=1)
-            await self._reach()
+            mark = await self._broker.request(self._subjects.commands, Hello(), Mark, timeout=GREETING_LIMIT)
+            await self._contact.heard()
             await self._mirror.mark(mark)
-        except LinkDown as error:
-            await self._lost(f"The cluster server does not answer: {error}")
+        except NoAnswer as error:
+            await self._contact.missed(f"The cluster server does not answer: {error}")
             return False
         except (MessageError, Unavailable) as error:
-            log.warning("The cluster's greeting came to nothing.", reason=str(error))
+            log.warning("greeting_failed", reason=str(error))
             return False
         return True
 
-    async def _reach(self) -> None:
-        self._heard = asyncio.get_running_loop().time()
-        if self._reached is not True:
-            self._reached = True
-            self._reached_gauge.set(1)
-            log.info("The cluster is reached.", cluster=self._cluster)
-            await self._write_link()
-            self._carrier.wake()
-
-    async def _lost(self, reason: str) -> None:
-        if self._reached is not False:
-            self._reached = False
-            self._lost_because = reason
-            self._reached_gauge.set(0)
-            log.warning("The cluster is not reached.", cluster=self._cluster, reason=reason)
-            await self._write_link()
-
-    async def _write_link(self) -> None:
-        """Write how it is now; a database that does not answer is tried again by `_watch_cluster`."""
-        async with self._link_turn:
-            reached = bool(self._reached)
-            self._link_written = None
-            try:
-                reason = None if reached else self._lost_because
-                await self._status.set_link(LinkState(self._cluster, reached, now_ms(), reason))
-            except Unavailable as error:
-                log.warning("The status database does not answer.", reason=str(error))
-                self._look.set()
-            else:
-                self._link_written = reached
-
-    async def _watch_cluster(self) -> None:
-        """Liveness is judged by what is heard, never by the connection."""
-        loop = asyncio.get_running_loop()
-        pause = RESEND[0]
-        while True:
-            if self._link_written is not self._reached:
-                await self._write_link()
-            self._look.clear()
-            left = self._heard + self._silence_limit - loop.time()
-            if self._reached and left > 0:
-                pause = RESEND[0]
-            elif await self._greet():
-                continue
-            else:
-                left, pause = pause, min(pause * 2, RESEND[1])
-            if self._link_written is not self._reached:
-                left = min(left, RESEND[1])
-            await rung(self._look, left)
-
     async def _page(self, page: GetPage) -> Page:
-        return await self._link.request(self._subjects.commands, page, Page, timeout=5)
+        return await self._broker.request(self._subjects.commands, page, Page, timeout=PAGE_LIMIT)
 
     # Outcomes: from the cluster to the rows
 
     async def _on_outcome(self, message: AnyMessage) -> AnyMessage:
         if isinstance(message, Noted):
-            await self._reach()
-            await write_note(self._audit, message)
+            await self._contact.heard()
+            await write_audit_event(self._audit, message)
             return Done()
         if not isinstance(message, Outcome) or message.state not in OUTCOMES:
-            raise MessageError("The endpoint takes nothing but outcomes and notes here.")
-        await self._reach()
+            raise MessageError("The endpoint takes nothing but outcomes and audit events here.")
+        await self._contact.heard()
         # Status first: who reads that a start succeeded must find the desktop running.
-        await self._mirror.foretell(message.rows, Position(message.epoch, message.sequence))
-        await self._carrier.end(message.id, OUTCOMES[message.state], message.fault)
+        await self._mirror.apply_early(message.rows, Position(message.epoch, message.sequence))
+        await self._dispatcher.end(message.id, OUTCOMES[message.state], message.fault)
         if message.halts:
             await self._halt()
         return Done()
@@ -254,20 +206,20 @@ class WebServerEndpoint:
     async def _halt(self) -> None:
         """The cluster has been halted: nobody will answer what still waits, and this process has nothing to do."""
         for waiting in await self._commands.unfinished():
-            await self._carrier.end(waiting.id, CommandEvent.CANCEL, HALTED)
-        await self._lost("An administrator has halted it.")
+            await self._dispatcher.end(waiting.id, CommandEvent.CANCEL, HALTED)
+        await self._contact.missed("An administrator has halted it.")
         self._halted.set()
 
-    async def _until_halted(self) -> None:
+    async def _wait_until_halted(self) -> None:
         await self._halted.wait()
-        await self._link.settle()  # the cluster waits for our word that it may go
-        log.info("The cluster was halted; the endpoint ends.")
-        raise _End
+        await self._broker.settle()  # the cluster waits for our word that it may go
+        log.info("cluster_halted")
+        raise _Ended
 
     async def _on_status(self, message: AnyMessage) -> None:
         if not isinstance(message, Changed | Mark):
-            raise MessageError("The endpoint takes nothing but changes and marks here.")
-        await self._reach()
+            raise MessageError("The endpoint takes nothing but changes and positions here.")
+        await self._contact.heard()
         if isinstance(message, Mark):
             await self._mirror.mark(message)
         else:

@@ -1,4 +1,4 @@
-"""The status database as a mirror of the cluster: full pages once, then numbered changes.
+"""Status mirror: the status database follows the cluster, by full pages once, then by numbered changes.
 
 A change that does not follow the last one seen, a mark beyond it, or another epoch
 means that something was missed: then all pages are read again. Rows say how things
@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter
 from pupitre.domain.desktop import Desktop
 from pupitre.domain.host import Host
 from pupitre.domain.status import Position, Rows
-from pupitre.errors import LinkDown, MessageError
+from pupitre.errors import MessageError, NoAnswer
 from pupitre.runtime.batch import Batch
 from pupitre.runtime.clock import now_ms
 from pupitre.store.status import Named, Status
@@ -24,15 +24,15 @@ from pupitre.wire.messages import Changed, GetPage, Mark, Page
 log = structlog.get_logger(__name__)
 
 SECTIONS = ("hosts", "copies", "desktops")
-HEARD_EVERY_MS = 1000
+CONFIRM_EVERY_MS = 1000
 """The time is written no more often than this."""
 
 Ask = Callable[[GetPage], Awaitable[Page]]
-"""Asks the cluster for a page. Raises `LinkDown` or `MessageError`."""
+"""Asks the cluster for a page. Raises `NoAnswer` or `MessageError`."""
 
 
 class StatusMirror:
-    """``heard_every`` in ms; see `HEARD_EVERY_MS`."""
+    """``confirm_every`` in ms; see `CONFIRM_EVERY_MS`."""
 
     def __init__(
         self,
@@ -40,22 +40,22 @@ class StatusMirror:
         status: Status,
         ask: Ask,
         *,
-        heard_every: int = HEARD_EVERY_MS,
+        confirm_every: int = CONFIRM_EVERY_MS,
         registry: CollectorRegistry | None = None,
     ) -> None:
         self._cluster = cluster
         self._status = status
         self._ask = ask
-        self._heard_every = heard_every
-        self._heard = 0
+        self._confirm_every = confirm_every
+        self._confirmed = 0
         self._position = Position()
         # How far each row was written ahead of the change that brings it.
-        self._ahead: dict[str, Position] = {}
+        self._applied_early: dict[str, Position] = {}
         self._rows = Counter(
             "pupitre_status_rows", "Rows of the status database compared with the cluster's, and written",
             ["how"], registry=registry or CollectorRegistry(),
         )  # fmt: skip
-        self._foretold: Batch[tuple[Position, Rows], None] = Batch(self._foretell)
+        self._early_rows: Batch[tuple[Position, Rows], None] = Batch(self._apply_group_early)
         self._turn = asyncio.Lock()  # a change must not come between the pages and what they leave out
 
     async def open(self) -> None:
@@ -68,24 +68,24 @@ class StatusMirror:
                 await self._read_all()
             elif change.sequence > here.sequence:
                 position = Position(change.epoch, change.sequence)
-                if rows := self._not_ahead(change.rows, position):
+                if rows := self._without_applied(change.rows, position):
                     await self._apply(rows, position)
-                self._reached(position)
-                await self._note_heard()
+                self._advance(position)
+                await self._confirm()
 
     async def mark(self, mark: Mark) -> None:
         async with self._turn:
             if mark.epoch != self._position.epoch or mark.sequence > self._position.sequence:
                 await self._read_all()
             elif mark.sequence == self._position.sequence:
-                await self._note_heard()
+                await self._confirm()
 
-    async def foretell(self, rows: Rows, at: Position) -> None:
+    async def apply_early(self, rows: Rows, at: Position) -> None:
         """Rows as of ``at`` ahead of their change; nothing if what is written is as new or newer."""
         if rows and at > self._position:
-            await self._foretold.do((at, rows))
+            await self._early_rows.do((at, rows))
 
-    async def _foretell(self, group: Sequence[tuple[Position, Rows]]) -> list[None]:
+    async def _apply_group_early(self, group: Sequence[tuple[Position, Rows]]) -> list[None]:
         async with self._turn:
             hosts: dict[str, Host] = {}
             desktops: dict[str, Desktop] = {}
@@ -98,14 +98,14 @@ class StatusMirror:
                     ahead |= dict.fromkeys((one.name for one in rows.hosts), at)
             if newer := Rows(hosts=tuple(hosts.values()), desktops=tuple(desktops.values())):
                 await self._apply(newer)
-                self._ahead |= ahead
+                self._applied_early |= ahead
         return [None] * len(group)
 
-    def _not_ahead(self, rows: Rows, position: Position) -> Rows:
+    def _without_applied(self, rows: Rows, position: Position) -> Rows:
         """Those that are not written already as they are at ``position``, or as they were later."""
 
         def is_old(key: str) -> bool:
-            return key in self._ahead and self._ahead[key] >= position
+            return key in self._applied_early and self._applied_early[key] >= position
 
         return Rows(
             hosts=tuple(host for host in rows.hosts if not is_old(host.name)),
@@ -113,9 +113,9 @@ class StatusMirror:
             desktops=tuple(desktop for desktop in rows.desktops if not is_old(desktop.id)),
         )
 
-    def _reached(self, position: Position) -> None:
+    def _advance(self, position: Position) -> None:
         self._position = position
-        self._ahead = {key: at for key, at in self._ahead.items() if at > position}
+        self._applied_early = {key: at for key, at in self._applied_early.items() if at > position}
 
     async def _apply(self, rows: Rows, position: Position | None = None) -> None:
         written = await self._status.apply(self._cluster, rows, position)
@@ -139,17 +139,17 @@ class StatusMirror:
                     after = page.next
                     if after is None:
                         break
-        except (LinkDown, MessageError) as error:
-            log.warning("The cluster's status was not read to its end.", reason=str(error))
+        except (NoAnswer, MessageError) as error:
+            log.warning("status_read_incomplete", reason=str(error))
             return
         assert start is not None
         await self._status.retain(self._cluster, named, start)
-        self._reached(start)
-        await self._note_heard()
-        log.info("The cluster's status is read.", desktops=len(named.desktops), hosts=len(named.hosts))
+        self._advance(start)
+        await self._confirm()
+        log.info("status_read", desktops=len(named.desktops), hosts=len(named.hosts))
 
-    async def _note_heard(self) -> None:
+    async def _confirm(self) -> None:
         now = now_ms()
-        if not 0 <= now - self._heard < self._heard_every:  # a clock that was set back counts as later
+        if not 0 <= now - self._confirmed < self._confirm_every:  # a clock that was set back counts as later
             await self._status.heard(self._cluster, now, self._position)
-            self._heard = now
+            self._confirmed = now

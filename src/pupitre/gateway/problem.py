@@ -3,7 +3,7 @@
 import json
 
 from pupitre.domain.ticket import TicketRefused
-from pupitre.errors import LinkDown, NotFound, PupitreError
+from pupitre.errors import NoAnswer, NotFound, PupitreError
 from pupitre.gateway.service import HostRefused
 
 MEDIA_TYPE = "application/problem+json"
@@ -15,7 +15,7 @@ def status_of(error: PupitreError) -> int:
         return 403
     if isinstance(error, NotFound):
         return 404
-    return 502 if isinstance(error, LinkDown) else 400
+    return 502 if isinstance(error, NoAnswer) else 400
 
 
 def document(error: PupitreError) -> bytes:

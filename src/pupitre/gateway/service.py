@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from pupitre.config import Settings
 from pupitre.domain import console_link
 from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
-from pupitre.errors import LinkDown, MessageError, PupitreError
+from pupitre.errors import MessageError, NoAnswer, PupitreError
 from pupitre.gateway.admission import Admission
 from pupitre.net.middleware import security_headers
 from pupitre.net.splice import End
@@ -88,7 +88,7 @@ class Gateway:
     async def dial(self, ticket: Ticket, text: str) -> End:
         """A connection to the ticket's host that has accepted the ticket.
 
-        Raises `TicketRefused` or `HostRefused` with the host's reason, `LinkDown` when
+        Raises `TicketRefused` or `HostRefused` with the host's reason, `NoAnswer` when
         it cannot be reached or is not the host it should be.
         """
         end: End | None = None
@@ -108,7 +108,7 @@ class Gateway:
         except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
             if end is not None:
                 end.transport.abort()
-            raise LinkDown(
+            raise NoAnswer(
                 f"Host {ticket.host} cannot be reached: {str(error) or 'it did not answer in time'}."
             ) from error
         except asyncio.CancelledError:
@@ -133,7 +133,7 @@ class Gateway:
                     raise MessageError(f"a picture of {size} bytes")
                 return await end.read_exactly(size)
         except (OSError, MessageError) as error:
-            raise LinkDown(
+            raise NoAnswer(
                 f"Host {ticket.host} broke off while it sent a picture: {str(error) or 'time is up'}."
             ) from error
         finally:

@@ -40,7 +40,7 @@ from pupitre.runtime.clock import now_ms
 from pupitre.runtime.notifier import Listener
 from pupitre.runtime.timeouts import timeout
 from pupitre.runtime.workers import Workers
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import (
     AnyMessage,
     Describe,
@@ -89,16 +89,16 @@ class HostAgent:
             hypervisor, journal, self._reporter, take_away=self._take_away, grace=settings.shutdown_grace
         )
         self._console: ConsoleServer
-        self._link: Link
+        self._broker: BrokerConnection
 
-    async def start(self, link: Link, console: ConsoleServer) -> None:
-        """Find what is there, and begin to take orders. Hypervisor, link and console are open."""
-        self._link = link
+    async def start(self, broker: BrokerConnection, console: ConsoleServer) -> None:
+        """Find what is there, and begin to take orders. Hypervisor, broker and console are open."""
+        self._broker = broker
         self._console = console
-        self._reporter.open(link, console)
+        self._reporter.open(broker, console)
         await self._sweep.recover()
-        await link.serve(self._subjects.orders(self._settings.host_name), self._on_order)
-        await link.serve(self._subjects.all_hosts, self._on_call)
+        await broker.serve(self._subjects.orders(self._settings.host_name), self._on_order)
+        await broker.serve(self._subjects.all_hosts, self._on_call)
         for desktop in self._journal.records:
             self._workers.wake(desktop)
 
@@ -124,7 +124,7 @@ class HostAgent:
         await self._workers.close()
 
     def report_all(self) -> None:
-        """Tell the cluster everything: after the link was away."""
+        """Tell the cluster everything: after the broker was away."""
         self._reporter.everything()
 
     def warn(self, source: str, *warnings: HostWarning) -> None:
@@ -205,7 +205,7 @@ class HostAgent:
             held = self._journal.records.get(desktop) or Record(desktop, 0, DesktopState.GONE, DesktopState.STOPPING)
             await self._want_gone(held, reason or held.reason, end_by)
         if desktop in self._starting:
-            self._link.spawn(self._interrupt(desktop))
+            self._broker.spawn(self._interrupt(desktop))
         self._workers.wake(desktop)
 
     async def _want_gone(self, held: Record, reason: str | None, end_by: int = 0) -> None:

@@ -20,7 +20,7 @@ from pupitre.net.ops import Ops, run_process
 from pupitre.net.splice import prepare_process
 from pupitre.pki import issuing
 from pupitre.pki.credentials import Credentials
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
 
     def certificate_changed() -> None:
         console.reload()
-        link.use(issuing.client_context(certificates, role))
+        broker.use(issuing.client_context(certificates, role))
 
     credentials.keep(role, certificate_changed)
     disks = selection.disks(settings, paths)
@@ -70,7 +70,7 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
             ops.ready()
 
     started = False
-    link = Link(
+    broker = BrokerConnection(
         settings.nats_url,
         role,
         issuing.client_context(certificates, role),
@@ -87,9 +87,9 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
                 f"The console server cannot listen on {settings.host_address}, port {ports}: {error.strerror}.",
                 "Choose another console_port or viewer_port, or 0 for a free one.",
             ) from error
-        link.spawn(credentials.watch())
-        await link.open()
-        await agent.start(link, console)
+        broker.spawn(credentials.watch())
+        await broker.open()
+        await agent.start(broker, console)
         started = True
         ops.ready()
         power_off = await agent.run()
@@ -97,7 +97,7 @@ async def run(paths: Paths, settings: Settings, ops: Ops) -> None:
         if started:
             await agent.stop()
         await console.stop()
-        await link.close()
+        await broker.close()
         await hypervisor.close()
         await journal.close()
     if power_off:

@@ -19,7 +19,7 @@ from pupitre.domain.host import HostFacts
 from pupitre.domain.report import CopyReport, DesktopReport, HostFinding, LastKnownPosition
 from pupitre.domain.signed_manifest import SignedManifest
 from pupitre.domain.warning import MOST_WARNINGS, HostWarning
-from pupitre.errors import HypervisorError, LinkDown, MessageError, PupitreError, SetupError, Unavailable
+from pupitre.errors import HypervisorError, MessageError, NoAnswer, PupitreError, SetupError, Unavailable
 from pupitre.host.console.tickets import ConsoleServer
 from pupitre.host.hypervisor.overlays import Disks
 from pupitre.host.hypervisor.port import Hypervisor
@@ -28,7 +28,7 @@ from pupitre.images.signatures import read_signed
 from pupitre.images.store import ImageStore
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.workers import persist
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Done, Farewell, Heartbeat, Report
 from pupitre.wire.subjects import Subjects
 
@@ -75,10 +75,10 @@ class Reporter:
         self._soon: asyncio.TimerHandle | None = None
         self.due = asyncio.Event()
         self._console: ConsoleServer
-        self._link: Link
+        self._broker: BrokerConnection
 
-    def open(self, link: Link, console: ConsoleServer) -> None:
-        self._link = link
+    def open(self, broker: BrokerConnection, console: ConsoleServer) -> None:
+        self._broker = broker
         self._console = console
 
     def is_meant(self, run: str) -> bool:
@@ -141,11 +141,11 @@ class Reporter:
         try:
             report = await self.full() if full else await self._changes(dirty, copies=copies, facts=facts)
             epoch = self._journal.epoch
-            done = await self._link.request(self._subjects.reports(self._name), report, Done)
+            done = await self._broker.request(self._subjects.reports(self._name), report, Done)
             if report.heard and done.kept:
                 self._journal.told(epoch)
         except (PupitreError, OSError) as error:
-            level = logging.DEBUG if isinstance(error, LinkDown) else logging.WARNING
+            level = logging.DEBUG if isinstance(error, NoAnswer) else logging.WARNING
             log.log(level, "A report was not taken.", reason=str(error))
             self._full_due |= full
             self._copies_dirty |= copies
@@ -174,8 +174,10 @@ class Reporter:
         if not await self.send():
             return False
         try:
-            await self._link.request(self._subjects.reports(self._name), Farewell(host=self._name, run=self._run), Done)
-        except (LinkDown, MessageError) as error:
+            await self._broker.request(
+                self._subjects.reports(self._name), Farewell(host=self._name, run=self._run), Done
+            )
+        except (NoAnswer, MessageError) as error:
             log.debug("The farewell was not heard.", reason=str(error))
             return False
         return True
@@ -242,7 +244,7 @@ class Reporter:
     async def _beat(self) -> None:
         while True:
             beat = Heartbeat(host=self._name, run=self._run, number=self._number, at=now_ms())
-            await self._link.publish(self._subjects.heartbeats(self._name), beat)
+            await self._broker.publish(self._subjects.heartbeats(self._name), beat)
             await self._look_at_facts()
             await asyncio.sleep(self._settings.heartbeat)
 

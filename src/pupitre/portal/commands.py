@@ -12,7 +12,7 @@ from pupitre.store.new_commands import Allowance
 
 
 async def ask(portal: Portal, caller: Caller, order: Order, allowance: Allowance | None = None) -> Command:
-    """Write down a command. Raises `TooEarly`, `LimitReached` or `LinkDown`; then nothing has changed."""
+    """Write down a command. Raises `TooEarly`, `LimitReached` or `NoAnswer`; then nothing has changed."""
     now = now_ms()
     portal.gate.check(caller.user.id, now)
     await check_reached(portal)

@@ -16,7 +16,7 @@ from pupitre.pki import issuing
 from pupitre.portal.http.metrics import Metrics
 from pupitre.portal.identity.devices import Devices
 from pupitre.portal.identity.passwords import Checker
-from pupitre.portal.identity.revocations import passing_on
+from pupitre.portal.identity.revocations import passing_on_revocations
 from pupitre.portal.identity.session_cache import Presence
 from pupitre.portal.identity.throttle import Throttle
 from pupitre.portal.live.batched_reads import Lookups
@@ -25,7 +25,7 @@ from pupitre.portal.live.rate_limit import Gate
 from pupitre.store.accounts import Accounts
 from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
-from pupitre.store.revocations import Endings
+from pupitre.store.revocations import Revocations
 from pupitre.store.sign_in_failures import Failures
 from pupitre.store.sql.engine import open_database
 from pupitre.store.status import Status
@@ -83,7 +83,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
             Feed(
                 command_rows, status_rows, metrics, confirm_every=settings.status_update_interval / 2
             ).listening() as feed,
-            passing_on(account_rows, Endings(commands)),
+            passing_on_revocations(account_rows, Revocations(commands)),
         ):
             yield Portal(
                 settings=settings,

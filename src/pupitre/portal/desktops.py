@@ -22,12 +22,12 @@ from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
 from pupitre.domain.people.access import Role, User, may_edit_images, may_see_desktop
-from pupitre.domain.status import Link
+from pupitre.domain.status import ClusterLink
 from pupitre.errors import Conflict, Forbidden, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.identity.sessions import Caller
-from pupitre.portal.live.freshness import LinkState, state_of
+from pupitre.portal.live.freshness import ClusterFreshness, state_of
 from pupitre.runtime.clock import now_ms
 from pupitre.store.new_commands import Allowance
 
@@ -60,7 +60,7 @@ class SeenDesktop:
     fault: Fault | None = None
     boot_fault: Fault | None = None
     shown: bool = True
-    link: LinkState | None = None
+    link: ClusterFreshness | None = None
     connection: Connection | None = None
 
     @property
@@ -156,7 +156,9 @@ def _visible(user: User, found: SeenDesktop | None) -> SeenDesktop:
     return found
 
 
-def _connected(portal: Portal, found: SeenDesktop, hosts: Mapping[str, Host], links: Sequence[Link]) -> SeenDesktop:
+def _connected(
+    portal: Portal, found: SeenDesktop, hosts: Mapping[str, Host], links: Sequence[ClusterLink]
+) -> SeenDesktop:
     """The same, with how fresh it is and where native viewers find it."""
     return replace(found, link=state_of(portal, links), connection=_connection(found.desktop, hosts))
 

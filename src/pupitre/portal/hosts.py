@@ -12,7 +12,7 @@ from pupitre.errors import Forbidden, Invalid, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal
 from pupitre.portal.identity.sessions import Caller
-from pupitre.portal.live.freshness import LinkState, link_state
+from pupitre.portal.live.freshness import ClusterFreshness, link_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class SeenHost:
 
     host: Host
     desktops: int
-    link: LinkState
+    link: ClusterFreshness
 
 
 async def hosts_of(portal: Portal) -> list[SeenHost]:
@@ -43,7 +43,7 @@ async def host_called(portal: Portal, called: str) -> SeenHost:
 
 
 async def register_host(portal: Portal, caller: Caller, order: RegisterHost) -> Command:
-    """Ask the cluster to take a host whose agent already runs. Raises `Forbidden`, `TooEarly`, `LinkDown`."""
+    """Ask the cluster to take a host whose agent already runs. Raises `Forbidden`, `TooEarly`, `NoAnswer`."""
     return await _ask(portal, caller, order)
 
 
@@ -78,7 +78,7 @@ async def configure_host(
 
 
 async def halt(portal: Portal, caller: Caller, *, hosts: bool) -> Command:
-    """Stop endpoint and cluster, and the hosts too if asked. Raises `Forbidden`, `TooEarly`, `LinkDown`."""
+    """Stop endpoint and cluster, and the hosts too if asked. Raises `Forbidden`, `TooEarly`, `NoAnswer`."""
     return await _ask(portal, caller, Halt(hosts=hosts))
 
 

@@ -10,11 +10,11 @@ from pupitre.domain.command import Command, CommandKind, CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
 from pupitre.domain.image import CopyState, Image
-from pupitre.domain.status import Link
+from pupitre.domain.status import ClusterLink
 from pupitre.portal.commands import why
 from pupitre.portal.desktops import SeenDesktop
 from pupitre.portal.hosts import SeenHost
-from pupitre.portal.live.freshness import LinkState
+from pupitre.portal.live.freshness import ClusterFreshness
 from pupitre.store.audit import AuditEntry
 
 T = TypeVar("T")
@@ -342,11 +342,11 @@ def host_out(seen: SeenHost) -> HostOut:
     )
 
 
-def link_out(link: Link) -> LinkOut:
+def link_out(link: ClusterLink) -> LinkOut:
     return LinkOut(cluster=link.cluster, connected=link.connected, since=moment(link.since), reason=link.reason)
 
 
-def status_out(link: LinkState) -> StatusOut:
+def status_out(link: ClusterFreshness) -> StatusOut:
     return StatusOut(
         connected=link.connected,
         since=moment(link.since) if link.since else None,

@@ -14,7 +14,7 @@ from pupitre.domain.people.access import Role, User
 from pupitre.domain.people.sign_in import REASON_KEPT
 from pupitre.domain.people.username import canonical
 from pupitre.errors import Conflict
-from pupitre.store.revocations import Ending
+from pupitre.store.revocations import Revocation
 from pupitre.store.rows import AnyRow
 from pupitre.store.schema import accounts_ended, sessions, users
 from pupitre.store.sql.dialect import Connection
@@ -140,12 +140,12 @@ class Accounts:
         async with self.database.write(SESSIONS) as connection:
             return bool(await _end(connection, sessions.c.token_hash == token_hash, watched=watched))
 
-    async def ended(self) -> list[Ending]:
+    async def revocations(self) -> list[Revocation]:
         """Sign-ins that were ended and are not yet passed on."""
         async with self.database.read() as connection:
-            return [Ending(*row) for row in await connection.execute(select(accounts_ended))]
+            return [Revocation(*row) for row in await connection.execute(select(accounts_ended))]
 
-    async def passed_on(self, token_hashes: Collection[str]) -> None:
+    async def forget_revocations(self, token_hashes: Collection[str]) -> None:
         """These are written down in the commands database."""
         async with self.database.write() as connection:
             await connection.execute(delete(accounts_ended).where(accounts_ended.c.token_hash.in_(token_hashes)))

@@ -15,35 +15,35 @@ from pupitre.store.schema import commands_ended
 from pupitre.store.sql.engine import Database
 from pupitre.store.sql.upsert import upsert_rows
 
-ENDED = "ended"
+REVOKED = "ended"
 """What wakes the endpoint."""
 
 
-class Ending(NamedTuple):
+class Revocation(NamedTuple):
     """``token_hash`` is SHA-256 in hex. ``until`` (Unix ms): when the sign-in would have ended by itself."""
 
     token_hash: str
     until: int
 
 
-class Endings:
+class Revocations:
     """The part of the database ``commands`` that is about them."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    async def add(self, endings: Collection[Ending]) -> None:
+    async def add(self, revocations: Collection[Revocation]) -> None:
         """May be repeated."""
-        async with self.database.write(ENDED) as connection:
-            await upsert_rows(connection, commands_ended, [ending._asdict() for ending in endings])
+        async with self.database.write(REVOKED) as connection:
+            await upsert_rows(connection, commands_ended, [revocation._asdict() for revocation in revocations])
 
-    async def to_tell(self) -> list[str]:
-        """Token hashes of endings that the hosts are not known to have heard of."""
+    async def to_send(self) -> list[str]:
+        """Token hashes of revocations that the hosts are not known to have heard of."""
         query = select(commands_ended.c.token_hash).order_by(commands_ended.c.token_hash)
         async with self.database.read() as connection:
             return [str(row.token_hash) for row in await connection.execute(query)]
 
-    async def told(self, token_hashes: Collection[str], *, now: int) -> None:
+    async def mark_sent(self, token_hashes: Collection[str], *, now: int) -> None:
         """The hosts have heard of these; forget them, and what is past."""
         over = or_(commands_ended.c.token_hash.in_(token_hashes), commands_ended.c.until <= now)
         async with self.database.write() as connection:

@@ -14,7 +14,7 @@ from sqlalchemy import Table, bindparam, delete, func, insert, not_, select, upd
 from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import CopyState, Image
-from pupitre.domain.status import HostImage, Link, Position, Rows, catalogue
+from pupitre.domain.status import ClusterLink, HostImage, Position, Rows, catalogue
 from pupitre.store.rows import (
     AnyRow,
     copy_to_row,
@@ -39,7 +39,7 @@ class StatusChanges:
 
     version: int
     rows: Rows
-    links: tuple[Link, ...]
+    links: tuple[ClusterLink, ...]
     host_names: frozenset[str] | None
 
 
@@ -147,7 +147,7 @@ class Status:
         async with self.database.read() as connection:
             return frozenset(str(image) for (image,) in await connection.execute(query))
 
-    async def links(self) -> list[Link]:
+    async def links(self) -> list[ClusterLink]:
         return [_link(row) for row in await self.database.select(_LINKS)]
 
     async def version(self) -> int:
@@ -221,7 +221,7 @@ class Status:
         async with self.database.write() as connection:
             await connection.execute(_HEARD, values)
 
-    async def set_link(self, link: Link) -> None:
+    async def set_link(self, link: ClusterLink) -> None:
         """Record whether the cluster is reached; while nothing changes, nothing is written and nobody woken."""
         here = links.c.cluster == link.cluster
         async with self.database.read() as connection:
@@ -239,8 +239,8 @@ class Status:
                 await connection.execute(insert(links).values(cluster=link.cluster, **values))
 
 
-def _link(row: AnyRow) -> Link:
-    return Link(row.cluster, row.connected, row.since, row.reason, row.heard)
+def _link(row: AnyRow) -> ClusterLink:
+    return ClusterLink(row.cluster, row.connected, row.since, row.reason, row.heard)
 
 
 async def _set(connection: Connection, table: Table, keys: Iterable[tuple[Any, ...]], **values: Any) -> None:

@@ -1,6 +1,6 @@
-"""A process's link to the broker: requests, notices, handlers; back by itself after any outage.
+"""Connection of a process to the message broker: requests, notices, handlers; back by itself after any outage.
 
-What cannot be read is logged, counted and set aside, and never ends the link.
+What cannot be read is logged, counted and set aside, and never ends the connection.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from prometheus_client import CollectorRegistry, Counter
 
-from pupitre.errors import LinkDown, MessageError, PupitreError
+from pupitre.errors import MessageError, NoAnswer, PupitreError
 from pupitre.runtime.batch import Batch
 from pupitre.runtime.timeouts import timeout
 from pupitre.wire.messages import (
@@ -72,7 +72,7 @@ def _next_try(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, flo
     return server, _pause(server.reconnects)
 
 
-class Link:
+class BrokerConnection:
     """``on_change(connected)`` is called with every loss and return of the broker."""
 
     def __init__(
@@ -108,7 +108,7 @@ class Link:
 
     async def _reopen(self) -> None:
         """Begin anew after the broker has said something upon which its client gives up for good."""
-        log.warning("The link to the message broker was closed; it is opened anew.")
+        log.warning("The connection to the message broker was closed; it is opened anew.")
         await asyncio.sleep(_pause(0))
         self._client = Client()
         await self._connect()
@@ -185,7 +185,7 @@ class Link:
     async def request(self, subject: str, message: AnyMessage, answer: type[M], *, timeout: float = 2.0) -> M:
         """Send and wait for the answer.
 
-        Raises `LinkDown` when nobody answers within ``timeout`` seconds and
+        Raises `NoAnswer` when nobody answers within ``timeout`` seconds and
         `MessageError` when the peer refuses the message or answers nonsense.
         """
         data = encode(message)
@@ -201,14 +201,14 @@ class Link:
 
     async def _ask(self, subject: str, data: bytes, timeout: float) -> bytes:
         if not self._client.is_connected:
-            raise LinkDown("The message broker is not reached.")
+            raise NoAnswer("The message broker is not reached.")
         try:
             with _heeding_cancellation():
                 reply = await self._client.request(subject, data, timeout=timeout)
         except NoRespondersError as error:
-            raise LinkDown("Nobody is there to answer.") from error
+            raise NoAnswer("Nobody is there to answer.") from error
         except (NatsError, TimeoutError, OSError) as error:
-            raise LinkDown(f"No answer within {timeout:g} s.") from error
+            raise NoAnswer(f"No answer within {timeout:g} s.") from error
         return bytes(reply.data)
 
     def _bundles(self, subject: str) -> Batch[bytes, bytes]:
@@ -225,7 +225,7 @@ class Link:
         answers = decode(await self._ask(subject, data, ANSWER_WITHIN))
         if not isinstance(answers, Bundle) or len(answers.parts) != len(messages):
             raise MessageError("Asked for as many answers as there were messages, got something else.")
-        none = LinkDown(f"No answer within {ANSWER_WITHIN:g} s.")
+        none = NoAnswer(f"No answer within {ANSWER_WITHIN:g} s.")
         return [none if bytes(part) == b"null" else bytes(part) for part in answers.parts]
 
     async def publish(self, subject: str, message: AnyMessage) -> None:
@@ -269,7 +269,7 @@ class Link:
             except PupitreError as error:
                 # No answer: the sender keeps the message and sends it again.
                 log.warning("A message could not be handled yet.", subject=due, reason=str(error))
-            except Exception:  # a fault of ours with one message must neither end the link nor go unseen
+            except Exception:  # a fault of ours with one message must neither end the connection nor go unseen
                 self._set_aside.labels(subject=subject).inc()
                 log.exception("A message was set aside: it could not be handled.", subject=due)
                 on_refused(due, "the cluster could not handle it; its log says why")
@@ -322,7 +322,7 @@ class Link:
                 await self._client.flush()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do ``work`` beside everything else; it ends with the link at the latest."""
+        """Do ``work`` beside everything else; it ends with the connection at the latest."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._spawned)

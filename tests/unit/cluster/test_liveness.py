@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from pupitre.cluster.liveness import Liveness
+from pupitre.cluster.host_session import HostSession, ReportNumber
+from pupitre.cluster.liveness import HostSessions
 from pupitre.errors import Unavailable
 
 pytestmark = pytest.mark.anyio
@@ -18,17 +19,17 @@ async def test_each_silent_host_is_named_once_and_again_after_it_spoke() -> None
         silent.append(host)
         news.set()
 
-    liveness = Liveness(0.05, on_silence)
-    watching = asyncio.create_task(liveness.watch())
+    sessions = HostSessions(0.05, on_silence)
+    watching = asyncio.create_task(sessions.watch())
     for host in ("a", "b"):
-        liveness.expect(host)
+        sessions.expect(host)
     while len(silent) < 2:
         await asyncio.wait_for(news.wait(), 5)
         news.clear()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(news.wait(), 0.15)
     assert sorted(silent) == ["a", "b"]
-    liveness.heard("a")
+    sessions.expect("a")
     await asyncio.wait_for(news.wait(), 5)
     assert silent[2:] == ["a"]
     watching.cancel()
@@ -41,13 +42,13 @@ async def test_a_host_that_speaks_is_not_silent() -> None:
     async def on_silence(host: str) -> None:
         silent.append(host)
 
-    liveness = Liveness(0.2, on_silence)
-    watching = asyncio.create_task(liveness.watch())
-    liveness.expect("a")
+    sessions = HostSessions(0.2, on_silence)
+    watching = asyncio.create_task(sessions.watch())
+    sessions.expect("a")
     for _ in range(10):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.Event().wait(), 0.04)
-        liveness.heard("a")
+        sessions.expect("a")
     assert silent == []
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
@@ -65,9 +66,9 @@ async def test_silence_says_nothing_while_nobody_can_be_heard() -> None:
         looked.set()
         return hears
 
-    liveness = Liveness(0.05, on_silence, can_hear)
-    watching = asyncio.create_task(liveness.watch())
-    liveness.expect("a")
+    sessions = HostSessions(0.05, on_silence, can_hear)
+    watching = asyncio.create_task(sessions.watch())
+    sessions.expect("a")
     for _ in range(3):
         await asyncio.wait_for(looked.wait(), 5)
         looked.clear()
@@ -89,9 +90,9 @@ async def test_a_database_that_is_away_costs_no_silence() -> None:
             raise Unavailable("away")
         written.set()
 
-    liveness = Liveness(0.01, on_silence)
-    watching = asyncio.create_task(liveness.watch())
-    liveness.expect("a")
+    sessions = HostSessions(0.01, on_silence)
+    watching = asyncio.create_task(sessions.watch())
+    sessions.expect("a")
     await asyncio.wait_for(written.wait(), 10)
     assert tries == ["a", "a"]
     assert not watching.done()
@@ -99,44 +100,37 @@ async def test_a_database_that_is_away_costs_no_silence() -> None:
     await asyncio.gather(watching, return_exceptions=True)
 
 
-async def test_the_order_of_reports() -> None:
-    async def on_silence(_host: str) -> None: ...
-
-    liveness = Liveness(10, on_silence)
-    assert liveness.is_news("a", "run 1", 1)
-    liveness.took("a", "run 1", 5)
-    assert not liveness.is_news("a", "run 1", 5)
-    assert liveness.is_news("a", "run 1", 6)
-    assert not liveness.is_news("a", "run 1", 4)
-    assert liveness.follows("a", "run 1", 5)
-    assert liveness.follows("a", "run 1", 6)
-    assert not liveness.follows("a", "run 1", 7)
-    assert liveness.is_stale("a", "run 1", 4)
-    assert not liveness.is_stale("a", "run 1", 5)
-    assert not liveness.is_stale("a", "run 2", 1)
-    assert liveness.is_news("a", "run 2", 1)
-    assert not liveness.follows("a", "run 2", 1)
+def test_the_order_of_reports() -> None:
+    session = HostSession("a")
+    assert session.is_new(ReportNumber("run 1", 1))
+    session.mark_applied(ReportNumber("run 1", 5))
+    assert not session.is_new(ReportNumber("run 1", 5))
+    assert session.is_new(ReportNumber("run 1", 6))
+    assert not session.is_new(ReportNumber("run 1", 4))
+    assert session.follows(ReportNumber("run 1", 5))
+    assert session.follows(ReportNumber("run 1", 6))
+    assert not session.follows(ReportNumber("run 1", 7))
+    assert session.is_stale(ReportNumber("run 1", 4))
+    assert not session.is_stale(ReportNumber("run 1", 5))
+    assert not session.is_stale(ReportNumber("run 2", 1))
+    assert session.is_new(ReportNumber("run 2", 1))
+    assert not session.follows(ReportNumber("run 2", 1))
 
 
-async def test_everything_told_before_a_later_change_is_stale_though_it_comes_after_it() -> None:
+def test_everything_told_before_a_later_change_is_stale_though_it_comes_after_it() -> None:
     """Asked to describe itself, a host looks, is given a desktop, tells of it, and only then its look arrives."""
-    liveness = Liveness(10, _nobody)
-    liveness.write("a", "run 1", 3)
-    liveness.took("a", "run 1", 3)
-    liveness.write("a", "run 1", 5)
-    assert liveness.is_stale("a", "run 1", 4)
-    assert liveness.is_news("a", "run 1", 5), "what the fourth would have said is still asked for"
+    session = HostSession("a")
+    session.mark_written(ReportNumber("run 1", 3))
+    session.mark_applied(ReportNumber("run 1", 3))
+    session.mark_written(ReportNumber("run 1", 5))
+    assert session.is_stale(ReportNumber("run 1", 4))
+    assert session.is_new(ReportNumber("run 1", 5)), "what the fourth would have said is still asked for"
 
 
-async def test_a_host_that_was_restarted_says_nothing_more_from_before() -> None:
-    liveness = Liveness(10, _nobody)
-    liveness.write("a", "run 1", 7)
-    assert not liveness.is_stale("a", "run 2", 1)
-    liveness.write("a", "run 2", 1)
-    assert liveness.is_stale("a", "run 1", 8)
-    assert not liveness.is_stale("a", "run 2", 2)
-    assert not liveness.is_stale("b", "run 1", 1)
-
-
-async def _nobody(_host: str) -> None:
-    raise AssertionError("nobody is silent")
+def test_a_host_that_was_restarted_says_nothing_more_from_before() -> None:
+    session = HostSession("a")
+    session.mark_written(ReportNumber("run 1", 7))
+    assert not session.is_stale(ReportNumber("run 2", 1))
+    session.mark_written(ReportNumber("run 2", 1))
+    assert session.is_stale(ReportNumber("run 1", 8))
+    assert not session.is_stale(ReportNumber("run 2", 2))

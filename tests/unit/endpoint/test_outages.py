@@ -18,7 +18,7 @@ from pupitre.domain.host import HostState
 from pupitre.domain.status import Position, Rows
 from pupitre.endpoint.endpoint import WebServerEndpoint
 from pupitre.endpoint.status_mirror import Ask, StatusMirror
-from pupitre.errors import EndpointError, LinkDown, MessageError, Unavailable
+from pupitre.errors import EndpointError, MessageError, NoAnswer, Unavailable
 from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.pki import issuing
 from pupitre.scheduler.changes import Changes
@@ -27,7 +27,7 @@ from pupitre.store.commands import Commands
 from pupitre.store.sql.dialect import DriverConnection
 from pupitre.store.sql.engine import open_database
 from pupitre.store.status import Status
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Abandon, AnyMessage, Changed, Done, GetPage, Hello, Mark, Page, Report, Submit
 from pupitre.wire.subjects import Subjects
 from tests.rigs import databases
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def mirror(here: Room) -> AsyncIterator[tuple[Status, Link, Subjects]]:
+async def mirror(here: Room) -> AsyncIterator[tuple[Status, BrokerConnection, Subjects]]:
     """The status database for writing, and the endpoint's place at the broker."""
     database = open_database(here.settings, "endpoint", "status")
     status = Status(database)
@@ -48,7 +48,7 @@ async def mirror(here: Room) -> AsyncIterator[tuple[Status, Link, Subjects]]:
         await database.close()
 
 
-def pages(link: Link, subjects: Subjects) -> Ask:
+def pages(link: BrokerConnection, subjects: Subjects) -> Ask:
     async def ask(page: GetPage) -> Page:
         return await link.request(subjects.commands, page, Page, timeout=5)
 
@@ -94,7 +94,7 @@ async def test_what_the_cluster_journalled_unheard_is_undone(tmp_path: Path) -> 
             async def deaf(message: AnyMessage) -> AnyMessage:
                 if isinstance(message, Submit):
                     heard.append(message)
-                raise LinkDown("no answer")
+                raise NoAnswer("no answer")
 
             await mute.serve(Subjects(here.settings.cluster).commands, deaf)
             boot = await here.boot()
@@ -107,7 +107,7 @@ async def test_what_the_cluster_journalled_unheard_is_undone(tmp_path: Path) -> 
             async def sent() -> bool:
                 try:
                     await link.request(Subjects(here.settings.cluster).commands, heard[0], Done)
-                except LinkDown:
+                except NoAnswer:
                     return False
                 return True
 
@@ -279,11 +279,11 @@ async def test_rows_foretold_by_an_outcome_never_undo_a_newer_change(tmp_path: P
             at = await status.position("main")
             failed = Rows(desktops=(replace(seen, state=DesktopState.FAILED),))
             await reader.change(Changed(epoch=at.epoch, after=at.sequence, sequence=at.sequence + 1, rows=failed))
-            await reader.foretell(Rows(desktops=(seen,)), Position(at.epoch, at.sequence))
+            await reader.apply_early(Rows(desktops=(seen,)), Position(at.epoch, at.sequence))
             now = await status.desktop(seen.id)
             assert now is not None
             assert now.state is DesktopState.FAILED
-            await reader.foretell(Rows(desktops=(seen,)), Position(at.epoch, at.sequence + 2))
+            await reader.apply_early(Rows(desktops=(seen,)), Position(at.epoch, at.sequence + 2))
             now = await status.desktop(seen.id)
             assert now is not None
             assert now.state is DesktopState.RUNNING
@@ -362,7 +362,7 @@ async def test_a_command_that_was_given_up_unconfirmed_is_undone(
         if isinstance(message, Hello):
             return Mark(epoch=1, sequence=0)
         if isinstance(message, Submit) and not given_up.is_set():
-            raise LinkDown("no answer")
+            raise NoAnswer("no answer")
         told.append(message)
         return Done()
 

@@ -9,7 +9,7 @@ import pytest
 from pupitre.domain.ticket import Purpose, Ticket, TicketRefused, sign
 from pupitre.pki import issuing
 from pupitre.runtime.clock import now_ms
-from pupitre.store.revocations import Ending, Endings
+from pupitre.store.revocations import Revocation, Revocations
 from tests.rigs.cluster_rig import HostRig, Room, eventually, room
 
 pytestmark = pytest.mark.anyio
@@ -29,62 +29,62 @@ def knows(here: Room, host: HostRig, bearer: str) -> bool:
     return False
 
 
-def ending(number: int) -> Ending:
-    return Ending(f"{number:064x}", now_ms() + 3_600_000)
+def revocation(number: int) -> Revocation:
+    return Revocation(f"{number:064x}", now_ms() + 3_600_000)
 
 
-async def all_told(endings: Endings) -> bool:
-    return not await endings.to_tell()
+async def all_told(revocations: Revocations) -> bool:
+    return not await revocations.to_send()
 
 
 async def test_every_host_hears_of_it_and_then_it_is_forgotten(tmp_path: Path) -> None:
     async with room(tmp_path) as here:
         hosts = [await here.add_host("host-1"), await here.add_host("host-2")]
-        endings = Endings(here.commands.database)
-        many = [ending(number) for number in range(20)]
-        await endings.add(many)
-        await endings.add(many[:3])  # the portal died before it forgot these
-        await eventually(lambda: all_told(endings))
+        revocations = Revocations(here.commands.database)
+        many = [revocation(number) for number in range(20)]
+        await revocations.add(many)
+        await revocations.add(many[:3])  # the portal died before it forgot these
+        await eventually(lambda: all_told(revocations))
         for host in hosts:
             assert all(knows(here, host, one.token_hash) for one in many)
-            assert not knows(here, host, ending(77).token_hash)
+            assert not knows(here, host, revocation(77).token_hash)
 
 
 async def test_a_host_that_was_away_hears_of_it_when_it_is_back_and_the_others_at_once(tmp_path: Path) -> None:
     async with room(tmp_path) as here:
         there, away = await here.add_host("host-1"), await here.add_host("host-2")
-        endings = Endings(here.commands.database)
+        revocations = Revocations(here.commands.database)
         await away.crash()
-        await endings.add([ending(1)])
+        await revocations.add([revocation(1)])
 
-        async def told() -> bool:
-            return knows(here, there, ending(1).token_hash)
+        async def mark_sent() -> bool:
+            return knows(here, there, revocation(1).token_hash)
 
-        await eventually(told)
-        assert await endings.to_tell() == [ending(1).token_hash]
+        await eventually(mark_sent)
+        assert await revocations.to_send() == [revocation(1).token_hash]
         await away.start()
-        await eventually(lambda: all_told(endings))
-        assert knows(here, away, ending(1).token_hash)
+        await eventually(lambda: all_told(revocations))
+        assert knows(here, away, revocation(1).token_hash)
 
 
 @pytest.mark.parametrize("part", ["broker", "cluster", "endpoint"])
 async def test_nothing_of_it_is_lost_while_a_part_of_the_way_is_away(tmp_path: Path, part: str) -> None:
     async with room(tmp_path) as here:
         host = await here.add_host()
-        endings = Endings(here.commands.database)
+        revocations = Revocations(here.commands.database)
         await (here.broker.kill() if part == "broker" else here.stop(part))
-        await endings.add([ending(1)])
+        await revocations.add([revocation(1)])
         if part == "broker":
             await here.broker.start()
         else:
             await (here.start_cluster() if part == "cluster" else here.start_endpoint())
-        await eventually(lambda: all_told(endings))
-        assert knows(here, host, ending(1).token_hash)
+        await eventually(lambda: all_told(revocations))
+        assert knows(here, host, revocation(1).token_hash)
 
 
 async def test_what_is_past_is_forgotten_with_the_next_that_is_told(tmp_path: Path) -> None:
     async with room(tmp_path) as here:
         await here.add_host()
-        endings = Endings(here.commands.database)
-        await endings.add([Ending("f" * 64, now_ms() - 1), ending(1)])
-        await eventually(lambda: all_told(endings))
+        revocations = Revocations(here.commands.database)
+        await revocations.add([Revocation("f" * 64, now_ms() - 1), revocation(1)])
+        await eventually(lambda: all_told(revocations))

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import CopyState, Image
-from pupitre.domain.status import HostImage, Link, Position, Rows
+from pupitre.domain.status import ClusterLink, HostImage, Position, Rows
 from pupitre.endpoint.status_mirror import StatusMirror
-from pupitre.errors import LinkDown
+from pupitre.errors import NoAnswer
 from pupitre.store.sql.engine import Database
 from pupitre.store.status import Status
 from pupitre.wire.messages import Changed, GetPage, Mark, Page
@@ -61,7 +61,7 @@ class Cluster:
 
     async def page(self, ask: GetPage) -> Page:
         if not self.reachable:
-            raise LinkDown("The cluster is away.")
+            raise NoAnswer("The cluster is away.")
         found = sorted(
             (name, row)
             for (section, name), (_, row) in self.rows.items()
@@ -113,7 +113,7 @@ STEPS = st.lists(
         st.tuples(st.just("lose"), NUMBERS, st.none()),
         st.tuples(st.just("reach"), NUMBERS, st.booleans()),
         st.tuples(st.just("restart"), NUMBERS, st.none()),
-        st.tuples(st.just("foretell"), NUMBERS, st.none()),
+        st.tuples(st.just("apply_early"), NUMBERS, st.none()),
     ),
     max_size=30,
 )
@@ -146,9 +146,9 @@ async def run_steps(steps: list[tuple[str, int, object]], status: Status, epoch:
             cluster.reachable = bool(value)
         elif what == "restart":
             cluster.epoch += 1
-        elif what == "foretell":
+        elif what == "apply_early":
             known = [row for _, row in cluster.rows.values() if isinstance(row, Desktop)]
-            await mirror.foretell(_rows([*known]), Position(cluster.epoch, cluster.sequence))
+            await mirror.apply_early(_rows([*known]), Position(cluster.epoch, cluster.sequence))
         elif there and what == "double":
             await deliver(there[number % len(there)])
         elif there:
@@ -168,7 +168,7 @@ def test_one_mark_mends_whatever_was_lost_doubled_or_late(tmp_path: Path) -> Non
     epoch = 0
     with asyncio.Runner() as runner:
         status = Status(Database(address, bells=tmp_path / "bells"))
-        runner.run(status.set_link(Link("main", True, 1)))
+        runner.run(status.set_link(ClusterLink("main", True, 1)))
 
         @settings(max_examples=60, deadline=None)
         @given(STEPS)
@@ -185,14 +185,14 @@ def test_one_mark_mends_whatever_was_lost_doubled_or_late(tmp_path: Path) -> Non
 
 async def test_when_the_mirror_was_whole_is_written_beside_it_and_nothing_else_is_said(tmp_path: Path) -> None:
     async with databases.status(tmp_path) as status:
-        await status.set_link(Link("main", True, 1))
+        await status.set_link(ClusterLink("main", True, 1))
 
         async def heard() -> int:
             (link,) = await status.links()
             return link.heard
 
         cluster = Cluster(5)
-        mirror = StatusMirror("main", status, cluster.page, heard_every=0)
+        mirror = StatusMirror("main", status, cluster.page, confirm_every=0)
         cluster.put(DESKTOP)
         cluster.publish()
         cluster.reachable = False
@@ -206,7 +206,7 @@ async def test_when_the_mirror_was_whole_is_written_beside_it_and_nothing_else_i
         await mirror.mark(cluster.mark())
         assert await heard() >= first
         assert await status.version() == version
-        rare = StatusMirror("main", status, cluster.page, heard_every=60_000)
+        rare = StatusMirror("main", status, cluster.page, confirm_every=60_000)
         await rare.open()
         await rare.mark(cluster.mark())
         once = await heard()
@@ -216,13 +216,13 @@ async def test_when_the_mirror_was_whole_is_written_beside_it_and_nothing_else_i
 
 async def test_rows_of_a_cluster_that_was_deposed_are_not_foretold(tmp_path: Path) -> None:
     async with databases.status(tmp_path) as status:
-        await status.set_link(Link("main", True, 1))
+        await status.set_link(ClusterLink("main", True, 1))
         cluster = Cluster(5)
         cluster.put(DESKTOP)
         cluster.publish()
         mirror = StatusMirror("main", status, cluster.page)
         await mirror.mark(cluster.mark())
-        await mirror.foretell(Rows(desktops=(replace(DESKTOP, state=DesktopState.LOST),)), Position(4, 99))
+        await mirror.apply_early(Rows(desktops=(replace(DESKTOP, state=DesktopState.LOST),)), Position(4, 99))
         assert await mirrored(status) == {DESKTOP}
 
 
@@ -230,7 +230,7 @@ async def test_what_was_written_ahead_is_not_written_again_nor_undone_by_the_cha
     tmp_path: Path,
 ) -> None:
     async with databases.status(tmp_path) as status:
-        await status.set_link(Link("main", True, 1))
+        await status.set_link(ClusterLink("main", True, 1))
         cluster = Cluster(5)
         mirror = StatusMirror("main", status, cluster.page)
         await mirror.mark(cluster.mark())
@@ -239,7 +239,7 @@ async def test_what_was_written_ahead_is_not_written_again_nor_undone_by_the_cha
         cluster.put(DESKTOP)
         cluster.publish()
         booting, running = cluster.on_the_way
-        await mirror.foretell(Rows(desktops=(DESKTOP,)), Position(5, cluster.sequence))
+        await mirror.apply_early(Rows(desktops=(DESKTOP,)), Position(5, cluster.sequence))
         version = await status.version()
         for change in (booting, running):
             assert isinstance(change, Changed)

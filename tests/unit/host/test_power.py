@@ -12,7 +12,7 @@ from pupitre.errors import SetupError
 from pupitre.host.process import shut_machine_down
 from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.images.store import ImageStore
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import (
     AnyMessage,
     Describe,
@@ -34,7 +34,7 @@ ORDERS = Subjects("main").orders("host-1")
 class Cluster:
     """Speaks as the cluster, and hears everything."""
 
-    def __init__(self, here: Room, host: HostRig, link: Link) -> None:
+    def __init__(self, here: Room, host: HostRig, link: BrokerConnection) -> None:
         self.host, self.heard = host, list[AnyMessage]()
         self._link = link
         self._spec = ImageStore(here.settings.images_dir).spec(IMAGE)

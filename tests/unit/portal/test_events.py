@@ -14,7 +14,7 @@ from pupitre.domain.command import Command, CommandState, DestroyDesktop
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.people.access import Role, User
-from pupitre.domain.status import Link, Position, Rows
+from pupitre.domain.status import ClusterLink, Position, Rows
 from pupitre.portal.http.metrics import Metrics
 from pupitre.portal.live.events import Feed, News, Stream, Versions
 from pupitre.store.accounts import SessionKind
@@ -204,7 +204,7 @@ async def test_steps_of_one_desktop_are_heard_in_order(site: Site) -> None:
 async def test_a_host_that_is_taken_away_is_news_to_those_who_manage_hosts(tmp_path: Path) -> None:
     host = Host("host-1", HostState.READY, "127.0.0.1", 1, False, since=1)
     async with databases.commands(tmp_path) as commands, databases.status(tmp_path) as status:
-        await status.set_link(Link("main", True, 1))
+        await status.set_link(ClusterLink("main", True, 1))
         feed = Feed(commands, status, Metrics(), confirm_every=60)
         admin = User("0190aaaa-0000-7000-8000-0000000000a1", "admin", Role.ADMIN)
         async with feed.listening(), feed.stream(admin) as stream:

@@ -23,7 +23,7 @@ from pupitre.domain.command import (
     RetireHost,
 )
 from pupitre.domain.desktop import DesktopState
-from pupitre.domain.status import Link, Rows
+from pupitre.domain.status import ClusterLink, Rows
 from pupitre.portal.commands import why
 from pupitre.portal.live.freshness import worst
 from tests.rigs.portal_site import CLUSTER, Site, now, open_site
@@ -219,8 +219,8 @@ async def test_rows_that_nobody_confirms_are_stale_and_say_how_old_they_are(tmp_
         assert 55 < thing["age_s"] < 120
 
 
-def link(connected: bool, heard: int, since: int = 0) -> Link:
-    return Link(CLUSTER, connected, since, None if connected else "cut", heard)
+def link(connected: bool, heard: int, since: int = 0) -> ClusterLink:
+    return ClusterLink(CLUSTER, connected, since, None if connected else "cut", heard)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def link(connected: bool, heard: int, since: int = 0) -> Link:
     ],
 )
 def test_the_link_that_is_worst_off_speaks_for_all(
-    links: list[Link], connected: bool, age_ms: int | None, stale: bool
+    links: list[ClusterLink], connected: bool, age_ms: int | None, stale: bool
 ) -> None:
     found = worst(links, now=100_000, interval_ms=10_000)
     assert (found.connected, found.age_ms, found.stale) == (connected, age_ms, stale)

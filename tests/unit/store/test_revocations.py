@@ -7,7 +7,7 @@ import pytest
 
 from pupitre.domain.people.access import Role, User
 from pupitre.store.accounts import Accounts, SessionKind
-from pupitre.store.revocations import Ending, Endings
+from pupitre.store.revocations import Revocation, Revocations
 from tests.rigs.databases import database
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
@@ -29,18 +29,18 @@ async def accounts(tmp_path: Path) -> AsyncIterator[Accounts]:
 
 async def test_every_way_of_ending_a_sign_in_is_told(accounts: Accounts) -> None:
     assert await accounts.close_session("0")
-    assert await accounts.ended() == [Ending("0", LATER)]
+    assert await accounts.revocations() == [Revocation("0", LATER)]
     await accounts.set_role(USER.id, Role.TEACHER)
-    assert sorted(await accounts.ended()) == [Ending("0", LATER), Ending("1", LATER + 1)]
+    assert sorted(await accounts.revocations()) == [Revocation("0", LATER), Revocation("1", LATER + 1)]
     await accounts.remove_user(OTHER.id)
-    assert sorted(await accounts.ended())[2:] == [Ending("2", LATER + 2)]
-    await accounts.passed_on(["0", "1", "2"])
-    assert await accounts.ended() == []
+    assert sorted(await accounts.revocations())[2:] == [Revocation("2", LATER + 2)]
+    await accounts.forget_revocations(["0", "1", "2"])
+    assert await accounts.revocations() == []
 
 
 async def test_a_new_password_ends_them_all_and_no_other_users(accounts: Accounts) -> None:
     await accounts.set_password(USER.id, "new")
-    assert sorted(await accounts.ended()) == [Ending("0", LATER), Ending("1", LATER + 1)]
+    assert sorted(await accounts.revocations()) == [Revocation("0", LATER), Revocation("1", LATER + 1)]
     assert await accounts.session("2", now=1)
 
 
@@ -48,17 +48,17 @@ async def test_one_that_opened_no_screen_and_one_that_never_was_say_nothing(acco
     assert await accounts.close_session("0", watched=False)
     assert not await accounts.close_session("0")
     assert not await accounts.close_session("no such")
-    assert await accounts.ended() == []
+    assert await accounts.revocations() == []
 
 
 async def test_the_endpoint_finds_what_the_portal_wrote_and_forgets_what_is_told(tmp_path: Path) -> None:
     async with database(tmp_path, "commands", "portal") as ours, database(tmp_path, "commands", "endpoint") as theirs:
-        written, read = Endings(ours), Endings(theirs)
-        await written.add([Ending("a", LATER), Ending("b", LATER), Ending("c", 5)])
-        await written.add([Ending("a", LATER)])
-        assert await read.to_tell() == ["a", "b", "c"]
-        await read.told(["a"], now=10)
-        assert await read.to_tell() == ["b"]
+        written, read = Revocations(ours), Revocations(theirs)
+        await written.add([Revocation("a", LATER), Revocation("b", LATER), Revocation("c", 5)])
+        await written.add([Revocation("a", LATER)])
+        assert await read.to_send() == ["a", "b", "c"]
+        await read.mark_sent(["a"], now=10)
+        assert await read.to_send() == ["b"]
         await written.add([])
-        await read.told([], now=10)
-        assert await read.to_tell() == ["b"]
+        await read.mark_sent([], now=10)
+        assert await read.to_send() == ["b"]

@@ -12,7 +12,7 @@ from sqlalchemy import Executable, text
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import CopyState, Image
-from pupitre.domain.status import HostImage, Link, Position, Rows
+from pupitre.domain.status import ClusterLink, HostImage, Position, Rows
 from pupitre.errors import SetupError, Unavailable
 from pupitre.store.sql.dialect import Connection
 from pupitre.store.sql.engine import Database
@@ -61,7 +61,7 @@ async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) ->
     async with databases.status(tmp_path) as status:
         await status.apply("main", EVERYTHING)
         await status.apply("main", Rows(desktops=(other,)))
-        await status.set_link(Link("main", True, 1))
+        await status.set_link(ClusterLink("main", True, 1))
         before = await status.changes(0)
         assert before.host_names == frozenset({"host-1"})
         named = Named()
@@ -83,29 +83,29 @@ async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) ->
 
 async def test_the_link_is_written_when_it_changes_and_not_before(tmp_path: Path) -> None:
     async with databases.status(tmp_path) as status, status.database.listen(CHANGED) as listener:
-        await status.set_link(Link("main", False, 1, "away"))
+        await status.set_link(ClusterLink("main", False, 1, "away"))
         await listener.heard()
         version = await status.version()
-        await status.set_link(Link("main", False, 2, "away"))
+        await status.set_link(ClusterLink("main", False, 2, "away"))
         assert await status.version() == version
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(listener.heard(), 0.05)
-        await status.set_link(Link("main", False, 3, "still away"))
-        assert await status.links() == [Link("main", False, 1, "still away")]
-        await status.set_link(Link("main", True, 4))
-        assert await status.links() == [Link("main", True, 4)]
-        assert (await status.changes(version)).links == (Link("main", True, 4),)
+        await status.set_link(ClusterLink("main", False, 3, "still away"))
+        assert await status.links() == [ClusterLink("main", False, 1, "still away")]
+        await status.set_link(ClusterLink("main", True, 4))
+        assert await status.links() == [ClusterLink("main", True, 4)]
+        assert (await status.changes(version)).links == (ClusterLink("main", True, 4),)
 
 
 async def test_when_the_cluster_was_heard_is_written_and_wakes_nobody(tmp_path: Path) -> None:
     async with databases.status(tmp_path) as status:
-        await status.set_link(Link("main", True, 1))
+        await status.set_link(ClusterLink("main", True, 1))
         version = await status.version()
         async with status.database.listen(CHANGED) as listener:
             await status.heard("main", 17, Position(3, 4))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(listener.heard(), 0.05)
-        assert await status.links() == [Link("main", True, 1, heard=17)]
+        assert await status.links() == [ClusterLink("main", True, 1, heard=17)]
         assert await status.version() == version
         assert await status.position("main") == Position(3, 4)
 
@@ -155,7 +155,7 @@ async def test_what_a_change_costs_does_not_depend_on_how_many_rows_it_has_or_th
 async def test_position_is_written_with_its_rows(tmp_path: Path) -> None:
     async with databases.status(tmp_path) as status:
         assert await status.position("main") == Position()
-        await status.set_link(Link("main", True, 1))
+        await status.set_link(ClusterLink("main", True, 1))
         await status.apply("main", EVERYTHING, Position(3, 14))
         assert await status.position("main") == Position(3, 14)
 

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from pupitre.config import Settings
-from pupitre.errors import LinkDown, MessageError, Unavailable
+from pupitre.errors import MessageError, NoAnswer, Unavailable
 from pupitre.pki import issuing
-from pupitre.wire.connection import Link
+from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import MAX_SIZE, AnyMessage, Done, GetPage, Heartbeat, Hello, Mark, Refused, decode
 from pupitre.wire.subjects import Subjects, inbox
 from tests.rigs.cluster_rig import Broker, eventually, small_settings, wire_link
@@ -166,7 +166,7 @@ async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_lin
             async def is_heard() -> bool:
                 try:
                     return bool(await endpoint.request(SUBJECTS.commands, Hello(), Mark))
-                except LinkDown:
+                except NoAnswer:
                     return False
 
             await eventually(is_heard)
@@ -178,7 +178,7 @@ async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_lin
             assert aside() == 5
             with pytest.raises(MessageError, match="not here"):
                 await endpoint.request(SUBJECTS.commands, Done(), Done)
-            with pytest.raises(LinkDown, match=r"No answer within 0\.2 s"):
+            with pytest.raises(NoAnswer, match=r"No answer within 0\.2 s"):
                 await endpoint.request(SUBJECTS.commands, GetPage(section="x"), Done, timeout=0.2)
             await eventually(lambda: aside() == 7)
             with pytest.raises(MessageError, match="Asked for Done, got Mark"):
@@ -188,7 +188,7 @@ async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_lin
 
 async def test_nobody_there_and_too_large_and_not_yet(tmp_path: Path) -> None:
     async with broker(tmp_path) as (settings, _), wire_link(settings, "endpoint") as endpoint:
-        with pytest.raises(LinkDown, match="Nobody is there"):
+        with pytest.raises(NoAnswer, match="Nobody is there"):
             await endpoint.request(SUBJECTS.commands, Hello(), Mark)
         with pytest.raises(MessageError, match="over the limit"):
             await endpoint.request(SUBJECTS.commands, GetPage(section="x" * MAX_SIZE), Mark)
@@ -199,7 +199,7 @@ async def test_nobody_there_and_too_large_and_not_yet(tmp_path: Path) -> None:
         async with wire_link(settings, "cluster") as cluster:
             await cluster.serve(SUBJECTS.commands, not_yet)
             await cluster._client.flush()
-            with pytest.raises(LinkDown, match="No answer"):
+            with pytest.raises(NoAnswer, match="No answer"):
                 await endpoint.request(SUBJECTS.commands, Hello(), Mark, timeout=0.2)
 
 
@@ -229,7 +229,7 @@ async def test_a_broker_that_is_killed_and_returns_finds_the_link_again(tmp_path
     async with broker(tmp_path) as (settings, server):
         changes: list[bool] = []
         certificates = issuing.ensure_certificate(settings, "endpoint")
-        endpoint = Link(
+        endpoint = BrokerConnection(
             settings.nats_url,
             "endpoint",
             issuing.client_context(certificates, "endpoint"),
@@ -246,7 +246,7 @@ async def test_a_broker_that_is_killed_and_returns_finds_the_link_again(tmp_path
             for outage in range(1, 3):
                 await server.kill()
                 await eventually(lambda: not endpoint.connected)
-                with pytest.raises(LinkDown, match="broker is not reached"):
+                with pytest.raises(NoAnswer, match="broker is not reached"):
                     await endpoint.request(SUBJECTS.commands, Hello(), Mark)
                 await endpoint.publish(SUBJECTS.commands, Hello())  # lost, and nothing worse
                 await server.start()
@@ -254,7 +254,7 @@ async def test_a_broker_that_is_killed_and_returns_finds_the_link_again(tmp_path
                 async def answered() -> bool:
                     try:
                         return bool(await endpoint.request(SUBJECTS.commands, Hello(), Mark))
-                    except LinkDown:
+                    except NoAnswer:
                         return False
 
                 await eventually(answered)
@@ -266,7 +266,7 @@ async def test_a_broker_that_comes_later_is_waited_for(tmp_path: Path) -> None:
     settings = small_settings(tmp_path)
     server = Broker(settings, ())
     certificates = issuing.ensure_certificate(settings, "endpoint")
-    link = Link(
+    link = BrokerConnection(
         settings.nats_url, "endpoint", issuing.client_context(certificates, "endpoint"), registry=CollectorRegistry()
     )
     opening = asyncio.create_task(link.open())
@@ -302,7 +302,7 @@ async def test_a_link_that_the_broker_refuses_says_why(tmp_path: Path) -> None:
     async with broker(tmp_path) as (settings, _):
         stranger = small_settings(tmp_path / "stranger")
         certificates = issuing.ensure_certificate(stranger, "endpoint")
-        link = Link(
+        link = BrokerConnection(
             settings.nats_url,
             "endpoint",
             issuing.client_context(certificates, "endpoint"),

@@ -9,11 +9,11 @@ from structlog.testing import capture_logs
 
 from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import DesktopState
-from pupitre.domain.status import Link as LinkState
-from pupitre.errors import LinkDown
+from pupitre.domain.status import ClusterLink
+from pupitre.errors import NoAnswer
 from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.pki import issuing
-from pupitre.wire.connection import PAUSES, Link, _pause
+from pupitre.wire.connection import PAUSES, BrokerConnection, _pause
 from pupitre.wire.messages import AnyMessage, Hello, Mark
 from pupitre.wire.subjects import Subjects
 from tests.rigs.cluster_rig import Broker, Room, eventually, room, small_settings, until, wire_link
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.anyio
 SUBJECTS = Subjects("main")
 
 
-async def link_where(here: Room, connected: bool) -> LinkState:
-    async def look() -> LinkState | None:
+async def link_where(here: Room, connected: bool) -> ClusterLink:
+    async def look() -> ClusterLink | None:
         links = await here.status.links()
         return links[0] if links else None
 
@@ -118,7 +118,7 @@ async def test_a_link_that_its_client_gave_up_is_opened_anew_with_all_that_it_se
     try:
         changes: list[bool] = []
         certificates = issuing.ensure_certificate(settings, "cluster")
-        cluster = Link(
+        cluster = BrokerConnection(
             settings.nats_url,
             "cluster",
             issuing.client_context(certificates, "cluster"),
@@ -136,7 +136,7 @@ async def test_a_link_that_its_client_gave_up_is_opened_anew_with_all_that_it_se
             async def answered() -> bool:
                 try:
                     return bool(await endpoint.request(SUBJECTS.commands, Hello(), Mark))
-                except LinkDown:
+                except NoAnswer:
                     return False
 
             await eventually(answered)

@@ -9,18 +9,18 @@ from contextlib import asynccontextmanager
 
 from pupitre.runtime.workers import persist
 from pupitre.store.accounts import SESSIONS, Accounts
-from pupitre.store.revocations import Endings
+from pupitre.store.revocations import Revocations
 
 
 @asynccontextmanager
-async def passing_on(accounts: Accounts, endings: Endings) -> AsyncIterator[None]:
+async def passing_on_revocations(accounts: Accounts, revocations: Revocations) -> AsyncIterator[None]:
     """Until the block ends."""
 
     async def pass_on() -> bool:
-        ended = await accounts.ended()
+        ended = await accounts.revocations()
         if ended:
-            await endings.add(ended)
-            await accounts.passed_on([ending.token_hash for ending in ended])
+            await revocations.add(ended)
+            await accounts.forget_revocations([revocation.token_hash for revocation in ended])
         return True
 
     async def hear() -> None:

@@ -18,7 +18,7 @@ from pupitre.domain.command import Command
 from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState
 from pupitre.domain.people.access import User, may_manage_hosts
-from pupitre.domain.status import Link
+from pupitre.domain.status import ClusterLink
 from pupitre.errors import Unavailable
 from pupitre.portal.http.metrics import Metrics
 from pupitre.portal.live.live_cache import Latest, Watched
@@ -205,7 +205,7 @@ class Feed:
         """A desktop and its commands as last read. Raises `Unavailable`."""
         return self._latest.desktop(desktop_id) or await self._looks.do(desktop_id)
 
-    async def links(self) -> list[Link]:
+    async def links(self) -> list[ClusterLink]:
         """The links to clusters as of a moment ago: every change of one wakes us. Raises `Unavailable`."""
         if time.monotonic() - self._links_read > LINKS_FRESH:
             self._latest.links = await self._status.links()

@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pupitre.domain.status import Link
-from pupitre.errors import LinkDown
+from pupitre.domain.status import ClusterLink
+from pupitre.errors import NoAnswer
 from pupitre.portal.context import Portal
 from pupitre.runtime.clock import now_ms
 
@@ -14,7 +14,7 @@ STALE_AFTER = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class LinkState:
+class ClusterFreshness:
     """Times in Unix ms. ``since`` and ``heard`` are None for a cluster that was never heard of.
 
     ``stale``: the cluster has not confirmed its rows for longer than it should; ``age_ms`` is for how long.
@@ -33,39 +33,39 @@ class LinkState:
         return self.age_ms / 1000 if self.stale and self.age_ms is not None else None
 
 
-async def link_state(portal: Portal) -> LinkState:
+async def link_state(portal: Portal) -> ClusterFreshness:
     """The link as it is now; of several clusters, the one that is worst off."""
     return state_of(portal, await portal.status.links())
 
 
-def state_of(portal: Portal, links: Sequence[Link]) -> LinkState:
+def state_of(portal: Portal, links: Sequence[ClusterLink]) -> ClusterFreshness:
     """The same, of links that have been read."""
     return worst(links, now=now_ms(), interval_ms=int(portal.settings.status_update_interval * 1000))
 
 
-def worst(links: Sequence[Link], *, now: int, interval_ms: int) -> LinkState:
+def worst(links: Sequence[ClusterLink], *, now: int, interval_ms: int) -> ClusterFreshness:
     """One that is out of reach before all others, then the one that was heard longest ago."""
     if not links:
-        return LinkState(False, reason="No cluster has been heard of yet.")
+        return ClusterFreshness(False, reason="No cluster has been heard of yet.")
     link = min(links, key=lambda link: (link.connected, link.heard))
     heard = link.heard or (link.since if link.connected else None)
     age = max(0, now - heard) if heard else None
     stale = age is None or age > STALE_AFTER * interval_ms
-    return LinkState(link.connected, link.since, link.reason, heard, age, stale)
+    return ClusterFreshness(link.connected, link.since, link.reason, heard, age, stale)
 
 
 async def check_reached(portal: Portal) -> None:
-    """Raises `LinkDown` when the cluster is out of reach and commands are to be refused then."""
+    """Raises `NoAnswer` when the cluster is out of reach and commands are to be refused then."""
     if portal.settings.when_unreachable == "queue":
         return
     if state_of(portal, await portal.feed.links()).connected:
         return
     link = await link_state(portal)  # it may just have come back
     if not link.connected:
-        raise LinkDown(f"{unreachable_words(link)} Nothing has been asked of it. Try again in a minute.")
+        raise NoAnswer(f"{unreachable_words(link)} Nothing has been asked of it. Try again in a minute.")
 
 
-def unreachable_words(link: LinkState) -> str:
+def unreachable_words(link: ClusterFreshness) -> str:
     """One sentence for people, without what mends it."""
     if link.since is None:
         return link.reason or "No cluster has been heard of yet."

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pupitre.domain.command import Command
 from pupitre.domain.desktop import Desktop
 from pupitre.domain.host import Host
-from pupitre.domain.status import Link, Rows
+from pupitre.domain.status import ClusterLink, Rows
 
 MOST = 20_000
 """Desktops kept at most; then those go that were not looked at for the longest time."""
@@ -35,7 +35,7 @@ class Latest:
     def __init__(self) -> None:
         self._desktops: OrderedDict[str, Watched] = OrderedDict()
         self.hosts: dict[str, Host] = {}
-        self.links: list[Link] = []
+        self.links: list[ClusterLink] = []
 
     def desktop(self, desktop_id: str) -> Watched | None:
         """None where it has to be read first."""
@@ -67,6 +67,6 @@ class Latest:
         """What is watched: nobody reads, or has read, what changes."""
         self._desktops.clear()
 
-    def begin(self, hosts: Iterable[Host], links: list[Link]) -> None:
+    def begin(self, hosts: Iterable[Host], links: list[ClusterLink]) -> None:
         self.hosts = {host.name: host for host in hosts}
         self.links = links

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from pupitre.domain.command import FINAL_STATES
 from pupitre.domain.people.access import may_manage_hosts
-from pupitre.domain.status import Link
+from pupitre.domain.status import ClusterLink
 from pupitre.errors import NotFound
 from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktops_of, latest_of
@@ -69,7 +69,7 @@ def _event(name: str, shape: BaseModel) -> bytes:
     return format_sse_event(event=name, data_str=shape.model_dump_json(by_alias=True))
 
 
-def _links(links: list[Link]) -> list[bytes]:
+def _links(links: list[ClusterLink]) -> list[bytes]:
     return [_event("link", link_out(link)) for link in links]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pupitre.cluster.clocks import APART, SAMPLES, TOLERATED_MS, Clocks
+from pupitre.cluster.clocks import APART, SAMPLES, TOLERATED_MS, ClockEstimate
 from pupitre.domain.ticket import LEEWAY, TicketRefused
 from pupitre.domain.warning import HostWarning
 from pupitre.host.console.used_tickets import BurnedTickets
@@ -20,10 +20,10 @@ from tests.unit.host.test_warnings import host_where_warned
 
 def shown(offset: int, delays: list[int]) -> tuple[HostWarning, ...]:
     """What is said after heartbeats of a clock that is ``offset`` ms ahead, each so many ms on its way."""
-    clocks, now = Clocks(), 1_000_000_000
+    clock, now = ClockEstimate(), 1_000_000_000
     last: tuple[HostWarning, ...] = ()
     for number, delay in enumerate(delays):
-        found = clocks.heard("host-2", now + offset, now=now + delay, loop_time=number * (APART + 1))
+        found = clock.add(now + offset, now=now + delay, loop_time=number * (APART + 1))
         last = last if found is None else found
     return last
 
@@ -49,9 +49,9 @@ def test_one_quick_beat_of_five_tells_the_difference(seconds: int, quick: int, d
 
 
 def test_beats_from_one_queue_count_as_one() -> None:
-    clocks = Clocks()
+    clock = ClockEstimate()
     for number in range(50):  # the cluster was paused for ten seconds
-        said = clocks.heard("host-2", 1000, now=11_000, loop_time=7 + number / 10_000)
+        said = clock.add(1000, now=11_000, loop_time=7 + number / 10_000)
         assert not said
 
 

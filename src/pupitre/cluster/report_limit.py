@@ -1,0 +1,26 @@
+"""Limit of what one host may have written into the audit log: the rest is counted, and not kept."""
+
+from dataclasses import dataclass
+
+LINES = 500
+"""Lines that one host may cause within `SPAN_MS`."""
+SPAN_MS = 3600 * 1000
+
+
+@dataclass(slots=True)
+class AuditLimit:
+    """Limit of one host, within the present hour. ``refused`` lines were not kept."""
+
+    begun: int = -SPAN_MS
+    used: int = 0
+    refused: int = 0
+
+    def left(self, *, now: int) -> int:
+        """Lines that the host may still cause (``now`` in Unix ms)."""
+        if not 0 <= now - self.begun < SPAN_MS:
+            self.begun, self.used, self.refused = now, 0, 0
+        return LINES - self.used
+
+    def use(self, lines: int, refused: int) -> None:
+        self.used += lines
+        self.refused += refused
