@@ -36,6 +36,7 @@ from pupitre.pki import issuing
 from pupitre.runtime.clock import now_ms
 from pupitre.store.admin import migrate
 from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.dialect import Listening
 from pupitre.store.sql.engine import Database, open_database
 from pupitre.store.status import CHANGED, Status
@@ -276,7 +277,7 @@ class Room:
     async def ask(self, order: Order, *, user: str = USER, timeout: float = 60.0) -> Command:
         now = now_ms()
         command = Command(new_id(), user, order, CommandState.QUEUED, created=now, deadline=now + int(timeout * 1000))
-        return await self.commands.request(command, interval_ms=0)
+        return await self.commands.request(NewCommand(command))
 
     async def boot(self, *, image: str = IMAGE, timeout: float = 60.0) -> Command:
         return await self.ask(BootDesktop(desktop=new_id(), image=image), timeout=timeout)

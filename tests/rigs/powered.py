@@ -20,6 +20,7 @@ from pupitre.domain.desktop import DesktopState
 from pupitre.host.journal import Journal, Record
 from pupitre.runtime.clock import now_ms
 from pupitre.store.commands import Commands
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.engine import Database
 
 WRITERS = 3
@@ -64,7 +65,7 @@ async def work(folder: Path, rounds: int | None) -> None:
     async def ask(_: int) -> None:
         now = now_ms()
         command = Command(new_id(), new_id(), BootDesktop(new_id(), "plain"), CommandState.QUEUED, now, now + 1000)
-        await commands.request(command, interval_ms=0)
+        await commands.request(NewCommand(command))
         say("commands", command.id)
 
     desktops = itertools.cycle([new_id() for _ in range(WRITERS * 2)])

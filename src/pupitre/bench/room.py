@@ -26,6 +26,7 @@ from pupitre.pki import issuing
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
 from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.engine import open_database
 from pupitre.up.processes.child import Child, ChildSpec, describe_exit
 from pupitre.up.processes.children import program
@@ -181,7 +182,7 @@ class Room:
         """A row like the portal's; noted as answered only once it is there."""
         now = now_ms()
         command = Command(new_id(), user, order, CommandState.QUEUED, created=now, deadline=now + int(seconds * 1000))
-        asked = await self.commands.request(command, interval_ms=0)
+        asked = await self.commands.request(NewCommand(command))
         self.answered.add(asked.id)
         return asked
 

@@ -19,9 +19,9 @@ from pupitre.portal.identity.passwords import Checker
 from pupitre.portal.identity.revocations import passing_on_revocations
 from pupitre.portal.identity.session_cache import Presence
 from pupitre.portal.identity.throttle import Throttle
-from pupitre.portal.live.batched_reads import Lookups
+from pupitre.portal.live.batched_reads import BatchedReads
 from pupitre.portal.live.events import Feed
-from pupitre.portal.live.rate_limit import Gate
+from pupitre.portal.live.rate_limit import CommandRateLimit
 from pupitre.store.accounts import Accounts
 from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
@@ -39,8 +39,8 @@ class Portal:
     commands: Commands
     status: Status
     audit: AuditLog
-    lookups: Lookups
-    gate: Gate
+    reads: BatchedReads
+    rate_limit: CommandRateLimit
     feed: Feed
     presence: Presence
     signer: Ed25519PrivateKey
@@ -77,7 +77,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
         command_rows = Commands(commands)
         status_rows = Status(status)
         account_rows = Accounts(accounts)
-        lookups = Lookups(command_rows, status_rows)
+        reads = BatchedReads(command_rows, status_rows)
         async with (
             Presence(account_rows).listening() as presence,
             Feed(
@@ -92,8 +92,8 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
                 commands=command_rows,
                 status=status_rows,
                 audit=AuditLog(commands),
-                lookups=lookups,
-                gate=Gate(int(settings.min_command_interval * 1000)),
+                reads=reads,
+                rate_limit=CommandRateLimit(int(settings.min_command_interval * 1000)),
                 feed=feed,
                 presence=presence,
                 signer=signer,

@@ -29,7 +29,6 @@ from pupitre.portal.context import Portal, new_id
 from pupitre.portal.identity.sessions import Caller
 from pupitre.portal.live.freshness import ClusterFreshness, state_of
 from pupitre.runtime.clock import now_ms
-from pupitre.store.new_commands import Allowance
 
 SHOWN_AFTER_FAILURE_MS = 10 * 60 * 1000
 """How long a desktop that failed stays in sight unless its user puts it away."""
@@ -146,7 +145,7 @@ async def latest_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
 
 
 async def _own(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
-    row, commands = await asyncio.gather(portal.lookups.desktop.do(desktop_id), portal.lookups.orders.do(desktop_id))
+    row, commands = await asyncio.gather(portal.reads.desktop.do(desktop_id), portal.reads.commands.do(desktop_id))
     return _visible(user, seen(row, commands, now=now_ms()))
 
 
@@ -181,8 +180,8 @@ async def start(portal: Portal, caller: Caller, image_id: str, *, edition: bool 
         image = await image_named(portal, image_id)
         if image.state is not CopyState.READY:
             raise Conflict(_not_ready(image))
-    allowance = Allowance(limit_of(portal, caller.user), lambda: portal.lookups.counted.do(caller.user.id))
-    return await ask(portal, caller, BootDesktop(desktop=new_id(), image=image_id, edition=edition), allowance)
+    order = BootDesktop(desktop=new_id(), image=image_id, edition=edition)
+    return await ask(portal, caller, order, limit=limit_of(portal, caller.user))
 
 
 async def _check_editable(portal: Portal, caller: Caller, image_id: str) -> None:

@@ -1,7 +1,7 @@
 """The database ``commands``: what was asked for, until long after it has its outcome.
 
 The row is written before the browser has its answer, and its state moves only along
-`COMMAND_LIFE`. Requests that come together share a transaction, and so do moves.
+`COMMAND_LIFE`. New commands that come together share a transaction, and so do moves.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ from pupitre.domain.command import (
 from pupitre.errors import PupitreError
 from pupitre.runtime.batch import Batch
 from pupitre.store.command_rows import from_row
-from pupitre.store.new_commands import Allowance, Request, write_requests
+from pupitre.store.new_commands import NewCommand, write_new_commands
 from pupitre.store.schema import commands, commands_counter
 from pupitre.store.sql.engine import Database, next_version
 from pupitre.store.transitions import Move, write_moves
@@ -60,26 +60,19 @@ class Commands:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-        self._requests: Batch[Request, Command] = Batch(self._request)
+        self._new: Batch[NewCommand, Command] = Batch(self._write_new)
         self._moves: Batch[Move, bool] = Batch(self._move)
 
-    async def request(
-        self,
-        command: Command,
-        *,
-        interval_ms: int,
-        allowance: Allowance | None = None,
-        actor_name: str = "",
-        origin: str = "",
-    ) -> Command:
-        """Write a new command, and who asked for it, from where. Raises `TooEarly` and `LimitReached`;
-        then nothing has changed.
-        """
-        return await self._requests.do(Request(command, interval_ms, allowance, actor_name, origin))
+    async def request(self, new: NewCommand) -> Command:
+        """Write a new command, and who asked for it, from where.
 
-    async def _request(self, group: Sequence[Request]) -> list[Command | PupitreError]:
+        Raises `TooEarly` and `LimitReached`; then nothing has changed.
+        """
+        return await self._new.do(new)
+
+    async def _write_new(self, group: Sequence[NewCommand]) -> list[Command | PupitreError]:
         async with self.database.write(ASKED, ANSWERED) as connection:
-            return await write_requests(connection, group, await next_version(connection, commands_counter))
+            return await write_new_commands(connection, group, await next_version(connection, commands_counter))
 
     async def get(self, command_id: str) -> Command | None:
         row = (await self.database.select(_ONE, {"command": command_id})).one_or_none()

@@ -18,6 +18,7 @@ from pupitre.runtime.clock import now_ms
 from pupitre.runtime.workers import ungrouped
 from pupitre.store.accounts import Accounts
 from pupitre.store.commands import ANSWERED, Commands
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.engine import Database, open_database
 from pupitre.up.hosts import OwnHost, own_hosts
 
@@ -59,7 +60,7 @@ async def _register(settings: Settings, admin: str, database: Database, host: Ow
         deadline=now + int(settings.timeout_of(CommandKind.REGISTER_HOST) * 1000),
     )
     async with database.listen(ANSWERED) as listener:
-        await commands.request(command, interval_ms=0)
+        await commands.request(NewCommand(command))
         while (seen := await commands.get(command.id)) and seen.state not in FINAL_STATES:
             await listener.heard()
     if seen is None or seen.state is not CommandState.SUCCEEDED:

@@ -11,6 +11,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from pupitre.domain.command import BootDesktop, Command, CommandEvent, CommandState, Fault
 from pupitre.errors import TooEarly
 from pupitre.store.audit import APPEND, FIRST_PART, MAX_DETAIL, Act, AuditEntry, AuditLog, Wanted, audit_values
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.engine import Database
 from pupitre.store.sql.statement import Result, Values
 from tests.rigs import databases
@@ -96,9 +97,9 @@ async def test_a_command_has_its_wish_its_outcome_and_a_late_one_in_the_log_and_
             Command(f"0190aaaa-0000-7000-8000-0000000000c{n}", ANA, order, CommandState.QUEUED, 1000 + n, 9000)
             for n in (1, 2)
         )
-        await commands.request(first, interval_ms=500, actor_name="ana", origin="10.0.0.7")
+        await commands.request(NewCommand(first, 500, actor_name="ana", origin="10.0.0.7"))
         with pytest.raises(TooEarly):
-            await commands.request(refused, interval_ms=500, actor_name="ana", origin="10.0.0.7")
+            await commands.request(NewCommand(refused, 500, actor_name="ana", origin="10.0.0.7"))
         fault = Fault("TIMED_OUT", "No answer within 8 s.")
         assert await commands.advance(first.id, CommandEvent.TIME_OUT, now=9000, fault=fault)
         assert not await commands.advance(first.id, CommandEvent.SUCCEED, now=9500)

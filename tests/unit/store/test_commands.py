@@ -4,7 +4,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from pupitre.domain.command import (
     DestroyDesktop,
     Fault,
 )
+from pupitre.domain.command_limits import DesktopQuota
 from pupitre.errors import LimitReached, TooEarly
 from pupitre.store import transitions
 from pupitre.store.commands import Commands
-from pupitre.store.new_commands import Allowance
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.dialect import Connection
 from tests import ROOT
 from tests.rigs import databases
@@ -34,16 +34,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
 USER = "0190aaaa-0000-7000-8000-000000000001"
 
 
-def counting(*desktops: str) -> Callable[[], Awaitable[frozenset[str]]]:
-    """What the status database would count."""
-
-    async def counted() -> frozenset[str]:
-        return frozenset(desktops)
-
-    return counted
-
-
-NOTHING = Allowance(1, counting())
+QUOTA = DesktopQuota(1)
 
 
 def new_id() -> str:
@@ -54,9 +45,9 @@ def boot(user: str = USER, *, at: int = 1000) -> Command:
     return Command(new_id(), user, BootDesktop(new_id(), "plain"), CommandState.QUEUED, at, at + 1000)
 
 
-async def ask(commands: Commands, command: Command, limit: Allowance | None = None, interval: int = 0) -> str:
+async def ask(commands: Commands, command: Command, quota: DesktopQuota | None = None, interval: int = 0) -> str:
     try:
-        await commands.request(command, interval_ms=interval, allowance=limit)
+        await commands.request(NewCommand(command, interval, quota))
     except (LimitReached, TooEarly) as error:
         return error.code
     return "taken"
@@ -65,7 +56,7 @@ async def ask(commands: Commands, command: Command, limit: Allowance | None = No
 async def test_of_fifty_at_once_exactly_the_limit_passes(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
         answers = await asyncio.gather(
-            *(ask(commands, boot(), Allowance(3, counting("one that runs"))) for _ in range(50))
+            *(ask(commands, boot(), DesktopQuota(3, frozenset({"one that runs"}))) for _ in range(50))
         )
         assert sorted(set(answers)) == ["limit_reached", "taken"]
         assert answers.count("taken") == 2
@@ -74,31 +65,31 @@ async def test_of_fifty_at_once_exactly_the_limit_passes(tmp_path: Path) -> None
 
 async def test_of_fifty_at_once_from_two_processes_worth_of_connections(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as one, databases.commands(tmp_path) as other:
-        asked = [ask((one, other)[number % 2], boot(), Allowance(5, counting())) for number in range(50)]
+        asked = [ask((one, other)[number % 2], boot(), DesktopQuota(5)) for number in range(50)]
         assert (await asyncio.gather(*asked)).count("taken") == 5
 
 
 async def test_users_do_not_count_against_each_other(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
         users = [new_id() for _ in range(20)]
-        answers = await asyncio.gather(*(ask(commands, boot(user), NOTHING, 500) for user in users for _ in range(2)))
+        answers = await asyncio.gather(*(ask(commands, boot(user), QUOTA, 500) for user in users for _ in range(2)))
         assert answers.count("taken") == 20
 
 
 async def test_too_early_says_how_long_to_wait_and_writes_nothing(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
-        await commands.request(boot(at=1000), interval_ms=500)
+        await commands.request(NewCommand(boot(at=1000), 500))
         with pytest.raises(TooEarly, match=r"wait 0\.4 seconds") as caught:
-            await commands.request(boot(at=1100), interval_ms=500)
+            await commands.request(NewCommand(boot(at=1100), 500))
         assert caught.value.retry_after == pytest.approx(0.4)
         assert len(await commands.of_user(USER)) == 1
-        await commands.request(boot(at=1500), interval_ms=500)
+        await commands.request(NewCommand(boot(at=1500), 500))
         assert await ask(commands, boot(at=100), interval=500) == "taken"  # the clock was set back
 
 
 async def test_a_refused_request_does_not_move_the_gate(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
-        await commands.request(boot(at=1000), interval_ms=500)
+        await commands.request(NewCommand(boot(at=1000), 500))
         assert await ask(commands, boot(at=1400), interval=500) == "too_early"
         assert await ask(commands, boot(at=1500), interval=500) == "taken"
 
@@ -106,12 +97,12 @@ async def test_a_refused_request_does_not_move_the_gate(tmp_path: Path) -> None:
 async def test_no_desktop_at_all_and_what_is_over_does_not_count(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
         with pytest.raises(LimitReached, match="may not start desktops"):
-            await commands.request(boot(), interval_ms=0, allowance=Allowance(0, counting()))
-        first = await commands.request(boot(), interval_ms=0, allowance=NOTHING)
+            await commands.request(NewCommand(boot(), quota=DesktopQuota(0)))
+        first = await commands.request(NewCommand(boot(), quota=QUOTA))
         with pytest.raises(LimitReached, match="You may have 1 desktop at once and have 1"):
-            await commands.request(boot(), interval_ms=0, allowance=NOTHING)
+            await commands.request(NewCommand(boot(), quota=QUOTA))
         await commands.advance(first.id, CommandEvent.FAIL, now=2, fault=Fault("X", "no"))
-        await commands.request(boot(), interval_ms=0, allowance=NOTHING)
+        await commands.request(NewCommand(boot(), quota=QUOTA))
 
 
 @pytest.mark.parametrize("state", CommandState)
@@ -127,7 +118,7 @@ async def test_a_command_moves_only_along_its_table(tmp_path: Path, state: Comma
         CommandState.CANCELLED: [CommandEvent.CANCEL],
     }
     async with databases.commands(tmp_path) as commands:
-        command = await commands.request(boot(), interval_ms=0)
+        command = await commands.request(NewCommand(boot()))
         for step in way[state]:
             assert await commands.advance(command.id, step, now=5)
         moved = await commands.advance(command.id, event, now=6)
@@ -143,7 +134,7 @@ async def test_the_first_late_outcome_is_kept_and_only_after_giving_up(tmp_path:
         given_up = [boot(), boot()]
         done = boot()
         for command in (*given_up, done):
-            await commands.request(command, interval_ms=0)
+            await commands.request(NewCommand(command))
         await commands.advance(given_up[0].id, CommandEvent.TIME_OUT, now=2, abandon=True)
         await commands.advance(
             given_up[1].id, CommandEvent.FAIL, now=2, fault=Fault("CONNECTION_ERROR", "away"), abandon=True
@@ -167,7 +158,7 @@ async def test_a_late_outcome_does_not_ask_again_to_tell_that_nobody_waits(
     """The cluster answers, and its outcome comes at the same time."""
     told: list[asyncio.Task[None]] = []
     async with databases.commands(tmp_path) as commands:
-        command = await commands.request(boot(), interval_ms=0)
+        command = await commands.request(NewCommand(boot()))
         await commands.advance(command.id, CommandEvent.TIME_OUT, now=2, abandon=True)
         read = transitions._held
 
@@ -189,7 +180,7 @@ async def test_a_late_outcome_does_not_ask_again_to_tell_that_nobody_waits(
 
 async def test_one_of_many_outcomes_at_once_wins(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
-        command = await commands.request(boot(), interval_ms=0)
+        command = await commands.request(NewCommand(boot()))
         events = [CommandEvent.SUCCEED, CommandEvent.FAIL, CommandEvent.TIME_OUT, CommandEvent.CANCEL] * 5
         moved = await asyncio.gather(*(commands.advance(command.id, event, now=2) for event in events))
         assert moved.count(True) == 1
@@ -218,7 +209,7 @@ async def test_a_reader_of_changes_misses_none_while_many_write(tmp_path: Path) 
 
         async def write(number: int) -> None:
             commands, command = (one, other)[number % 2], written[number]
-            await commands.request(command, interval_ms=0)
+            await commands.request(NewCommand(command))
             await commands.advance(command.id, CommandEvent.ACCEPT, now=2)
             await commands.advance(command.id, CommandEvent.SUCCEED, now=3)
 
@@ -233,10 +224,10 @@ async def test_a_reader_of_changes_misses_none_while_many_write(tmp_path: Path) 
 
 async def test_dismissing_puts_away_what_is_over(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
-        over = await commands.request(boot(), interval_ms=0)
+        over = await commands.request(NewCommand(boot()))
         await commands.advance(over.id, CommandEvent.FAIL, now=2, fault=Fault("X", "no"))
         stop = Command(new_id(), USER, DestroyDesktop(str(over.desktop)), CommandState.QUEUED, 3, 9)
-        await commands.request(stop, interval_ms=0)
+        await commands.request(NewCommand(stop))
         await commands.dismiss(str(over.desktop))
         found = (await commands.of_desktops([str(over.desktop)]))[str(over.desktop)]
         assert [command.dismissed for command in found] == [True, False]
@@ -244,7 +235,7 @@ async def test_dismissing_puts_away_what_is_over(tmp_path: Path) -> None:
 
 async def test_pages_of_a_users_commands(tmp_path: Path) -> None:
     async with databases.commands(tmp_path) as commands:
-        ids = [(await commands.request(boot(), interval_ms=0)).id for _ in range(5)]
+        ids = [(await commands.request(NewCommand(boot()))).id for _ in range(5)]
         first = await commands.of_user(USER, limit=2)
         rest = await commands.of_user(USER, limit=9, before=first[-1].id)
         assert [command.id for command in (*first, *rest)] == ids[::-1]
@@ -259,7 +250,7 @@ from tests.unit.store.test_commands import boot
 async def main():
     async with databases.commands(Path(sys.argv[1])) as commands:
         while True:
-            print((await commands.request(boot(), interval_ms=0)).id, flush=True)
+            print((await commands.request(NewCommand(boot()))).id, flush=True)
 
 asyncio.run(main())
 """

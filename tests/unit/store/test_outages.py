@@ -14,6 +14,7 @@ from sqlalchemy import insert, select
 from pupitre.domain.command import BootDesktop, Command, CommandState
 from pupitre.errors import Unavailable
 from pupitre.store.commands import ASKED, Commands
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.schema import gates
 from tests import ROOT
 from tests.rigs import databases
@@ -48,7 +49,7 @@ async def test_a_restart_under_load_loses_nothing_that_was_acknowledged(
         while not ended:
             command = Command(new_id(), new_id(), BootDesktop(new_id(), "plain"), CommandState.QUEUED, 1, 2)
             try:
-                await commands.request(command, interval_ms=0)
+                await commands.request(NewCommand(command))
                 acknowledged.append(command.id)
             except Unavailable:
                 refused += 1
@@ -85,7 +86,7 @@ async def test_a_listener_hears_again_after_a_restart(tmp_path: Path, each_serve
             async with asyncio.timeout(PATIENCE):
                 await listener.heard()  # something may have been missed
             command = Command(new_id(), new_id(), BootDesktop(new_id(), "plain"), CommandState.QUEUED, 1, 2)
-            await commands.request(command, interval_ms=0)
+            await commands.request(NewCommand(command))
             async with asyncio.timeout(PATIENCE):
                 await listener.heard()
 

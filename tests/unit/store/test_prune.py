@@ -10,6 +10,7 @@ from pupitre.domain.command import BootDesktop, Command, CommandEvent, CommandSt
 from pupitre.errors import Unavailable
 from pupitre.store.admin.prune import STEP, Pruned, prune
 from pupitre.store.audit import APPEND, Act, AuditEntry, AuditLog, audit_values
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.schema import audit, commands
 from tests.rigs import databases
 from tests.rigs.database_servers import Provisioned
@@ -37,7 +38,7 @@ async def test_old_rows_go_and_needed_ones_stay(tmp_path: Path) -> None:
             command(4, OLD, NEW), command(5, NEW, NEW),
         )  # fmt: skip
         for one in (ended, waiting, to_abandon, long, recent):
-            await store.request(one, interval_ms=0, actor_name="ana")
+            await store.request(NewCommand(one, 0, actor_name="ana"))
         for one in (ended, long):
             await store.advance(one.id, CommandEvent.SUCCEED, now=1500)
         await store.advance(to_abandon.id, CommandEvent.TIME_OUT, now=1500, abandon=True)

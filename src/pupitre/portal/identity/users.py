@@ -13,6 +13,7 @@ from pupitre.portal.identity.sessions import Caller
 from pupitre.runtime.clock import now_ms
 from pupitre.store.audit import Act, bounded
 from pupitre.store.commands import Commands
+from pupitre.store.new_commands import NewCommand
 from pupitre.store.status import Status
 
 
@@ -76,7 +77,7 @@ async def stop_desktops(settings: Settings, commands: Commands, status: Status, 
         order = DestroyDesktop(desktop=desktop)
         deadline = now + int(settings.timeout_of(order.kind) * 1000)
         command = Command(new_id(), user.id, order, CommandState.QUEUED, now, deadline)
-        await commands.request(command, interval_ms=0)
+        await commands.request(NewCommand(command))
 
 
 async def _named(portal: Portal, caller: Caller, name: str) -> User:
