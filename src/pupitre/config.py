@@ -25,6 +25,7 @@ from pupitre.domain.origin import ServedHosts, host_name, is_loopback, own_origi
 from pupitre.domain.peer import LOOPBACK, Network, TrustedProxies, parse_network
 from pupitre.environment import FILE, PREFIX, check_home, check_variables, default_home, read_file, unknown, user_folder
 from pupitre.errors import SetupError
+from pupitre.timings import StatusTimings
 
 DatabaseName = Literal["accounts", "commands", "status", "cluster"]
 DatabaseRole = Literal["portal", "endpoint", "cluster", "owner"]
@@ -348,6 +349,11 @@ class Settings(BaseSettings):
     def served(self) -> ServedHosts:
         """All origins, ours first, and the hosts for which requests are answered."""
         return ServedHosts(dict.fromkeys((self.origin, *self.extra_origins)))
+
+    @property
+    def status_timings(self) -> StatusTimings:
+        """Times that follow from `status_update_interval`."""
+        return StatusTimings(self.status_update_interval)
 
     def timeout_of(self, kind: str) -> float:
         """Seconds that a command of this kind may take."""

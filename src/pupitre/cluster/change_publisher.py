@@ -11,12 +11,11 @@ from pupitre.domain.host import Host
 from pupitre.domain.status import Rows
 from pupitre.errors import Unavailable
 from pupitre.store.cluster import ClusterStore, Committed
+from pupitre.timings import GATHER_CHANGES
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import MAX_SIZE, Changed, Mark, encode
 from pupitre.wire.subjects import Subjects
 
-GATHER_CHANGES = 0.03
-"""Seconds in which changes of desktops gather before they are told. Outcomes do not wait, and bring their rows."""
 MOST_ROWS = 500
 """Rows in one change."""
 

@@ -8,13 +8,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from pupitre.domain.warning import HostWarning, WarningCode, warn
+from pupitre.timings import CLOCK_SAMPLE, CLOCK_TOLERATED_MS
 
 SAMPLES = 5
 """Heartbeats that are compared."""
-APART = 0.1
-"""Seconds between two of them: those that waited in one queue say the same."""
-TOLERATED_MS = 5000
-"""Milliseconds for which nobody is warned: consoles open at up to six times as much."""
 CHANGE = 0.1
 """Part by which a difference has to change before it is written anew."""
 
@@ -29,14 +26,14 @@ class ClockEstimate:
 
     def add(self, at: int, *, now: int, loop_time: float) -> tuple[HostWarning, ...] | None:
         """Warnings after a heartbeat that was sent at ``at`` (Unix ms by the host's clock); None: as before."""
-        if loop_time - self.taken < APART:
+        if loop_time - self.taken < CLOCK_SAMPLE:
             return None
         self.taken = loop_time
         self.differences.append(at - now)
         difference = max(self.differences)
         if len(self.differences) < SAMPLES:
             difference = max(0, difference)  # waiting makes no clock seem ahead, and any clock seem behind
-        seconds = round(difference / 1000) if abs(difference) > TOLERATED_MS else 0
+        seconds = round(difference / 1000) if abs(difference) > CLOCK_TOLERATED_MS else 0
         if seconds == self.shown or (self.shown and seconds and _is_close(seconds, self.shown)):
             return None
         self.shown = seconds

@@ -31,15 +31,13 @@ from pupitre.scheduler.host_commands import ANSWERING, AT_ONCE, UNREGISTERED, Ho
 from pupitre.scheduler.host_life import Limits, Step
 from pupitre.scheduler.state import JournaledCommand, ReadSet
 from pupitre.store.cluster import ClusterStore
+from pupitre.timings import ORDER_RETRY
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Describe, Done, PowerOff
 from pupitre.wire.subjects import Subjects
 from pupitre.wire.wake import wake
 
 log = structlog.get_logger(__name__)
-
-RETRY = 1.0
-"""Seconds until a host is looked at again that takes no orders yet, and a failed step is taken again."""
 
 
 class Hosts:
@@ -62,8 +60,8 @@ class Hosts:
         self._subjects = Subjects(settings.cluster)
         self._wake_desktop = wake_desktop
         self._on_move = on_move
-        self._workers = Workers(self._step, retry=RETRY)
-        self._registrations = Workers(self._register, retry=RETRY)
+        self._workers = Workers(self._step)
+        self._registrations = Workers(self._register)
         self._limits = Limits(int(settings.host_give_up * 1000), int(settings.host_timeout * 1000))
         self._warnings = HostWarnings(registry)
         self._trust = ImageTrust(settings)
@@ -139,7 +137,7 @@ class Hosts:
 
     async def _step(self, name: str) -> float | None:
         if self._store.state.is_suspended:
-            return RETRY
+            return ORDER_RETRY
         session = self._sessions.get(name)
 
         def decide(changes: Changes) -> Step:
@@ -148,7 +146,7 @@ class Hosts:
             if registered and gives_up and name in changes.conflicts:
                 return host_life.leave_unheard(changes, registered, now=now_ms())
             if registered and registered.host.state in ANSWERING and not self.takes_orders(name):
-                return Step(again=RETRY)  # first it says what runs there
+                return Step(again=ORDER_RETRY)  # first it says what runs there
             is_leaving = session.state is SessionState.LEAVING
             return host_life.settle(changes, name, now=now_ms(), limits=self._limits, is_leaving=is_leaving)
 

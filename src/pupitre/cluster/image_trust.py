@@ -16,11 +16,10 @@ from pupitre.domain.signed_manifest import SignedManifest, signature_fault
 from pupitre.domain.warning import HostWarning, WarningCode, warn
 from pupitre.images.manifest import Manifest, manifest_fault
 from pupitre.images.signatures import publisher, trusted_keys
+from pupitre.timings import IMAGES_RECHECK
 from pupitre.wire.messages import Report
 
 log = structlog.get_logger(__name__)
-LOOK_AGAIN = 30.0
-"""Seconds until a host whose images were refused is asked again: its publisher may be known by then."""
 
 
 class ImageTrust:
@@ -74,7 +73,7 @@ class ImageTrust:
 
     def is_due(self, host: str, *, loop_time: float) -> bool:
         """Whether the host, some of whose images were refused, is to be asked for them again."""
-        return loop_time - self._refused.get(host, loop_time) >= LOOK_AGAIN
+        return loop_time - self._refused.get(host, loop_time) >= IMAGES_RECHECK
 
     def forget(self, host: str) -> None:
         self._refused.pop(host, None)

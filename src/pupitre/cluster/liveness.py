@@ -7,13 +7,9 @@ import structlog
 
 from pupitre.cluster.host_session import HostSession
 from pupitre.errors import Unavailable
+from pupitre.timings import DATABASE_RETRY, RECONNECT_POLL
 
 log = structlog.get_logger(__name__)
-
-RECONNECT_POLL = 0.2
-"""Seconds between two looks whether anybody can be heard again."""
-RETRY = 1.0
-"""Seconds until a silence that could not be written is written again."""
 
 
 class HostSessions:
@@ -75,7 +71,7 @@ class HostSessions:
             await self._on_silence(host)
         except Unavailable as error:
             log.warning("host_silence_unwritten", host=host, reason=str(error))
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(DATABASE_RETRY)
             return
         session = self.of(host)
         session.forget_reports()  # when it speaks again, it is asked for everything

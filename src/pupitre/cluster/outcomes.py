@@ -7,9 +7,9 @@ import structlog
 from pupitre.domain.command import Halt
 from pupitre.domain.status import Rows
 from pupitre.errors import MessageError, NoAnswer, Unavailable
-from pupitre.runtime.batch import GATHER
 from pupitre.scheduler.state import JournaledCommand, Outcomes
 from pupitre.store.cluster import ClusterStore
+from pupitre.timings import GATHER
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Done, Outcome
 from pupitre.wire.subjects import Subjects

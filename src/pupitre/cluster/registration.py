@@ -7,15 +7,10 @@ import asyncio
 
 from pupitre.domain.command import RegisterHost
 from pupitre.errors import MessageError, NoAnswer, RegistrationFault
+from pupitre.timings import HOST_DESCRIBE_LIMIT, HOST_DESCRIBE_RETRY, HOST_DESCRIBE_WAIT
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Describe, Report
 from pupitre.wire.subjects import Subjects
-
-ANSWER_LIMIT = 2.0
-"""Seconds that a host has to describe itself."""
-PATIENCE = 4.0
-"""Seconds for which one that does not is asked again: it may have just been started, or be back at once."""
-PAUSE = 0.25
 
 
 async def ask_host(
@@ -37,11 +32,11 @@ async def ask_host(
 
 async def _described(broker: BrokerConnection, subject: str, request: Describe) -> Report:
     loop = asyncio.get_running_loop()
-    last = loop.time() + PATIENCE
+    last = loop.time() + HOST_DESCRIBE_WAIT
     while True:
         try:
-            return await broker.request(subject, request, Report, timeout=ANSWER_LIMIT)
+            return await broker.request(subject, request, Report, timeout=HOST_DESCRIBE_LIMIT)
         except NoAnswer:
             if loop.time() > last:
                 raise
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(HOST_DESCRIBE_RETRY)

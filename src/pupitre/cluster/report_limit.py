@@ -2,22 +2,23 @@
 
 from dataclasses import dataclass
 
+from pupitre.timings import AUDIT_LIMIT_SPAN_MS
+
 LINES = 500
-"""Lines that one host may cause within `SPAN_MS`."""
-SPAN_MS = 3600 * 1000
+"""Lines that one host may cause within `AUDIT_LIMIT_SPAN_MS`."""
 
 
 @dataclass(slots=True)
 class AuditLimit:
     """Limit of one host, within the present hour. ``refused`` lines were not kept."""
 
-    begun: int = -SPAN_MS
+    begun: int = -AUDIT_LIMIT_SPAN_MS
     used: int = 0
     refused: int = 0
 
     def left(self, *, now: int) -> int:
         """Lines that the host may still cause (``now`` in Unix ms)."""
-        if not 0 <= now - self.begun < SPAN_MS:
+        if not 0 <= now - self.begun < AUDIT_LIMIT_SPAN_MS:
             self.begun, self.used, self.refused = now, 0, 0
         return LINES - self.used
 

@@ -5,12 +5,10 @@ from collections.abc import Iterable
 
 from pupitre.domain.host import Host, HostState
 from pupitre.errors import MessageError, NoAnswer
+from pupitre.timings import HOST_REVOCATION_LIMIT
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Done, EndSignIns, Refused
 from pupitre.wire.subjects import Subjects
-
-ANSWER_LIMIT = 1.5
-"""Seconds for one host."""
 
 
 async def tell_hosts(
@@ -21,7 +19,7 @@ async def tell_hosts(
 
     async def tell(host: str) -> str | None:
         try:
-            await broker.request(subjects.orders(host), order, Done, timeout=ANSWER_LIMIT)
+            await broker.request(subjects.orders(host), order, Done, timeout=HOST_REVOCATION_LIMIT)
         except (NoAnswer, MessageError):
             return host
         return None

@@ -27,6 +27,7 @@ from pupitre.runtime.workers import Workers, persist, ungrouped, until_available
 from pupitre.scheduler.commands import abandon, accept, read_set_of
 from pupitre.scheduler.state import JournaledCommand, PlacedDesktop
 from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
+from pupitre.timings import CONFIRMATION_POLL, KEEP_MS, ORDER_RESEND, ORDER_RETRY, REPORT_RESEND, STAND_BY
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import (
     MAX_SIZE,
@@ -46,19 +47,6 @@ from pupitre.wire.messages import (
 from pupitre.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
-
-RESEND = 5.0
-"""Seconds until an order that had no visible effect is sent again."""
-SHORTEST = 0.25
-"""Seconds until an outcome that was not taken is sent again, at first."""
-STAND_BY = 2.0
-"""Seconds of silence after which another cluster server is taken over from."""
-RETRY = 1.0
-"""Seconds until an order that was not taken is sent again, and a failed step is taken again."""
-CONFIRMATION_POLL = 1.0
-"""Seconds between two looks whether an administrator has confirmed a restored database."""
-KEEP_MS = 24 * 3600 * 1000
-"""How long gone desktops and reported commands are kept."""
 
 
 class _Halted(Exception):
@@ -83,7 +71,7 @@ class ClusterServer:
         self._subjects = Subjects(settings.cluster)
         self._store = store
         store.on_commit, store.on_unsure = self._on_commit, self._on_unsure
-        self._desktops = Workers(self._settle, retry=RETRY)
+        self._desktops = Workers(self._settle)
         self._hosts = Hosts(
             settings,
             store,
@@ -117,9 +105,9 @@ class ClusterServer:
 
     async def _serve(self, on_started: Callable[[], None]) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(persist(self._report_outcomes, self._outcomes.due, pauses=(SHORTEST, RESEND)))
+            tasks.create_task(persist(self._report_outcomes, self._outcomes.due, pauses=REPORT_RESEND))
             tasks.create_task(persist(self._changes.publish, self._changes.due))
-            tasks.create_task(persist(self._send_audit_events, self._audit_due, pauses=(SHORTEST, RESEND)))
+            tasks.create_task(persist(self._send_audit_events, self._audit_due, pauses=REPORT_RESEND))
             tasks.create_task(self._changes.publish_positions(self._settings.status_update_interval))
             tasks.create_task(self._hosts.watch())
             tasks.create_task(self._watch_confirmation())
@@ -282,7 +270,7 @@ class ClusterServer:
             return None
         host, sequence = placed.seen.host, self._store.version
         if not self._hosts.takes_orders(host):
-            return RESEND
+            return ORDER_RESEND
         order: EnsureDesktop | EnsureGone
         if placed.wanted is DesktopState.GONE:
             grace = self._settings.shutdown_grace if placed.seen.until else 0
@@ -290,7 +278,7 @@ class ClusterServer:
             order = EnsureGone(epoch=self._store.epoch, desktop=desktop, grace=grace, sequence=sequence, proof=proof)
         elif placed.seen.state is DesktopState.REQUESTED:
             if spec is None:
-                return RESEND
+                return ORDER_RESEND
             order = EnsureDesktop(
                 epoch=self._store.epoch,
                 desktop=desktop,
@@ -306,8 +294,8 @@ class ClusterServer:
             await self._broker.request(self._subjects.orders(host), order, Done)
         except (NoAnswer, MessageError) as error:
             log.warning("order_not_taken", host=host, reason=str(error))
-            return RETRY
-        return RESEND
+            return ORDER_RETRY
+        return ORDER_RESEND
 
     def _ordered(self, placed: PlacedDesktop, spec: ImageSpec, host: str, sequence: int) -> Ordered:
         """What is signed of a start."""

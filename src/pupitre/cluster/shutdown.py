@@ -17,13 +17,9 @@ from pupitre.runtime.workers import rung
 from pupitre.scheduler.shutdown import cancel, hosts_leaving, succeed, want_hosts_down
 from pupitre.scheduler.state import JournaledCommand, ReadSet
 from pupitre.store.cluster import ClusterStore
+from pupitre.timings import HALT_RECHECK, HALT_REPORT_LIMIT
 
 log = structlog.get_logger(__name__)
-
-REPORT_LIMIT = 20.0
-"""Seconds that outcomes have to reach the endpoint, which may be away."""
-RECHECK = 1.0
-"""Seconds until hosts and outcomes are looked at again where nothing was heard of them."""
 
 
 class ClusterShutdown:
@@ -76,13 +72,13 @@ class ClusterShutdown:
                 return
             for name in leaving:
                 self._hosts.wake(name)
-            await rung(self.moved, RECHECK)
+            await rung(self.moved, HALT_RECHECK)
 
     async def _wait_until_reported(self) -> None:
         try:
-            async with timeout(REPORT_LIMIT):
+            async with timeout(HALT_REPORT_LIMIT):
                 while (await self._store.unreported())[1]:
                     self.moved.clear()
-                    await rung(self.moved, RECHECK)
+                    await rung(self.moved, HALT_RECHECK)
         except TimeoutError:
             log.warning("outcomes_not_taken", remedy="The endpoint gets them when the cluster runs again.")

@@ -13,15 +13,13 @@ from prometheus_client import CollectorRegistry, Gauge
 from pupitre.domain.state_machine import Machine
 from pupitre.domain.status import ClusterLink
 from pupitre.errors import Unavailable
-from pupitre.runtime.backoff import Backoff, Pauses
+from pupitre.runtime.backoff import Backoff
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.workers import rung
 from pupitre.store.status import Status
+from pupitre.timings import RESEND
 
 log = structlog.get_logger(__name__)
-
-GREET = Pauses(0.25, 2.0)
-"""Between two questions to a cluster that does not answer."""
 
 
 class ContactState(StrEnum):
@@ -81,7 +79,7 @@ class ClusterContact:
     async def watch(self, greet: Callable[[], Awaitable[bool]]) -> None:
         """For ever: ``greet`` the cluster when it was silent too long; it says whether there was an answer."""
         loop = asyncio.get_running_loop()
-        backoff = Backoff(GREET)
+        backoff = Backoff(RESEND)
         while True:
             if self._written is not self._state:
                 await self._write()
@@ -94,7 +92,7 @@ class ClusterContact:
             else:
                 left = backoff.next()
             if self._written is not self._state:
-                left = min(left, GREET.longest)
+                left = min(left, RESEND.longest)
             await rung(self._due, left)
 
     async def _advance(self, event: ContactEvent, reason: str = "") -> bool:

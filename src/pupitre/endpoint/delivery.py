@@ -5,10 +5,8 @@ from enum import StrEnum
 
 from pupitre.domain.command import Command
 from pupitre.domain.state_machine import Machine
-from pupitre.runtime.backoff import Backoff, Pauses
-
-RESEND = Pauses(0.25, 2.0)
-"""Between two tries to send a command."""
+from pupitre.runtime.backoff import Backoff
+from pupitre.timings import RESEND
 
 
 class DeliveryState(StrEnum):

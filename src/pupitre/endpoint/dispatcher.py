@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry, Counter
 
 from pupitre.domain.command import Command, CommandEvent, CommandKind, CommandState, Fault
 from pupitre.endpoint.cluster_contact import ClusterContact
-from pupitre.endpoint.delivery import RESEND, Delivery, DeliveryEvent
+from pupitre.endpoint.delivery import Delivery, DeliveryEvent
 from pupitre.errors import ConnectionFault, MessageError, NoAnswer, TimedOut, Unavailable
-from pupitre.runtime.batch import GATHER
 from pupitre.runtime.clock import SteadyClock, now_ms
 from pupitre.runtime.workers import Workers, persist
 from pupitre.store.commands import ASKED, Commands
+from pupitre.timings import ACCEPT_WRITE, DEADLINES_UNKNOWN, GATHER, RESEND
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Abandon, Done, Submit
 from pupitre.wire.subjects import Subjects
@@ -27,10 +27,6 @@ log = structlog.get_logger(__name__)
 
 PAGE = 500
 """Commands that are read, and sent, at once."""
-WRITE_AFTER = 0.2
-"""Seconds from the cluster's word that it has a command until that is written down: most outcomes come sooner."""
-DEADLINES_UNKNOWN = 60.0
-"""Seconds until deadlines are looked at again that could not be read; less if the check interval is less."""
 
 
 class CommandDispatcher:
@@ -63,7 +59,7 @@ class CommandDispatcher:
         self._catch_up_due = asyncio.Event()
         self._deadlines_due = asyncio.Event()
         self._write_due = asyncio.Event()
-        self._senders = Workers(self._send, limit=PAGE, retry=RESEND.first)
+        self._senders = Workers(self._send, limit=PAGE, retry=RESEND)
         self._outcomes = Counter("pupitre_outcomes", "Outcomes of commands", ["outcome"], registry=registry)
         contact.call_on_return(self.wake)
 
@@ -171,8 +167,8 @@ class CommandDispatcher:
             await self._write_due.wait()
             self._write_due.clear()
             while any(delivery.is_journalled for delivery in self._deliveries.values()):
-                await asyncio.sleep(WRITE_AFTER)
-                due = asyncio.get_running_loop().time() - WRITE_AFTER
+                await asyncio.sleep(ACCEPT_WRITE)
+                due = asyncio.get_running_loop().time() - ACCEPT_WRITE
                 late = [id for id, one in self._deliveries.items() if one.is_journalled and one.answered <= due]
                 try:
                     await asyncio.gather(*(self._write(command_id) for command_id in late))

@@ -14,10 +14,10 @@ from prometheus_client import CollectorRegistry
 from pupitre.domain.command import CommandEvent, CommandState, Fault
 from pupitre.domain.status import Position
 from pupitre.endpoint.audit_events import write_audit_event
-from pupitre.endpoint.cluster_contact import GREET, ClusterContact
+from pupitre.endpoint.cluster_contact import ClusterContact
 from pupitre.endpoint.dispatcher import CommandDispatcher
 from pupitre.endpoint.revocations import send_revocations
-from pupitre.endpoint.status_mirror import CONFIRM_EVERY_MS, StatusMirror
+from pupitre.endpoint.status_mirror import StatusMirror
 from pupitre.errors import EndpointError, Halted, MessageError, NoAnswer, Unavailable
 from pupitre.pki import issuing
 from pupitre.runtime.timeouts import timeout
@@ -27,6 +27,7 @@ from pupitre.store.commands import Commands
 from pupitre.store.revocations import Revocations
 from pupitre.store.sql.engine import Database
 from pupitre.store.status import Status
+from pupitre.timings import GREETING_LIMIT, PAGE_LIMIT, RESEND, StatusTimings
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import (
     AnyMessage,
@@ -44,14 +45,6 @@ from pupitre.wire.subjects import Subjects
 log = structlog.get_logger(__name__)
 
 ROLE = "endpoint"
-GREETING_LIMIT = 1.0
-"""Seconds for the cluster to say that it is there."""
-PAGE_LIMIT = 5.0
-"""Seconds for the cluster to read a page of its rows."""
-SILENCE = 2.5
-"""Status update intervals without a word after which the cluster is lost: two words may be lost or late."""
-CONFIRM = 0.25
-"""Part of a status update interval after which it is written again that the status is whole."""
 
 OUTCOMES = {
     CommandState.SUCCEEDED: CommandEvent.SUCCEED,
@@ -108,10 +101,11 @@ class WebServerEndpoint:
         up then and raises `EndpointError` with the reason; otherwise it waits for ever.
         After that the broker comes back by itself.
         """
+        timings = StatusTimings(status_update_interval)
         self._contact = ClusterContact(
             self._cluster,
             self._status,
-            silence_limit=status_update_interval * SILENCE,
+            silence_limit=timings.silence_limit,
             registry=self._registry,
         )
         tls = issuing.client_context(certificate_path, ROLE)
@@ -127,9 +121,8 @@ class WebServerEndpoint:
             starts_per_user=user_in_flight,
             registry=self._registry,
         )
-        confirm_every = min(CONFIRM_EVERY_MS, int(status_update_interval * 1000 * CONFIRM))
         self._mirror = StatusMirror(
-            self._cluster, self._status, self._page, confirm_every=confirm_every, registry=self._registry
+            self._cluster, self._status, self._page, confirm_every=timings.write_confirm_ms, registry=self._registry
         )
         try:
             async with timeout(answer_within):
@@ -138,7 +131,7 @@ class WebServerEndpoint:
                 await self._broker.serve(self._subjects.outcomes, self._on_outcome)
                 await self._broker.serve(self._subjects.status, self._on_status, in_order=True)
                 while not await self._greet():  # noqa: ASYNC110 - the broker says nothing when the cluster comes
-                    await asyncio.sleep(GREET.first)
+                    await asyncio.sleep(RESEND.first)
         except TimeoutError as error:
             raise EndpointError(
                 f"The cluster {self._cluster} did not answer at {servers} within {answer_within:g} s."

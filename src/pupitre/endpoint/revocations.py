@@ -8,14 +8,11 @@ from pupitre.errors import MessageError, NoAnswer
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.workers import persist
 from pupitre.store.revocations import REVOKED, Revocations
+from pupitre.timings import RESEND, REVOCATION_LIMIT
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Done, EndSignIns
 from pupitre.wire.subjects import Subjects
 
-RESEND = (0.25, 2.0)
-"""Seconds between two tries: at first, and at most."""
-ANSWER_LIMIT = 5.0
-"""Seconds for the cluster to ask all hosts."""
 AT_ONCE = 5000
 """Revocations in one message, which has to stay under a megabyte."""
 
@@ -30,7 +27,7 @@ async def send_revocations(revocations: Revocations, broker: BrokerConnection, s
         for first in range(0, len(ended), AT_ONCE):
             some = ended[first : first + AT_ONCE]
             try:
-                await broker.request(subjects.commands, EndSignIns(bearers=tuple(some)), Done, timeout=ANSWER_LIMIT)
+                await broker.request(subjects.commands, EndSignIns(bearers=tuple(some)), Done, timeout=REVOCATION_LIMIT)
             except (NoAnswer, MessageError) as error:
                 log.debug("revocations_not_taken", reason=str(error))
                 return False

@@ -19,20 +19,19 @@ from pupitre.errors import MessageError, NoAnswer
 from pupitre.runtime.batch import Batch
 from pupitre.runtime.clock import now_ms
 from pupitre.store.status import Named, Status
+from pupitre.timings import STATUS_CONFIRM_MS
 from pupitre.wire.messages import Changed, GetPage, Mark, Page
 
 log = structlog.get_logger(__name__)
 
 SECTIONS = ("hosts", "copies", "desktops")
-CONFIRM_EVERY_MS = 1000
-"""The time is written no more often than this."""
 
 Ask = Callable[[GetPage], Awaitable[Page]]
 """Asks the cluster for a page. Raises `NoAnswer` or `MessageError`."""
 
 
 class StatusMirror:
-    """``confirm_every`` in ms; see `CONFIRM_EVERY_MS`."""
+    """``confirm_every`` in ms; see `STATUS_CONFIRM_MS`."""
 
     def __init__(
         self,
@@ -40,7 +39,7 @@ class StatusMirror:
         status: Status,
         ask: Ask,
         *,
-        confirm_every: int = CONFIRM_EVERY_MS,
+        confirm_every: int = STATUS_CONFIRM_MS,
         registry: CollectorRegistry | None = None,
     ) -> None:
         self._cluster = cluster

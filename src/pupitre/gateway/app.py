@@ -11,9 +11,7 @@ from pupitre.errors import PupitreError
 from pupitre.gateway import problem
 from pupitre.gateway.service import Gateway
 from pupitre.net.middleware import refusal_document
-
-PICTURE_AGE = 5
-"""Seconds for which a browser may show a picture again."""
+from pupitre.timings import PICTURE_AGE
 
 
 def create_app(gateway: Gateway, *, alone: bool = False) -> Starlette:

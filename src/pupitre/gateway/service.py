@@ -16,9 +16,7 @@ from pupitre.net.middleware import security_headers
 from pupitre.net.splice import End
 from pupitre.pki import issuing
 from pupitre.runtime.timeouts import timeout
-
-DIAL_LIMIT = 10.0
-"""Seconds from dialling a host to its answer."""
+from pupitre.timings import CONSOLE_DIAL_LIMIT
 
 
 class ResumingContext(ssl.SSLContext):
@@ -94,14 +92,14 @@ class Gateway:
         end: End | None = None
         name = issuing.host_dns_name(ticket.host)
         try:
-            async with timeout(DIAL_LIMIT):
+            async with timeout(CONSOLE_DIAL_LIMIT):
                 _, end = await asyncio.get_running_loop().create_connection(
                     End,
                     ticket.address,
                     ticket.port,
                     ssl=self._context,
                     server_hostname=name,
-                    ssl_shutdown_timeout=DIAL_LIMIT,
+                    ssl_shutdown_timeout=CONSOLE_DIAL_LIMIT,
                 )
                 end.send(console_link.encode(console_link.Hello(ticket=text)))
                 reply = console_link.decode_reply(await end.read_line(console_link.MAX_LINE))
@@ -127,7 +125,7 @@ class Gateway:
         """The desktop's screen as PNG. Raises as `dial` does."""
         end = await self.dial(ticket, text)
         try:
-            async with timeout(DIAL_LIMIT):
+            async with timeout(CONSOLE_DIAL_LIMIT):
                 (size,) = console_link.PICTURE_SIZE.unpack(await end.read_exactly(console_link.PICTURE_SIZE.size))
                 if size > console_link.MAX_PICTURE:
                     raise MessageError(f"a picture of {size} bytes")

@@ -24,19 +24,15 @@ from pupitre.domain.ticket import Purpose, TicketRefused
 from pupitre.errors import NotFound, PupitreError
 from pupitre.gateway import frames, problem
 from pupitre.gateway.service import Gateway
-from pupitre.net.limits import LINGER
 from pupitre.net.middleware import last_word, refusal_document
 from pupitre.net.splice import End, join
+from pupitre.timings import LINGER, WEBSOCKET_PACE, WEBSOCKET_PING
 
 SUBPROTOCOL = "binary"
-PING_INTERVAL = 10.0
-"""Seconds after which a viewer is asked for a sign of life: proxies may close what they read nothing from in 15."""
 UNANSWERED = 2
 """So many signs of life in a row may be missing; then the viewer is given up."""
 MANY = 16
 """Pieces of payload that are written one by one (each costs the TLS link a record), and control frames at once."""
-PACE = 1.0
-"""Seconds for which a viewer that sends more control frames than that is not read: they carry nothing."""
 _PATH = re.compile(r"/gateway/v1/console/([A-Za-z0-9-]{1,64})")
 _HANDSHAKE_LOG = logging.getLogger("pupitre.gateway.handshake")
 _HANDSHAKE_LOG.setLevel(logging.INFO)  # at debug level it would write the ticket
@@ -138,7 +134,7 @@ class ConsoleWebSocket(End):
         join(self, host)
         self.shared.opened.inc()
         self.shared.open.inc()
-        self._pinger = asyncio.get_running_loop().call_later(PING_INTERVAL, self._ask)
+        self._pinger = asyncio.get_running_loop().call_later(WEBSOCKET_PING, self._ask)
 
     async def _admit_and_dial(self, request: Request) -> End:
         path = _PATH.fullmatch(request.path)
@@ -195,7 +191,7 @@ class ConsoleWebSocket(End):
                 self._answer_ping()
             elif self._pacer is None:
                 self._owe()
-                self._pacer = asyncio.get_running_loop().call_later(PACE, self._repay)
+                self._pacer = asyncio.get_running_loop().call_later(WEBSOCKET_PACE, self._repay)
         if self._reader.closing is not None:
             self._close(int.from_bytes(self._reader.closing[:2]) if len(self._reader.closing) >= 2 else 1000, "")
             self.transport.close()
@@ -271,4 +267,4 @@ class ConsoleWebSocket(End):
         self._heard = False
         if not (self._close_sent or self._full):
             self.transport.write(frames.header(frames.PING, 0))
-        self._pinger = asyncio.get_running_loop().call_later(PING_INTERVAL, self._ask)
+        self._pinger = asyncio.get_running_loop().call_later(WEBSOCKET_PING, self._ask)

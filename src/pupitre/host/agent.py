@@ -40,6 +40,7 @@ from pupitre.runtime.clock import now_ms
 from pupitre.runtime.notifier import Listener
 from pupitre.runtime.timeouts import timeout
 from pupitre.runtime.workers import Workers
+from pupitre.timings import ACPI_RETRY
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import (
     AnyMessage,
@@ -55,8 +56,6 @@ from pupitre.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
 
-PRESS_AGAIN = 5.0
-"""Seconds until a guest that still runs is asked once more to shut down."""
 
 _SETTLED = frozenset({DesktopState.RUNNING, DesktopState.FAILED})
 
@@ -311,7 +310,7 @@ class HostAgent:
             return 0
         except HypervisorError as error:
             log.warning("A guest is not asked to shut down.", desktop=record.desktop, reason=str(error))
-        return min(left, PRESS_AGAIN)
+        return min(left, ACPI_RETRY)
 
     # What happens by itself
 

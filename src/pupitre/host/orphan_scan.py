@@ -24,11 +24,10 @@ from pupitre.host.hypervisor.overlays import Disks
 from pupitre.host.hypervisor.port import GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
 from pupitre.runtime.clock import now_ms
+from pupitre.timings import ORPHAN_SCAN
 
 log = structlog.get_logger(__name__)
 
-EVERY = 20.0
-"""Seconds between two looks."""
 AWAY = "The desktop ended while its host agent was away."
 VANISHED = "The desktop's guest vanished from its host."
 
@@ -76,7 +75,7 @@ class Sweep:
         *,
         put: Callable[[Record], Awaitable[None]],
         found: Callable[[HostFinding], None],
-        every: float = EVERY,
+        every: float = ORPHAN_SCAN,
     ) -> None:
         self._hypervisor = hypervisor
         self._disks = disks

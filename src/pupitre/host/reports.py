@@ -28,16 +28,13 @@ from pupitre.images.signatures import read_signed
 from pupitre.images.store import ImageStore
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.workers import persist
+from pupitre.timings import GATHER_STEPS, RESEND
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import Done, Farewell, Heartbeat, Report
 from pupitre.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
 
-RESEND = (0.25, 2.0)
-"""Seconds between two tries to report: at first, and at most."""
-GATHER_STEPS = 0.02
-"""Seconds until a step on the way is told alone; what it leads to may come sooner and tells all."""
 _ON_THE_WAY = frozenset({DesktopState.REQUESTED, DesktopState.PREPARING, DesktopState.BOOTING, DesktopState.STOPPING})
 MOST_FINDINGS = 100
 """Findings that wait for the cluster; of more, the oldest go."""

@@ -17,12 +17,11 @@ from pupitre.host.reports import Reporter
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
 from pupitre.runtime.workers import rung
+from pupitre.timings import HOST_SHUTDOWN_LIMIT
 from pupitre.wire.messages import Done, PowerOff
 
 log = structlog.get_logger(__name__)
 
-LIMIT = 20.0
-"""Seconds to tell the cluster; for a process that stops, to remove its guests too."""
 SHUT_DOWN, STOPPED = "Its host is shut down.", "Pupitre was stopped."
 
 TakeAway = Callable[[str, int, str], Awaitable[None]]
@@ -71,7 +70,7 @@ class Departure:
                 log.warning("Not everything can be removed yet.", reason=str(error))
                 await asyncio.sleep(1)
         try:
-            async with timeout(LIMIT):
+            async with timeout(HOST_SHUTDOWN_LIMIT):
                 while not await self._reporter.farewell():
                     self.moved.clear()
                     await rung(self.moved, 1.0)
@@ -82,7 +81,7 @@ class Departure:
     async def take_all(self) -> None:
         """The process stops, and its guests with it."""
         try:
-            async with timeout(LIMIT):
+            async with timeout(HOST_SHUTDOWN_LIMIT):
                 await self._remove_all(STOPPED)
                 for _ in range(3):
                     if await self._reporter.send():

@@ -9,13 +9,12 @@ import structlog
 from pupitre.errors import HypervisorError
 from pupitre.host.hypervisor.overlays import Disks
 from pupitre.host.hypervisor.port import Hypervisor
+from pupitre.timings import FULL_DISK_RETRY
 
 log = structlog.get_logger(__name__)
 
 ENOUGH_MIB = 64
 """With less space, whoever goes on waits again at once."""
-PAUSES = (2.0, 60.0)
-"""Seconds between two tries to let one guest go on: at first, and at most."""
 
 
 class Waiting:
@@ -30,7 +29,7 @@ class Waiting:
     async def run(self) -> None:
         """No event tells of space that is there again: try, for each less often the longer it waits."""
         while True:
-            await asyncio.sleep(PAUSES[0])
+            await asyncio.sleep(FULL_DISK_RETRY.first)
             await self.look(time.monotonic())
 
     async def look(self, now: float) -> None:
@@ -39,12 +38,14 @@ class Waiting:
         if not waiting or self._disks.free_mib() < ENOUGH_MIB:
             return
         # One that went on and waits again within a minute is not tried as if it were the first time.
-        self._due = {id: due for id, due in self._due.items() if id in waiting or now - due[0] < PAUSES[1]}
+        self._due = {
+            id: due for id, due in self._due.items() if id in waiting or now - due[0] < FULL_DISK_RETRY.longest
+        }
         for desktop in waiting:
-            at, pause = self._due.get(desktop, (now, PAUSES[0]))
+            at, pause = self._due.get(desktop, (now, FULL_DISK_RETRY.first))
             if now < at:
                 continue
-            self._due[desktop] = (now + pause, min(2 * pause, PAUSES[1]))
+            self._due[desktop] = (now + pause, min(2 * pause, FULL_DISK_RETRY.longest))
             try:
                 await self._hypervisor.resume(desktop)
             except HypervisorError as error:

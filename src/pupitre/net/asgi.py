@@ -21,14 +21,12 @@ import uvicorn
 from pupitre.errors import SetupError
 from pupitre.net import listener as listeners
 from pupitre.net.http_protocol import BoundedHttp, refusal
-from pupitre.net.limits import LINGER, Limits
+from pupitre.net.limits import Limits
 from pupitre.net.listener import Listener, Slot
 from pupitre.runtime.unix_sockets import short
+from pupitre.timings import HTTP_CLOSE_GRACE, LINGER
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-GRACE = 2
-"""Seconds that open requests have to end once the server stops."""
 
 
 class EventServer(uvicorn.Server):
@@ -88,12 +86,12 @@ async def serve(
     ws: Any = "none",
     **options: Any,
 ) -> None:
-    """Serve until cancelled; then ``on_stop`` ends what is open for long, and the rest has `GRACE` seconds."""
+    """Serve until cancelled; then ``on_stop`` ends what is open for long, the rest has `HTTP_CLOSE_GRACE` seconds."""
     # The Date header would need the clock; who wants one adds it to each answer. Whose forwarded addresses count,
     # `middleware.Forwarded` decides: by default uvicorn believes whoever runs on this machine.
     config = uvicorn.Config(
         app, ws=ws, http=BoundedHttp, lifespan="off", log_config=None, access_log=False, date_header=False,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=GRACE, **options,
+        server_header=False, proxy_headers=False, timeout_graceful_shutdown=HTTP_CLOSE_GRACE, **options,
     )  # fmt: skip
     server = EventServer(config, limits, on_started)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="asgi")

@@ -18,8 +18,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from pupitre.net.limits import HEAD_BYTES, HEADER_COUNT, HIGH_WATER, LINGER, PROXY_IDLE
+from pupitre.net.limits import HEAD_BYTES, HEADER_COUNT, HIGH_WATER
 from pupitre.net.listener import Slot
+from pupitre.timings import LINGER, PROXY_IDLE
 
 PIECE = 2048
 """Bytes parsed at once: some 100 of the smallest requests, which is what can be queued before anyone looks."""

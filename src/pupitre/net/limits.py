@@ -19,11 +19,6 @@ HIGH_WATER = 64 << 10
 KERNEL_BUFFER = 128 << 10
 """Bytes that the kernel keeps of one connection in each direction, beside as many for its own records: enough for
 10 Mbit/s at 100 ms of delay, and 100 Mbit/s at 10 ms."""
-LINGER = 5.0
-"""Seconds in which a connection that is closing may still be sent what waits for it."""
-PROXY_IDLE = 150.0
-"""Seconds a trusted proxy may keep a connection for later: longer than Caddy (120) and nginx (60) do, so that
-they close it and never send a request into one that we are closing."""
 
 MOST_CONNECTIONS = 32_768
 """Connections of one port where the descriptors would allow more: at 1 MB each, they are a machine's memory."""

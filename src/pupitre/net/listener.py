@@ -19,12 +19,9 @@ from typing import Any
 import structlog
 
 from pupitre.net.limits import KERNEL_BUFFER, OPS_KEPT_BACK, Limits, descriptors
+from pupitre.timings import ACCEPT_RETRY, TURNED_AWAY_LOG
 
 BACKLOG = 2048
-PAUSE = 0.1
-"""Seconds until a connection that could not be accepted is tried again: the kernel offers it at once."""
-QUIET = 10.0
-"""Seconds between two lines of the log about callers that were turned away."""
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ECONNABORTED, errno.ENOBUFS, errno.ENOMEM})
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -176,7 +173,7 @@ class Listener:
                     raise
                 log.warning("a connection was not accepted", port=self._name, reason=error.strerror)
                 self.crowd.make_room()
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(ACCEPT_RETRY)
                 continue
             self._let_in(connection, str(address[0]) if isinstance(address, tuple) else "")
             await asyncio.sleep(0)  # connections that gave way are closed before the next one is taken
@@ -206,7 +203,7 @@ class Listener:
         connection.close()
         self._turned_away += 1
         now = time.monotonic()
-        if now - self._said > QUIET:
+        if now - self._said > TURNED_AWAY_LOG:
             log.warning(
                 "callers were turned away: the port has no room", port=self._name, callers=self._turned_away,
                 open=self.crowd.open, last=address,

@@ -36,6 +36,7 @@ from pupitre.net import limits
 from pupitre.net.asgi import listen, listen_unix, serve
 from pupitre.runtime import log
 from pupitre.runtime.timeouts import timeout
+from pupitre.timings import OPS_CHECK_LIMIT
 
 logger = structlog.get_logger(__name__)
 
@@ -46,8 +47,6 @@ DONE = "done"
 STARTING = "it is starting"
 Check = Callable[[], Awaitable[str | None]]
 """What is missing, so that "not ready: …" is completed; None when nothing is."""
-CHECK_LIMIT = 1.5
-"""Seconds that a check may take; whoever asks waits for 2."""
 _HEADERS = [("X-Content-Type-Options", "nosniff")]
 
 
@@ -126,10 +125,10 @@ class Ops:
 
 async def _within_limit(check: Check) -> str | None:
     try:
-        async with timeout(CHECK_LIMIT):
+        async with timeout(OPS_CHECK_LIMIT):
             return await check()
     except TimeoutError:
-        return f"no answer within {CHECK_LIMIT} s"
+        return f"no answer within {OPS_CHECK_LIMIT} s"
 
 
 class TokenRequired:

@@ -13,8 +13,9 @@ import socket
 from typing import cast
 
 from pupitre.errors import MessageError
-from pupitre.net.limits import HIGH_WATER, LINGER, raise_descriptors
+from pupitre.net.limits import HIGH_WATER, raise_descriptors
 from pupitre.net.listener import Slot
+from pupitre.timings import LINGER
 
 EARLY = 64 << 10
 """Bytes kept from before the ends are joined; more stay with the kernel."""

@@ -14,12 +14,7 @@ from pupitre.pki import issuing
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.desktops import desktop_of, desktops_of
 from pupitre.portal.identity.sessions import Caller
-
-CONSOLE_SECONDS = 30
-VIEWER_SECONDS = 60
-PICTURE_SECONDS = 60
-PICTURE_WINDOW = 10
-"""Within so many seconds the same picture has the same address, so that browsers may keep it."""
+from pupitre.timings import CONSOLE_TICKET, PICTURE_TICKET, PICTURE_WINDOW, VIEWER_TICKET
 
 
 async def console_ticket(portal: Portal, caller: Caller, desktop_id: str, origin: str) -> tuple[str, str]:
@@ -28,12 +23,12 @@ async def console_ticket(portal: Portal, caller: Caller, desktop_id: str, origin
     Raises `NotFound`, and `Conflict` when it is not running.
     """
     desktop = await _open_desktop(portal, caller, desktop_id)
-    ticket = await _ticket(portal, caller, desktop, Purpose.CONSOLE, new_id(), time.time() + CONSOLE_SECONDS)
+    ticket = await _ticket(portal, caller, desktop, Purpose.CONSOLE, new_id(), time.time() + CONSOLE_TICKET)
     return f"ws{origin.removeprefix('http')}/gateway/v1/console/{desktop.id}", ticket
 
 
 async def viewer_file(portal: Portal, caller: Caller, desktop_id: str) -> str:
-    """A connection file for remote-viewer, good for one connection within `VIEWER_SECONDS`.
+    """A connection file for remote-viewer, good for one connection within `VIEWER_TICKET`.
 
     Raises `NotFound`, and `Conflict` when the desktop is not running or its host lets no native viewer in.
 
@@ -54,7 +49,7 @@ async def viewer_file(portal: Portal, caller: Caller, desktop_id: str) -> str:
         "host": host.address,
         "port": str(host.viewer_port),
         "username": desktop.id,
-        "password": await _ticket(portal, caller, desktop, Purpose.VIEWER, new_id(), time.time() + VIEWER_SECONDS),
+        "password": await _ticket(portal, caller, desktop, Purpose.VIEWER, new_id(), time.time() + VIEWER_TICKET),
         "delete-this-file": "1",
         "title": f"{desktop.image} - Pupitre",
     }
@@ -82,7 +77,7 @@ async def picture_path(portal: Portal, caller: Caller, desktop_id: str) -> str:
         desktop,
         Purpose.SCREENSHOT,
         hashlib.sha256(key.encode()).hexdigest()[:32],
-        window * PICTURE_WINDOW + PICTURE_SECONDS,
+        window * PICTURE_WINDOW + PICTURE_TICKET,
     )
     return f"/gateway/v1/screenshot/{desktop.id}?ticket={ticket}"
 

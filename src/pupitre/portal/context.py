@@ -81,7 +81,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
         async with (
             Presence(account_rows).listening() as presence,
             Feed(
-                command_rows, status_rows, metrics, confirm_every=settings.status_update_interval / 2
+                command_rows, status_rows, metrics, confirm_every=settings.status_timings.feed_confirm
             ).listening() as feed,
             passing_on_revocations(account_rows, Revocations(commands)),
         ):

@@ -29,11 +29,7 @@ from pupitre.portal.context import Portal, new_id
 from pupitre.portal.identity.sessions import Caller
 from pupitre.portal.live.freshness import ClusterFreshness, state_of
 from pupitre.runtime.clock import now_ms
-
-SHOWN_AFTER_FAILURE_MS = 10 * 60 * 1000
-"""How long a desktop that failed stays in sight unless its user puts it away."""
-ROW_EXPECTED_WITHIN_MS = 60 * 1000
-"""After a boot that succeeded, how long its row may take to arrive before the desktop counts as gone."""
+from pupitre.timings import FAILURE_SHOWN_MS, ROW_EXPECTED_MS
 
 _UNKNOWN = "There is no such desktop. Your desktops are on the first page, or under GET /api/v1/desktops."
 
@@ -91,7 +87,7 @@ def seen(row: Desktop | None, commands: list[Command], *, now: int) -> SeenDeskt
         desktop = replace(desktop, reason=boot.fault.reason)
     hidden = desktop.state is DesktopState.GONE
     if desktop.state is DesktopState.FAILED:
-        hidden = now - desktop.since > SHOWN_AFTER_FAILURE_MS or (boot is not None and boot.dismissed)
+        hidden = now - desktop.since > FAILURE_SHOWN_MS or (boot is not None and boot.dismissed)
     return SeenDesktop(desktop, last, fault, boot.fault if boot else None, not hidden)
 
 
@@ -100,7 +96,7 @@ def _before_row(boot: Command, now: int) -> Desktop:
     assert isinstance(boot.order, BootDesktop)
     state, since = DesktopState.REQUESTED, boot.created
     if boot.state is CommandState.SUCCEEDED:
-        if boot.finished and now - boot.finished > ROW_EXPECTED_WITHIN_MS:
+        if boot.finished and now - boot.finished > ROW_EXPECTED_MS:
             state, since = DesktopState.GONE, boot.finished
     elif boot.state in FINAL_STATES:
         state, since = DesktopState.FAILED, boot.finished or boot.created
@@ -120,7 +116,7 @@ async def desktops_of(portal: Portal, user: User) -> list[SeenDesktop]:
     """All that the user should see, newest first."""
     now = now_ms()
     rows = {row.id: row for row in await portal.status.desktops_of(user.id)}
-    boots = await portal.commands.recent_boots(user.id, since=now - SHOWN_AFTER_FAILURE_MS)
+    boots = await portal.commands.recent_boots(user.id, since=now - FAILURE_SHOWN_MS)
     wanted = {boot.desktop for boot in boots if boot.desktop} - rows.keys()
     rows |= {row.id: row for row in await portal.status.desktops(wanted)}
     commands = await portal.commands.of_desktops(rows.keys() | wanted)

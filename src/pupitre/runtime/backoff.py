@@ -1,14 +1,8 @@
 """Backoff: pauses between tries, each twice as long as the one before."""
 
 import random
-from typing import NamedTuple
 
-
-class Pauses(NamedTuple):
-    """The first and the longest pause, in seconds."""
-
-    first: float
-    longest: float
+from pupitre.timings import Pauses
 
 
 class Backoff:
@@ -20,13 +14,14 @@ class Backoff:
     def __init__(self, pauses: Pauses, *, jitter: float = 0.0) -> None:
         self._pauses = pauses
         self._jitter = jitter
-        self._next = pauses.first
+        self._tries = 0
 
     def next(self) -> float:
         """Seconds until the next try."""
-        pause, self._next = self._next, min(self._next * 2, self._pauses.longest)
+        self._tries += 1
+        pause = self._pauses.after(self._tries)
         return pause * random.uniform(1 - self._jitter, 1 + self._jitter) if self._jitter else pause
 
     def reset(self) -> None:
         """A try has succeeded."""
-        self._next = self._pauses.first
+        self._tries = 0

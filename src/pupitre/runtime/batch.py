@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from pupitre.errors import Conflict, Invalid, MessageError, PupitreError
+from pupitre.timings import GATHER
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-GATHER = 0.004
-"""Seconds."""
 
 _ONE_ALONE = (Conflict, Invalid, MessageError)
 """Errors of a whole group that one item alone may have brought."""

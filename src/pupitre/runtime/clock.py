@@ -3,9 +3,7 @@
 import time
 from collections.abc import Callable
 
-TOLERANCE_MS = 2000
-BELIEVED_AFTER = 60.0
-"""Seconds."""
+from pupitre.timings import CLOCK_BELIEVED, CLOCK_JUMP_MS
 
 
 def now_ms() -> int:
@@ -16,7 +14,7 @@ def now_ms() -> int:
 class SteadyClock:
     """Unix milliseconds that do not jump with the machine's clock.
 
-    They go on as the monotonic clock does. A wall clock that has been elsewhere for `BELIEVED_AFTER` is believed:
+    They go on as the monotonic clock does. A wall clock that has been elsewhere for `CLOCK_BELIEVED` is believed:
     then it was set right, or is wrong for good. Small differences are followed at once.
     """
 
@@ -31,10 +29,10 @@ class SteadyClock:
 
     def now(self) -> int:
         at, offset = self._monotonic(), self._difference()
-        if self._elsewhere_since is None and abs(offset - self._offset) > TOLERANCE_MS:
+        if self._elsewhere_since is None and abs(offset - self._offset) > CLOCK_JUMP_MS:
             self._elsewhere_since = at
-        elif abs(offset - self._offset) <= TOLERANCE_MS:
+        elif abs(offset - self._offset) <= CLOCK_JUMP_MS:
             self._elsewhere_since = None
-        if self._elsewhere_since is None or at - self._elsewhere_since >= BELIEVED_AFTER:
+        if self._elsewhere_since is None or at - self._elsewhere_since >= CLOCK_BELIEVED:
             self._offset, self._elsewhere_since = offset, None
         return int(at * 1000 + self._offset)

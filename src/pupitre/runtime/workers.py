@@ -13,15 +13,14 @@ from typing import TypeVar
 import structlog
 
 from pupitre.errors import PupitreError, Unavailable
+from pupitre.runtime.backoff import Backoff
 from pupitre.runtime.timeouts import timeout
+from pupitre.timings import DATABASE_RETRY, RETRY, STEP_RETRY, Pauses
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-LONGEST = 30.0
-LOOK_AGAIN = 1.0
-"""Seconds between two tries of what cannot begin without a database."""
 
 Step = Callable[[str], Awaitable[float | None]]
 """Takes the object's key; None when there is nothing more to do, else seconds until the next look."""
@@ -30,10 +29,10 @@ Step = Callable[[str], Awaitable[float | None]]
 class Workers:
     """``limit`` bounds how many steps run at once.
 
-    A step that fails is tried again after ``retry`` seconds, then after twice as many, up to `LONGEST`.
+    A step that fails is tried again after the pauses of ``retry``.
     """
 
-    def __init__(self, step: Step, *, limit: int = 64, retry: float = 1.0) -> None:
+    def __init__(self, step: Step, *, limit: int = 64, retry: Pauses = STEP_RETRY) -> None:
         self._step = step
         self._slots = asyncio.Semaphore(limit)
         self._retry = retry
@@ -61,20 +60,20 @@ class Workers:
 
     async def _run(self, key: str) -> None:
         bell = self._bells[key]
-        pause = self._retry
+        backoff = Backoff(self._retry)
         try:
             while True:
                 bell.clear()
                 try:
                     async with self._slots:
                         delay = await self._step(key)
-                    pause = self._retry
+                    backoff.reset()
                 except PupitreError as error:
-                    log.warning("A step failed and is tried again.", key=key, reason=str(error), seconds=pause)
-                    delay, pause = pause, min(pause * 2, LONGEST)
+                    delay = backoff.next()
+                    log.warning("step_failed", key=key, reason=str(error), seconds=delay)
                 except Exception:  # a fault of ours with one object must neither end its worker nor go unseen
-                    log.exception("A step failed for no reason we know, and is tried again.", key=key, seconds=pause)
-                    delay, pause = pause, min(pause * 2, LONGEST)
+                    delay = backoff.next()
+                    log.exception("step_failed_unexpectedly", key=key, seconds=delay)
                 if bell.is_set():
                     continue
                 if delay is None:
@@ -85,27 +84,26 @@ class Workers:
             del self._tasks[key], self._bells[key]
 
 
-async def persist(
-    work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pauses: tuple[float, float] = (0.25, 2.0)
-) -> None:
+async def persist(work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pauses: Pauses = RETRY) -> None:
     """For ever: do ``work`` when ``due`` is set, and again, with growing pauses, until it returns True.
 
-    ``pauses`` are the first and the longest, in seconds. A `PupitreError` is a try that failed.
+    A `PupitreError` is a try that failed.
     """
     pause: float | None = None
-    longer = pauses[0]
+    backoff = Backoff(pauses)
     while True:
         await rung(due, pause)
         due.clear()
         try:
             done = await work()
         except PupitreError as error:
-            log.warning("Something is tried again.", what=getattr(work, "__name__", ""), reason=str(error))
+            log.warning("work_failed", what=getattr(work, "__name__", ""), reason=str(error))
             done = False
         if done:
-            pause, longer = None, pauses[0]
+            pause = None
+            backoff.reset()
         else:
-            pause, longer = longer, min(longer * 2, pauses[1])
+            pause = backoff.next()
 
 
 async def until_available(work: Callable[[], Awaitable[T]]) -> T:
@@ -114,8 +112,8 @@ async def until_available(work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
         except Unavailable as error:
-            log.warning("It has to wait for its database.", reason=str(error))
-            await asyncio.sleep(LOOK_AGAIN)
+            log.warning("database_away", reason=str(error))
+            await asyncio.sleep(DATABASE_RETRY)
 
 
 async def rung(bell: asyncio.Event, seconds: float | None) -> None:

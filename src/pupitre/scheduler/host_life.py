@@ -14,13 +14,7 @@ from pupitre.scheduler.changes import Changes
 from pupitre.scheduler.desktops import observe, stop
 from pupitre.scheduler.host_commands import ANSWERING, AT_ONCE, READY, SHUT_DOWN, UNREGISTERED, fault_of, open_commands
 from pupitre.scheduler.state import RegisteredHost
-
-WAKE_EVERY = 3.0
-"""Seconds between two packets to a sleeping machine."""
-RECHECK = 5.0
-"""Seconds until a step that has had no visible effect is taken again."""
-BEFORE_DEADLINE_MS = 2000
-"""A command that cannot succeed any more ends with its reason this long before it would time out."""
+from pupitre.timings import BEFORE_DEADLINE_MS, HOST_RECHECK, WAKE_EVERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +59,7 @@ def settle(changes: Changes, name: str, *, now: int, limits: Limits, is_leaving:
     if is_leaving:
         record_shutdown(changes, name, now=now, reason="It went down without a farewell.")
         return _leave(changes, changes.hosts[name])
-    return _recheck_before_deadline(changes, registered, now, RECHECK)
+    return _recheck_before_deadline(changes, registered, now, HOST_RECHECK)
 
 
 def record_shutdown(changes: Changes, name: str, *, now: int, reason: str | None = None) -> None:
@@ -166,11 +160,11 @@ def _drain(changes: Changes, registered: RegisteredHost, *, now: int) -> Step:
         for placed in desktops:
             if placed.wanted is not DesktopState.GONE or (until is None and placed.seen.until):
                 stop(changes, placed, now=now, reason=why, until=until)
-        step = _recheck_before_deadline(changes, registered, now, RECHECK)
+        step = _recheck_before_deadline(changes, registered, now, HOST_RECHECK)
         return replace(step, wake=frozenset(placed.seen.id for placed in desktops))
     if registered.wanted == UNREGISTERED:
         return _leave(changes, registered)
-    step = _recheck_before_deadline(changes, registered, now, RECHECK)
+    step = _recheck_before_deadline(changes, registered, now, HOST_RECHECK)
     return replace(step, power_off=True, at_once=drained_by == AT_ONCE)
 
 

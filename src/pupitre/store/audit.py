@@ -17,18 +17,15 @@ from sqlalchemy import ColumnElement, func, insert, or_, select
 from pupitre.store.rows import AnyRow
 from pupitre.store.schema import audit
 from pupitre.store.sql.engine import Database
+from pupitre.timings import AUDIT_LOOK, AUDIT_SKEW_MS
 
 CLUSTER = "cluster"
 """The actor of what nobody asked for: what the cluster settled by itself."""
 NOBODY = ""
 """The actor of what somebody tried who is not known."""
 MAX_DETAIL = 1000
-BUDGET = 0.12
-"""Seconds of one look into the log."""
 FIRST_PART = 2000
 """Lines of the first part that is looked through; the next ones grow."""
-SKEW = 3600 * 1000
-"""Milliseconds by which the clocks of two machines that write the log may differ without anything being missed."""
 _AFTER = "~"
 """Sorts after everything that an id is made of."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -180,7 +177,7 @@ class AuditLog:
                 return entries
 
     async def look(self, wanted: Wanted, *, limit: int, before: str | None = None) -> Found:
-        """The newest first, as far back as `BUDGET` reaches. ``before`` is where the look before has come to.
+        """The newest first, as far back as `AUDIT_LOOK` reaches. ``before`` is where the look before has come to.
 
         A log of millions is looked through part by part, so that no question takes more than a moment of the
         database; an id is found at once, by an index.
@@ -206,7 +203,7 @@ class AuditLog:
         self, conditions: list[ColumnElement[bool]], limit: int, before: str | None, bottom: str | None
     ) -> Found:
         loop = asyncio.get_running_loop()
-        end, rows, entries = loop.time() + BUDGET, FIRST_PART, list[AuditEntry]()
+        end, rows, entries = loop.time() + AUDIT_LOOK, FIRST_PART, list[AuditEntry]()
         while True:
             begun = loop.time()
             part = [audit.c.id < before] if before else []
@@ -224,7 +221,7 @@ class AuditLog:
                 return Found(entries, None)
             before = str(floor)
             took = loop.time() - begun
-            growth = 2 if took < BUDGET / 8 else 1
+            growth = 2 if took < AUDIT_LOOK / 8 else 1
             if loop.time() + took * growth > end:
                 return Found(entries, before)
             rows *= growth
@@ -238,17 +235,17 @@ class AuditLog:
         return Found(entries, entries[-1].id if len(rows) > limit else None)
 
     async def _ends(self, wanted: Wanted) -> tuple[str | None, str | None]:
-        """Between which ids the wanted times lie, "" for nowhere: ids and times follow each other within `SKEW`."""
+        """Ids between which the wanted times lie, "" for nowhere: ids and times agree within `AUDIT_SKEW_MS`."""
         top: str | None = None
         bottom: str | None = None
         at = audit.c.at
         if wanted.until is not None:
             last = (await self.database.select(select(func.max(at)).where(at < wanted.until))).scalar()
-            near = select(func.max(_by_time)).where(at < wanted.until, at >= (last or 0) - SKEW)
+            near = select(func.max(_by_time)).where(at < wanted.until, at >= (last or 0) - AUDIT_SKEW_MS)
             top = "" if last is None else str((await self.database.select(near)).scalar())
         if wanted.since is not None:
             first = (await self.database.select(select(func.min(at)).where(at >= wanted.since))).scalar()
-            near = select(func.min(_by_time)).where(at >= wanted.since, at <= (first or 0) + SKEW)
+            near = select(func.min(_by_time)).where(at >= wanted.since, at <= (first or 0) + AUDIT_SKEW_MS)
             bottom = "" if first is None else str((await self.database.select(near)).scalar())
         return top, bottom
 

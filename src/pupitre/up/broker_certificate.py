@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pupitre.config import Settings
+from pupitre.timings import BROKER_CERTIFICATE_LOOK
 
 RETRY = 10
 """Looks at the files until a renewal that failed is tried again."""
-LOOK = 30.0
-"""Seconds between two looks where nothing else was noted."""
 
 
 class Due(NamedTuple):
@@ -54,7 +53,7 @@ class BrokerCertificate:
             noted = json.loads(self._noted.read_text())
             return Due(float(noted["due"]), float(noted["look"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return Due(float("inf"), LOOK)
+            return Due(float("inf"), BROKER_CERTIFICATE_LOOK)
 
     def _stamp(self) -> tuple[tuple[int, int] | None, ...]:
         return tuple(_stamp(path) for path in self._files)

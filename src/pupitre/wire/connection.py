@@ -22,6 +22,14 @@ from prometheus_client import CollectorRegistry, Counter
 from pupitre.errors import MessageError, NoAnswer, PupitreError
 from pupitre.runtime.batch import Batch
 from pupitre.runtime.timeouts import timeout
+from pupitre.timings import (
+    ANSWER_LIMIT,
+    BROKER_CONNECT_LIMIT,
+    BROKER_FLUSH,
+    BROKER_PING,
+    BROKER_RECONNECT,
+    BROKER_SETTLE,
+)
 from pupitre.wire.messages import (
     MAX_SIZE,
     Abandon,
@@ -53,17 +61,11 @@ BUNDLED = (Submit, Abandon, EnsureDesktop, EnsureGone, Outcome, Noted)
 """What may share a message with others that go the same way: each is answered soon, and may be sent again."""
 BUNDLE = 64
 """Messages in one bundle."""
-ANSWER_WITHIN = 2.0
-"""Seconds, for what is bundled."""
-
-
-PAUSES = (0.25, 2.0)
-"""Seconds between two tries to reach the broker: at first, and at most."""
 
 
 def _pause(tries: int) -> float:
-    """Longer with each try, and never the same for two processes: they would come back all at once."""
-    return float(min(PAUSES[0] * 2 ** min(tries, 8), PAUSES[1]) * random.uniform(0.5, 1.5))
+    """Never the same for two processes: they would come back all at once."""
+    return BROKER_RECONNECT.after(tries + 1) * random.uniform(0.5, 1.5)
 
 
 def _next_try(servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
@@ -153,8 +155,8 @@ class BrokerConnection:
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=1,
                     reconnect_to_server_handler=_next_try,
-                    connect_timeout=5,
-                    ping_interval=10,
+                    connect_timeout=BROKER_CONNECT_LIMIT,
+                    ping_interval=BROKER_PING,
                     max_outstanding_pings=2,
                     disconnected_cb=lost,
                     reconnected_cb=back,
@@ -182,7 +184,7 @@ class BrokerConnection:
             await self._flush()
         await self._client.close()
 
-    async def request(self, subject: str, message: AnyMessage, answer: type[M], *, timeout: float = 2.0) -> M:
+    async def request(self, subject: str, message: AnyMessage, answer: type[M], *, timeout: float = ANSWER_LIMIT) -> M:
         """Send and wait for the answer.
 
         Raises `NoAnswer` when nobody answers within ``timeout`` seconds and
@@ -218,14 +220,14 @@ class BrokerConnection:
 
     async def _ask_together(self, subject: str, messages: Sequence[bytes]) -> list[bytes | PupitreError]:
         if len(messages) == 1:
-            return [await self._ask(subject, messages[0], ANSWER_WITHIN)]
+            return [await self._ask(subject, messages[0], ANSWER_LIMIT)]
         data = encode(Bundle(parts=tuple(msgspec.Raw(message) for message in messages)))
         if len(data) > MAX_SIZE:
             raise MessageError("A bundle is over the limit.")
-        answers = decode(await self._ask(subject, data, ANSWER_WITHIN))
+        answers = decode(await self._ask(subject, data, ANSWER_LIMIT))
         if not isinstance(answers, Bundle) or len(answers.parts) != len(messages):
             raise MessageError("Asked for as many answers as there were messages, got something else.")
-        none = NoAnswer(f"No answer within {ANSWER_WITHIN:g} s.")
+        none = NoAnswer(f"No answer within {ANSWER_LIMIT:g} s.")
         return [none if bytes(part) == b"null" else bytes(part) for part in answers.parts]
 
     async def publish(self, subject: str, message: AnyMessage) -> None:
@@ -305,20 +307,20 @@ class BrokerConnection:
         """
         if self._client.is_connected:
             with contextlib.suppress(NatsError, TimeoutError), _heeding_cancellation():
-                await self._client.flush(timeout=2)
-                await self._client.flush(timeout=2)
+                await self._client.flush(timeout=BROKER_SETTLE)
+                await self._client.flush(timeout=BROKER_SETTLE)
 
     async def settle(self) -> None:
         """Let what is under way end, for a moment, and have it sent."""
         others = self._tasks - {asyncio.current_task()}
         if others:
-            await asyncio.wait(others, timeout=2)
+            await asyncio.wait(others, timeout=BROKER_SETTLE)
         await self._flush()
 
     async def _flush(self) -> None:
         """Have what was said sent, if that takes no more than a moment."""
         with contextlib.suppress(NatsError, TimeoutError):
-            async with timeout(1):
+            async with timeout(BROKER_FLUSH):
                 await self._client.flush()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

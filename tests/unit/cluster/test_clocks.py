@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pupitre.cluster.clocks import APART, SAMPLES, TOLERATED_MS, ClockEstimate
+from pupitre.cluster.clocks import SAMPLES, ClockEstimate
 from pupitre.domain.ticket import LEEWAY, TicketRefused
 from pupitre.domain.warning import HostWarning
 from pupitre.host.console.used_tickets import BurnedTickets
 from pupitre.runtime.clock import now_ms
+from pupitre.timings import CLOCK_SAMPLE, CLOCK_TOLERATED_MS
 from pupitre.wire.messages import Heartbeat
 from tests.rigs.cluster_rig import eventually, room
 from tests.rigs.hostile_host import hostile_host
@@ -23,12 +24,12 @@ def shown(offset: int, delays: list[int]) -> tuple[HostWarning, ...]:
     clock, now = ClockEstimate(), 1_000_000_000
     last: tuple[HostWarning, ...] = ()
     for number, delay in enumerate(delays):
-        found = clock.add(now + offset, now=now + delay, loop_time=number * (APART + 1))
+        found = clock.add(now + offset, now=now + delay, loop_time=number * (CLOCK_SAMPLE + 1))
         last = last if found is None else found
     return last
 
 
-@given(st.integers(-TOLERATED_MS, TOLERATED_MS), st.lists(st.integers(0, 10**6), max_size=20))
+@given(st.integers(-CLOCK_TOLERATED_MS, CLOCK_TOLERATED_MS), st.lists(st.integers(0, 10**6), max_size=20))
 def test_no_delay_makes_a_good_clock_seem_ahead(offset: int, delays: list[int]) -> None:
     assert not any(one.code == "clock_ahead" for one in shown(offset, delays))
 
@@ -40,7 +41,7 @@ def test_one_quick_beat_of_five_tells_the_difference(seconds: int, quick: int, d
     for number in range(quick, len(delays), SAMPLES):
         delays[number] = 0
     said = shown(seconds * 1000, delays)
-    if abs(seconds * 1000) <= TOLERATED_MS:
+    if abs(seconds * 1000) <= CLOCK_TOLERATED_MS:
         assert said == ()
     else:
         [one] = said

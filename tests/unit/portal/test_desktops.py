@@ -6,7 +6,8 @@ import pytest
 
 from pupitre.domain.command import BootDesktop, Command, CommandState, DestroyDesktop, Fault
 from pupitre.domain.desktop import Desktop, DesktopState
-from pupitre.portal.desktops import ROW_EXPECTED_WITHIN_MS, SHOWN_AFTER_FAILURE_MS, SeenDesktop, seen
+from pupitre.portal.desktops import SeenDesktop, seen
+from pupitre.timings import FAILURE_SHOWN_MS, ROW_EXPECTED_MS
 
 NOW = 1_800_000_000_000
 BOOT = Command("b", "u", BootDesktop("d", "tiny"), CommandState.QUEUED, NOW - 5000, NOW + 60_000)
@@ -49,7 +50,7 @@ def test_the_cluster_is_believed(state: DesktopState) -> None:
 
 def test_a_boot_that_succeeded_may_be_ahead_of_its_row_for_a_while() -> None:
     assert look(None, ended(BOOT, CommandState.SUCCEEDED)).desktop.state is DesktopState.REQUESTED
-    late = look(None, ended(BOOT, CommandState.SUCCEEDED, ago=ROW_EXPECTED_WITHIN_MS + 1))
+    late = look(None, ended(BOOT, CommandState.SUCCEEDED, ago=ROW_EXPECTED_MS + 1))
     assert (late.desktop.state, late.shown) == (DesktopState.GONE, False)
 
 
@@ -65,7 +66,7 @@ def test_a_boot_that_failed_stays_in_sight_with_its_reason(found: Desktop | None
 def test_a_failure_is_out_of_sight_when_dismissed_or_old() -> None:
     boot = ended(BOOT, CommandState.FAILED, fault=FAULT)
     assert not look(None, replace(boot, dismissed=True)).shown
-    old = ended(BOOT, CommandState.FAILED, ago=SHOWN_AFTER_FAILURE_MS + 1, fault=FAULT)
+    old = ended(BOOT, CommandState.FAILED, ago=FAILURE_SHOWN_MS + 1, fault=FAULT)
     assert not look(None, old).shown
 
 

@@ -240,6 +240,6 @@ def link(connected: bool, heard: int, since: int = 0) -> ClusterLink:
 def test_the_link_that_is_worst_off_speaks_for_all(
     links: list[ClusterLink], connected: bool, age_ms: int | None, stale: bool
 ) -> None:
-    found = worst(links, now=100_000, interval_ms=10_000)
+    found = worst(links, now=100_000, stale_after_ms=15_000)
     assert (found.connected, found.age_ms, found.stale) == (connected, age_ms, stale)
     assert found.age_s == (age_ms / 1000 if stale and age_ms is not None else None)

@@ -1,6 +1,7 @@
 """A clock that does not jump with the machine's: it is what time-outs go by."""
 
-from pupitre.runtime.clock import BELIEVED_AFTER, TOLERANCE_MS, SteadyClock
+from pupitre.runtime.clock import SteadyClock
+from pupitre.timings import CLOCK_BELIEVED, CLOCK_JUMP_MS
 
 HOUR = 3_600_000
 
@@ -37,7 +38,7 @@ def test_who_stays_elsewhere_is_believed() -> None:
     clock = machine.steady()
     machine.wrong = HOUR
     assert clock.now() == machine.true()
-    machine.seconds += BELIEVED_AFTER - 1
+    machine.seconds += CLOCK_BELIEVED - 1
     assert clock.now() == machine.true()
     machine.seconds += 1
     assert clock.now() == machine.wall()
@@ -47,6 +48,6 @@ def test_a_clock_that_drifts_is_followed() -> None:
     machine = Machine()
     clock = machine.steady()
     for _ in range(5):
-        machine.wrong += TOLERANCE_MS
+        machine.wrong += CLOCK_JUMP_MS
         machine.seconds += 1
         assert clock.now() == machine.wall()

@@ -6,6 +6,7 @@ import pytest
 
 from pupitre.errors import Unavailable
 from pupitre.runtime.workers import Workers, persist
+from pupitre.timings import Pauses
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +71,7 @@ async def test_a_step_that_fails_is_tried_again(error: Exception) -> None:
         if tries.count("bad") == 3 and "good" in tries:
             done.set()
 
-    workers = Workers(step, retry=0.001)
+    workers = Workers(step, retry=Pauses(0.001, 0.001))
     workers.wake("bad")
     workers.wake("good")
     await asyncio.wait_for(done.wait(), 5)
@@ -111,7 +112,7 @@ async def test_persist_tries_until_it_is_done_and_then_waits_for_the_next_time()
             done.set()
         return answer
 
-    task = asyncio.create_task(persist(work, due, pauses=(0.001, 0.002)))
+    task = asyncio.create_task(persist(work, due, pauses=Pauses(0.001, 0.002)))
     due.set()
     await asyncio.wait_for(done.wait(), 5)
     done.clear()
@@ -133,7 +134,7 @@ async def test_rings_while_it_fails_do_not_pile_up() -> None:
         tries += 1
         return False
 
-    task = asyncio.create_task(persist(work, due, pauses=(3600, 3600)))
+    task = asyncio.create_task(persist(work, due, pauses=Pauses(3600, 3600)))
     for _ in range(50):
         due.set()
         await asyncio.sleep(0)

@@ -12,10 +12,11 @@ from pupitre.domain.host import Host, HostFacts, HostState
 from pupitre.domain.report import DesktopReport
 from pupitre.scheduler.changes import Changes
 from pupitre.scheduler.host_commands import AT_ONCE, READY, decide, withdraw
-from pupitre.scheduler.host_life import BEFORE_DEADLINE_MS, WAKE_EVERY, Limits, Step, record_shutdown, settle
+from pupitre.scheduler.host_life import Limits, Step, record_shutdown, settle
 from pupitre.scheduler.reports import apply_report
 from pupitre.scheduler.shutdown import hosts_leaving, want_hosts_down
 from pupitre.scheduler.state import JournaledCommand, PlacedDesktop
+from pupitre.timings import BEFORE_DEADLINE_MS, WAKE_EVERY
 from pupitre.wire.messages import Report
 
 LIMITS = Limits(give_up=300_000, answer=16_000)

@@ -12,8 +12,9 @@ from sqlalchemy import insert, text
 from pupitre.errors import Unavailable
 from pupitre.store.commands import ASKED, Commands
 from pupitre.store.schema import gates
-from pupitre.store.sql.deadline import GRACE, Deadline, Overdue
+from pupitre.store.sql.deadline import Deadline, Overdue
 from pupitre.store.sql.engine import Database
+from pupitre.timings import DATABASE_CANCEL
 from tests.rigs import databases
 from tests.rigs.database_servers import Provisioned
 
@@ -150,7 +151,7 @@ async def test_answers_in_time_are_never_late() -> None:
     closed: list[None] = []
     deadline = Deadline(4 * BRIEF, lambda: closed.append(None))
     loop = asyncio.get_running_loop()
-    end = loop.time() + 4 * BRIEF + GRACE
+    end = loop.time() + 4 * BRIEF + DATABASE_CANCEL
     while loop.time() < end:
         with deadline:
             await asyncio.sleep(BRIEF)

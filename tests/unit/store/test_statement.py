@@ -8,9 +8,10 @@ from sqlalchemy import URL, bindparam, insert, select, tuple_, update
 
 from pupitre.errors import Unavailable
 from pupitre.store.schema import cluster_hosts, commands, copies, gates
-from pupitre.store.sql.pool import PATIENCE, SIZE, Pool
+from pupitre.store.sql.pool import SIZE, Pool
 from pupitre.store.sql.statement import Statements
 from pupitre.store.sql.upsert import _statement as upsert
+from pupitre.timings import POOL_WAIT
 
 DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mariadb+asyncmy"}
 SOME = select(commands.c.id).where(
@@ -117,7 +118,7 @@ async def no_begin(_line: Line) -> None:
 
 
 class Lines:
-    def __init__(self, patience: float = PATIENCE) -> None:
+    def __init__(self, patience: float = POOL_WAIT) -> None:
         self.opened: list[Line] = []
         self.pool: Pool[Line] = Pool("lines", self._open, patience=patience)
 

@@ -3,15 +3,8 @@
 import pytest
 
 from pupitre.errors import ForbiddenTransition
-from pupitre.up.processes.lifecycle import (
-    CHILD_LIFE,
-    FIRST_PAUSE,
-    HEALTHY_AFTER,
-    LONGEST_PAUSE,
-    ChildEvent,
-    ChildState,
-    Life,
-)
+from pupitre.timings import CHILD_HEALTHY, CHILD_RESTART
+from pupitre.up.processes.lifecycle import CHILD_LIFE, ChildEvent, ChildState, Life
 
 E = ChildEvent
 
@@ -44,15 +37,20 @@ def test_the_pause_doubles_up_to_its_limit() -> None:
     for number in range(9):
         life = life.after(E.START, number).after(E.EXIT, number + 0.1)
         pauses.append(life.pause)
-    assert pauses[:4] == [FIRST_PAUSE, FIRST_PAUSE * 2, FIRST_PAUSE * 4, FIRST_PAUSE * 8]
-    assert pauses[-1] == LONGEST_PAUSE
+    assert pauses[:4] == [
+        CHILD_RESTART.first,
+        CHILD_RESTART.first * 2,
+        CHILD_RESTART.first * 4,
+        CHILD_RESTART.first * 8,
+    ]
+    assert pauses[-1] == CHILD_RESTART.longest
     assert life.restarts == 8
 
 
 def test_a_minute_of_life_forgives_earlier_failures() -> None:
     life = lived((E.START, 0), (E.EXIT, 1), (E.START, 2), (E.EXIT, 3), (E.START, 4), (E.READY, 5))
     assert life.failures == 2
-    assert life.after(E.EXIT, 4 + HEALTHY_AFTER).pause == FIRST_PAUSE
+    assert life.after(E.EXIT, 4 + CHILD_HEALTHY).pause == CHILD_RESTART.first
 
 
 def test_what_was_never_ready_is_hopeless_after_three_failures() -> None:

@@ -13,7 +13,8 @@ from pupitre.domain.status import ClusterLink
 from pupitre.errors import NoAnswer
 from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.pki import issuing
-from pupitre.wire.connection import PAUSES, BrokerConnection, _pause
+from pupitre.timings import BROKER_RECONNECT
+from pupitre.wire.connection import BrokerConnection, _pause
 from pupitre.wire.messages import AnyMessage, Hello, Mark
 from pupitre.wire.subjects import Subjects
 from tests.rigs.cluster_rig import Broker, Room, eventually, room, small_settings, until, wire_link
@@ -153,7 +154,7 @@ async def test_a_link_that_its_client_gave_up_is_opened_anew_with_all_that_it_se
 def test_tries_come_ever_more_rarely_and_no_two_processes_try_in_step() -> None:
     for tries in range(20):
         pauses = {_pause(tries) for _ in range(50)}
-        middle = min(PAUSES[0] * 2**tries, PAUSES[1])
+        middle = min(BROKER_RECONNECT[0] * 2**tries, BROKER_RECONNECT[1])
         assert len(pauses) > 40
         assert all(0.5 * middle <= pause <= 1.5 * middle for pause in pauses)
 

@@ -22,9 +22,9 @@ from pupitre.cli.output import print_json
 from pupitre.config import Settings
 from pupitre.domain.text import shown
 from pupitre.errors import CommandError, Invalid, RequestError, SetupError, Unavailable
+from pupitre.timings import CLI_SESSION
 
 FINAL = {"succeeded", "failed", "timed_out", "cancelled"}
-SESSION_SECONDS = 600.0
 LONGEST_NAME = 255
 
 
@@ -162,7 +162,7 @@ def _local_session(settings: Settings, who: str | None, *, lasting: bool) -> tup
         who = next((entry["name"] for entry in read_accounts(settings) if entry["role"] == "admin"), None)
     if who is None:
         raise SetupError("Nobody is signed in.", "Set PUPITRE_TOKEN (pupitre user token NAME), or add --as NAME.")
-    seconds = settings.session_hours * 3600 if lasting else SESSION_SECONDS
+    seconds = settings.session_hours * 3600 if lasting else CLI_SESSION
     token = asyncio.run(open_session(settings, who, seconds, Act.SIGN_IN))
     return token, None if lasting else lambda: asyncio.run(close_session(settings, token))
 

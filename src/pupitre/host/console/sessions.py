@@ -2,7 +2,7 @@
 
 A ticket opens one screen, once, for the desktop and the boot generation it names, and
 only while the sign-in that asked for it lasts. When that ends, or the desktop does,
-whoever watches is shown out within `LAST_WORDS` seconds, however slowly they read.
+whoever watches is shown out within `CLOSE_GRACE` seconds, however slowly they read.
 """
 
 import asyncio
@@ -20,13 +20,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pupitre.domain import ticket as tickets
 from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
 from pupitre.errors import LimitReached
-from pupitre.host.console.used_tickets import MAX_LIFE, BurnedTickets
+from pupitre.host.console.used_tickets import BurnedTickets
 from pupitre.net.listener import Slot
 from pupitre.net.splice import End
+from pupitre.timings import CLOSE_GRACE, TICKET_LIFE
 
 CONSOLES_PER_DESKTOP = 4
-LAST_WORDS = 1.0
-"""Seconds in which one who is shown out may still be sent what is on its way."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -147,7 +146,7 @@ class Audience:
             log.info("consoles were closed: their sign-in ended", consoles=shown)
         for bearer in ended:
             if not self._burned.has(_over(bearer)):
-                self._burned.burn(_over(bearer), time.time() + MAX_LIFE)
+                self._burned.burn(_over(bearer), time.time() + TICKET_LIFE)
 
     async def close(self) -> None:
         """Show everyone out; the guests go on."""
@@ -176,7 +175,7 @@ def _show_out(viewing: Viewing) -> None:
         viewing.peer.finish()  # not a byte more, in either direction
     viewing.finish()
     if not viewing.lost:
-        asyncio.get_running_loop().call_later(LAST_WORDS, viewing.transport.abort)
+        asyncio.get_running_loop().call_later(CLOSE_GRACE, viewing.transport.abort)
 
 
 def _over(bearer: str) -> str:

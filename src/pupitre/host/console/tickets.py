@@ -24,9 +24,7 @@ from pupitre.net.listener import Listener, Slot
 from pupitre.net.splice import join
 from pupitre.pki import issuing
 from pupitre.runtime.timeouts import timeout
-
-HANDSHAKE_LIMIT = 5.0
-"""Seconds for TLS, and again for the greeting."""
+from pupitre.timings import HANDSHAKE_LIMIT
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

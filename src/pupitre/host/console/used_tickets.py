@@ -12,9 +12,8 @@ from pathlib import Path
 
 from pupitre.domain.ticket import TicketRefused
 from pupitre.errors import Unavailable
+from pupitre.timings import TICKET_LIFE
 
-MAX_LIFE = 180.0
-"""Seconds: no ticket may be valid for longer, leeway included, so that what is remembered stays bounded."""
 MAX_REMEMBERED = 100_000
 REWRITE_AT = 4096
 """Lines beyond the remembered ids at which the file is written anew."""
@@ -43,7 +42,7 @@ class BurnedTickets:
         self._forget(now)
         if ident in self._ids:
             raise TicketRefused("The ticket has been used. Open the console again.")
-        if expires > now + MAX_LIFE:
+        if expires > now + TICKET_LIFE:
             raise TicketRefused("The ticket is valid for longer than any ticket may be. Compare the machines' clocks.")
         if len(ident) > 128 or not ident.isprintable():
             raise TicketRefused("The ticket's id is malformed.")

@@ -2,7 +2,7 @@
 
 The name is the desktop's id and the password a ticket (`pupitre.domain.ticket`), so
 that the port knows no secret of its own. No byte of a guest goes to a viewer, nor the
-other way, before the ticket is used up. A caller has `HANDSHAKE_LIMIT` seconds for all
+other way, before the ticket is used up. A caller has `VIEWER_LIMIT` seconds for all
 of it. What a refused viewer shows its user is the reason, in our words.
 """
 
@@ -22,10 +22,7 @@ from pupitre.net.listener import Listener, Slot
 from pupitre.net.splice import End, join
 from pupitre.pki import issuing
 from pupitre.runtime.timeouts import timeout
-
-HANDSHAKE_LIMIT = 10.0
-"""Seconds from the first byte to the guest's screen."""
-GUEST_LIMIT = 5.0
+from pupitre.timings import VIEWER_GUEST_LIMIT, VIEWER_LIMIT
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -68,10 +65,10 @@ class ViewerServer:
     async def _serve(self, connection: socket.socket, slot: Slot) -> None:
         end = Viewing(self._audience, slot)
         try:
-            async with timeout(HANDSHAKE_LIMIT):
+            async with timeout(VIEWER_LIMIT):
                 await rfb.agree_on_tls(rfb.Plain(connection))
                 await asyncio.get_running_loop().connect_accepted_socket(
-                    lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
+                    lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=VIEWER_LIMIT
                 )
                 await self._let_in(end, slot)
         except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
@@ -105,7 +102,7 @@ class ViewerServer:
 async def _shake_hands(screen: End) -> None:
     """Raises `Unavailable`."""
     try:
-        async with timeout(GUEST_LIMIT):
+        async with timeout(VIEWER_GUEST_LIMIT):
             await rfb.enter_guest(screen)
     except (OSError, MessageError) as error:
         screen.transport.abort()

@@ -37,6 +37,7 @@ from pupitre.host.hypervisor import domain_xml, guest_process
 from pupitre.host.hypervisor.confinement import require_driver
 from pupitre.host.hypervisor.port import DISK_FULL, Guest, GuestState, SeenGuest
 from pupitre.runtime.timeouts import timeout
+from pupitre.timings import LIBVIRT_CALL_LIMIT, LIBVIRT_EVENT_LIMIT, LIBVIRT_START_LIMIT
 
 # Read when libvirt is imported. What it refuses, it raises; otherwise it would also print it,
 # and a warning at every start. Set the variable to see them.
@@ -46,11 +47,6 @@ import libvirt
 T = TypeVar("T")
 
 THREADS = 12
-CALL_LIMIT = 30.0
-START_LIMIT = 60.0
-"""Seconds. A start under emulation on a busy host takes a few; probing QEMU for the first time a few more."""
-EVENT_LIMIT = 5.0
-"""Seconds in which an event follows its cause; within one millisecond as a rule."""
 RESERVED_MIB = 2048
 """Memory that guests do not get, unless the setting says otherwise."""
 SCHEMAS = Path("/usr/share/libvirt/schemas")
@@ -134,7 +130,7 @@ class LibvirtHypervisor:
             await self._call(
                 self._connection.getDomainCapabilities,
                 str(self._machine.emulator), "x86_64", "q35", self._machine.accelerator, 0,
-                limit=START_LIMIT,
+                limit=LIBVIRT_START_LIMIT,
             )  # fmt: skip
         except libvirt.libvirtError as error:
             # Starts will fail with the reason; a host without an emulator still has to be seen.
@@ -195,7 +191,7 @@ class LibvirtHypervisor:
                     self._connection.createXML,
                     etree.tostring(root, encoding="unicode"),
                     libvirt.VIR_DOMAIN_START_VALIDATE,
-                    limit=START_LIMIT,
+                    limit=LIBVIRT_START_LIMIT,
                 )
             except libvirt.libvirtError as error:
                 self._boots.pop(guest.desktop, None)
@@ -353,7 +349,7 @@ class LibvirtHypervisor:
             dom = await self._find(desktop)
             await self._call(dom.destroy)
             if desktop in self._boots:
-                async with timeout(EVENT_LIMIT):
+                async with timeout(LIBVIRT_EVENT_LIMIT):
                     await stopped.wait()
         except libvirt.libvirtError as error:
             if error.get_error_code() not in _GONE:
@@ -385,7 +381,7 @@ class LibvirtHypervisor:
     def _serial_path(self, desktop: str) -> Path:
         return self._settings.serials / desktop
 
-    async def _call(self, function: Callable[..., T], *arguments: Any, limit: float = CALL_LIMIT) -> T:
+    async def _call(self, function: Callable[..., T], *arguments: Any, limit: float = LIBVIRT_CALL_LIMIT) -> T:
         """Run in the pool. A call that outlives ``limit`` keeps its thread until libvirt returns."""
         future = asyncio.get_running_loop().run_in_executor(self._pool, functools.partial(function, *arguments))
         try:

@@ -16,12 +16,11 @@ from typing import Protocol
 from pupitre.errors import ImageFault
 from pupitre.host.diagnosis import LEAST_FREE_MIB, is_qcow2
 from pupitre.host.hypervisor.domain_xml import desktop_id, is_desktop_id
+from pupitre.timings import QEMU_IMG_LIMIT
 
 SUFFIX = ".qcow2"
 _SIZE_AT = 24
 """Where a qcow2 header has the virtual size: 8 bytes, big-endian."""
-LIMIT = 60.0
-"""Seconds for one ``qemu-img``."""
 
 
 class Disks(Protocol):
@@ -151,10 +150,10 @@ def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
-            timeout=LIMIT,
+            timeout=QEMU_IMG_LIMIT,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise ImageFault(f"Making the desktop's disk took more than {LIMIT:.0f} seconds.") from None
+        raise ImageFault(f"Making the desktop's disk took more than {QEMU_IMG_LIMIT:.0f} seconds.") from None
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip().splitlines()
         raise ImageFault(f"The desktop's disk cannot be made: {words[-1] if words else 'qemu-img failed'}.")

@@ -20,9 +20,7 @@ from pupitre.host.hypervisor.domain_xml import desktop_id
 from pupitre.host.hypervisor.port import Guest, GuestState, SeenGuest
 from pupitre.host.simulation.guest_log import Ledger, ledger_path
 from pupitre.host.simulation.screen import Screen
-
-SLOW = 3.0
-"""Seconds a ``slow`` start takes."""
+from pupitre.timings import SIMULATED_SLOW_START
 
 
 class Behaviour(StrEnum):
@@ -49,7 +47,7 @@ class SimulatedHypervisor:
         self,
         behaviour: Behaviour,
         serials: Path,
-        delay: float | None = SLOW,
+        delay: float | None = SIMULATED_SLOW_START,
         memory_mib: int = 65536,
         ledger: Ledger | None = None,
     ) -> None:
@@ -73,7 +71,7 @@ class SimulatedHypervisor:
         """
         word, _, seconds = name.partition(":")
         try:
-            behaviour, delay = Behaviour(word), float(seconds or SLOW)
+            behaviour, delay = Behaviour(word), float(seconds or SIMULATED_SLOW_START)
         except ValueError:
             raise SetupError(
                 f"There is no simulated hypervisor {name!r}.", f"Choose one of: {', '.join(Behaviour)}."

@@ -11,9 +11,7 @@ from pupitre.domain.people.throttle import Counter, Tally, is_locked, limits, of
 from pupitre.errors import TooEarly
 from pupitre.runtime.clock import now_ms
 from pupitre.store.sign_in_failures import Failures
-
-PRUNE_EVERY = 60.0
-"""Seconds, at the least, between two times that windows which are over are removed."""
+from pupitre.timings import THROTTLE_PRUNE
 
 
 class Throttle:
@@ -46,7 +44,7 @@ class Throttle:
     async def failed(self, counters: Sequence[Counter]) -> list[Tally]:
         """Count a failure; what is locked from now on."""
         tallies = await self._failures.count(counters, self._limits, now=now_ms())
-        if time.monotonic() - self._pruned > PRUNE_EVERY:
+        if time.monotonic() - self._pruned > THROTTLE_PRUNE:
             self._pruned = time.monotonic()
             await self._failures.prune(now=now_ms())
         return [tally for tally in tallies if tally.failures == self._limits[tally.counter.kind].failures]

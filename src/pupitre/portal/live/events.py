@@ -27,15 +27,10 @@ from pupitre.runtime.workers import until_available
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.sql.dialect import Listening
 from pupitre.store.status import CHANGED, Status
+from pupitre.timings import GATHER_EVENTS, LINKS_FRESH
 
-KEEP_ALIVE = 10.0
-"""Seconds of silence after which a stream says that it lives: proxies may close what is silent for 15."""
 MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.015
 """After so many changes at once, for how long each stream gathers its own news, and for how long (s)."""
-LINKS_FRESH = 1.0
-"""Seconds for which the links are as they were read: when the cluster was heard is written no more often."""
-GATHER = 0.01
-"""After more than one change at once, the seconds in which the next ones gather: under load each look is for many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +239,7 @@ class Feed:
             await bell.heard()
             told = await until_available(in_turn)
             if told > 1:
-                await asyncio.sleep(GATHER)
+                await asyncio.sleep(GATHER_EVENTS)
             if told >= MANY:
                 self._busy_until = time.monotonic() + BUSY
 

@@ -9,9 +9,6 @@ from pupitre.errors import NoAnswer
 from pupitre.portal.context import Portal
 from pupitre.runtime.clock import now_ms
 
-STALE_AFTER = 1.5
-"""In status update intervals: one that is late is no news, one that is missing is."""
-
 
 @dataclass(frozen=True, slots=True)
 class ClusterFreshness:
@@ -40,17 +37,17 @@ async def link_state(portal: Portal) -> ClusterFreshness:
 
 def state_of(portal: Portal, links: Sequence[ClusterLink]) -> ClusterFreshness:
     """The same, of links that have been read."""
-    return worst(links, now=now_ms(), interval_ms=int(portal.settings.status_update_interval * 1000))
+    return worst(links, now=now_ms(), stale_after_ms=int(portal.settings.status_timings.stale_after * 1000))
 
 
-def worst(links: Sequence[ClusterLink], *, now: int, interval_ms: int) -> ClusterFreshness:
+def worst(links: Sequence[ClusterLink], *, now: int, stale_after_ms: int) -> ClusterFreshness:
     """One that is out of reach before all others, then the one that was heard longest ago."""
     if not links:
         return ClusterFreshness(False, reason="No cluster has been heard of yet.")
     link = min(links, key=lambda link: (link.connected, link.heard))
     heard = link.heard or (link.since if link.connected else None)
     age = max(0, now - heard) if heard else None
-    stale = age is None or age > STALE_AFTER * interval_ms
+    stale = age is None or age > stale_after_ms
     return ClusterFreshness(link.connected, link.since, link.reason, heard, age, stale)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pupitre.portal.context import Portal
-from pupitre.portal.live.freshness import STALE_AFTER, link_state
+from pupitre.portal.live.freshness import link_state
 
 
 async def freshness(portal: Portal) -> dict[str, Any]:
@@ -11,7 +11,7 @@ async def freshness(portal: Portal) -> dict[str, Any]:
     link = await link_state(portal)
     return {
         "heard": link.heard or 0,
-        "stale_after": int(portal.settings.status_update_interval * STALE_AFTER * 1000),
+        "stale_after": int(portal.settings.status_timings.stale_after * 1000),
     }
 
 

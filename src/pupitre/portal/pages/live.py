@@ -12,12 +12,13 @@ from pupitre.portal.hosts import host_called
 from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.http.templates import fragment
 from pupitre.portal.identity.sessions import Caller, SignedIn, caller_of
-from pupitre.portal.live.events import KEEP_ALIVE, News
+from pupitre.portal.live.events import News
 from pupitre.portal.pages.desktops import board
 from pupitre.portal.pages.host import host_board
 from pupitre.portal.pages.hosts import hosts_board, latest_orders
 from pupitre.portal.pages.link import banner
 from pupitre.runtime.timeouts import timeout
+from pupitre.timings import KEEP_ALIVE
 
 router = APIRouter()
 Pieces = Callable[[News | None], Awaitable[list[ServerSentEvent]]]

@@ -22,9 +22,10 @@ from pupitre.portal.context import Portal, portal_of
 from pupitre.portal.desktops import desktops_of, latest_of
 from pupitre.portal.hosts import hosts_of
 from pupitre.portal.identity.sessions import Caller, SignedIn, caller_of
-from pupitre.portal.live.events import KEEP_ALIVE, News
+from pupitre.portal.live.events import News
 from pupitre.portal.schemas import command_out, desktop_out, host_out, image_out, link_out
 from pupitre.runtime.timeouts import timeout
+from pupitre.timings import KEEP_ALIVE
 
 router = APIRouter(tags=["events"])
 

@@ -31,12 +31,11 @@ from pupitre.store.admin.server import said_by
 from pupitre.store.schema import DATABASES
 from pupitre.store.sql.deadline import Deadline
 from pupitre.store.sql.engine import KINDS
+from pupitre.timings import ADMIN_CONNECT
 
 T = TypeVar("T")
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mariadb+asyncmy"}
-CONNECT = 60.0
-"""Seconds that a server has to take a connection."""
 # The first words of an upgrade.
 _LOCK = {
     "sqlite": "BEGIN IMMEDIATE",
@@ -117,7 +116,7 @@ async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
         event.listen(engine.sync_engine, "connect", _begin_ourselves)
     try:
         with _alone(_file(url)):
-            with Deadline(CONNECT):
+            with Deadline(ADMIN_CONNECT):
                 connection = await engine.connect()
             async with aclosing(connection):
                 if kind == "postgresql":

@@ -15,11 +15,10 @@ from sqlalchemy.sql import Select
 from pupitre.domain.command import FINAL_STATES, UNENDED_STATES
 from pupitre.store.schema import audit, commands
 from pupitre.store.sql.engine import Database
+from pupitre.timings import PRUNE_PAUSE
 
 STEP = 500
 """Rows of one transaction."""
-PAUSE = 0.01
-"""Seconds between two, for those who work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,4 +65,4 @@ async def _take_away(database: Database, table: Table, old: Select[tuple[str]], 
         taken += len(ids)
         if len(ids) < STEP:
             return taken
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(PRUNE_PAUSE)

@@ -20,9 +20,8 @@ from sqlalchemy.pool import NullPool
 
 from pupitre.errors import SetupError, Unavailable
 from pupitre.store.sql.deadline import Deadline
+from pupitre.timings import ADMIN_CONNECT
 
-CONNECT = 60.0
-"""Seconds that a server has to take a connection."""
 ITERATIONS = 4096
 """Of SCRAM-SHA-256, as PostgreSQL itself takes; the passwords are random."""
 
@@ -179,7 +178,7 @@ async def open_server(root: URL) -> AsyncIterator[Server]:
 async def _connected(url: URL) -> AsyncIterator[AsyncConnection]:
     engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     try:
-        with Deadline(CONNECT):
+        with Deadline(ADMIN_CONNECT):
             connection = await engine.connect()
         async with aclosing(connection):
             yield connection

@@ -11,8 +11,8 @@ from typing import ClassVar, Self
 
 import structlog
 
-RETRY = (0.05, 2.0)
-"""Shortest and longest pause (s) before a database that does not answer is tried again."""
+from pupitre.runtime.backoff import Backoff
+from pupitre.timings import LISTENER_RECONNECT
 
 log = structlog.get_logger(__name__)
 
@@ -70,14 +70,15 @@ class RemoteListener(ABC):
         self._tried.set()
 
     async def _run(self) -> None:
-        pause = RETRY[0]
+        backoff = Backoff(LISTENER_RECONNECT)
         while True:
             try:
                 await self._follow()
             except self.errors as error:
                 if not self._away:
                     log.warning("The database does not answer.", database=self._name, error=str(error))
-            pause = min(pause * 2, RETRY[1]) if self._away else RETRY[0]
+            if not self._away:
+                backoff.reset()
             self._away = True
             self._tried.set()
-            await asyncio.sleep(pause)
+            await asyncio.sleep(backoff.next())

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
-GRACE = 1.0
-"""Seconds from closing an overdue connection to the first cancellation, and between two of these."""
+from pupitre.timings import DATABASE_CANCEL
 
 
 class Overdue(TimeoutError):
@@ -60,7 +59,7 @@ class Deadline:
             assert self._task is not None
             self._cancelled_here += 1
             self._task.cancel()
-        self._timer = loop.call_later(GRACE, self._look)
+        self._timer = loop.call_later(DATABASE_CANCEL, self._look)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

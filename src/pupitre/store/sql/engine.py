@@ -20,9 +20,8 @@ from pupitre.store.sql.dialect import Connection, Dialect, DriverConnection, Lis
 from pupitre.store.sql.health import Health
 from pupitre.store.sql.pool import Pool
 from pupitre.store.sql.statement import Result, Values
+from pupitre.timings import DATABASE_LEAVE
 
-LEAVE_WITHIN = 5.0
-"""Seconds that transactions under way may take when a database is closed."""
 _news = table("news", column("value"))
 _LOOK, _CHANGE = select(_news.c.value), update(_news).values(value=_news.c.value)
 KINDS = ("sqlite", "postgresql", "mariadb")
@@ -116,7 +115,7 @@ class Database:
     async def close(self) -> None:
         """Let transactions under way end, for a while, then let go."""
         with suppress(TimeoutError):
-            async with timeout(LEAVE_WITHIN):
+            async with timeout(DATABASE_LEAVE):
                 while self._under_way:
                     self._ended.clear()
                     await self._ended.wait()

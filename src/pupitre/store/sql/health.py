@@ -12,9 +12,7 @@ from typing import Protocol
 
 from pupitre.errors import Unavailable
 from pupitre.net.ops import Ops
-
-TRY_AGAIN = 1.0
-"""Seconds between two tries of a database that does not do its work."""
+from pupitre.timings import DATABASE_RETRY
 
 
 class Health:
@@ -23,7 +21,7 @@ class Health:
     def __init__(self) -> None:
         self.reason: str | None = None
         self._failed = asyncio.Event()
-        self._tried = -TRY_AGAIN
+        self._tried = -DATABASE_RETRY
 
     def works(self) -> None:
         """A change was taken, or, where only reading is due, a question answered."""
@@ -39,9 +37,9 @@ class Health:
         await self._failed.wait()
 
     def may_be_tried(self) -> bool:
-        """True no more than once in `TRY_AGAIN`: whoever may ask how a database is could else have it written to."""
+        """True no more than once in `DATABASE_RETRY`: each try writes, and anybody may ask how a database is."""
         now = asyncio.get_running_loop().time()
-        if now - self._tried < TRY_AGAIN:
+        if now - self._tried < DATABASE_RETRY:
             return False
         self._tried = now
         return True
@@ -73,7 +71,7 @@ async def _tell(ops: Ops, database: Checked) -> None:
         await database.health.until_failed()
         while database.health.reason is not None:
             ops.lacks(database.name, database.health.reason)
-            await asyncio.sleep(TRY_AGAIN)
+            await asyncio.sleep(DATABASE_RETRY)
             with contextlib.suppress(Unavailable):  # the reason is in its health
                 await database.check()
         ops.has(database.name)

@@ -9,12 +9,9 @@ from typing import Generic, Protocol, TypeVar
 
 from pupitre.errors import Unavailable
 from pupitre.runtime.timeouts import timeout
+from pupitre.timings import POOL_DISCARD, POOL_WAIT
 
 SIZE = 8
-PATIENCE = 10.0
-"""Seconds that who asks waits for a connection."""
-DISCARD_EVERY = 1.0
-"""Seconds in which all connections are discarded no more than once: a server that stays of no use is not flooded."""
 
 
 class Pooled(Protocol):
@@ -38,21 +35,21 @@ R = TypeVar("R")
 class Pool(Generic[C]):
     """``open`` makes a connection to the database that people know as ``name``; ``patience`` is for one to be free."""
 
-    def __init__(self, name: str, open: Callable[[], Awaitable[C]], *, patience: float = PATIENCE) -> None:
+    def __init__(self, name: str, open: Callable[[], Awaitable[C]], *, patience: float = POOL_WAIT) -> None:
         self._name = name
         self._patience = patience
         self._open = open
         self._slots = asyncio.Semaphore(SIZE)
         self._resting: list[C] = []
         self._open_ones: set[C] = set()
-        self._discarded = -DISCARD_EVERY
+        self._discarded = -POOL_DISCARD
         self._closed = False
 
     async def take(self, begin: Callable[[C], Awaitable[R]]) -> tuple[C, R]:
         """A connection and what ``begin`` made of it; `give` it back.
 
         One on which ``begin`` fails because it went stale while it rested is replaced unseen.
-        Raises `Unavailable` when none is free within `PATIENCE`, and what ``begin`` raises.
+        Raises `Unavailable` when none is free within `POOL_WAIT`, and what ``begin`` raises.
         """
         await self._slot()
         try:
@@ -110,7 +107,7 @@ class Pool(Generic[C]):
         Connections in use end with what they do.
         """
         now = asyncio.get_running_loop().time()
-        if now - self._discarded >= DISCARD_EVERY:
+        if now - self._discarded >= POOL_DISCARD:
             self._discarded = now
             for connection in self._open_ones:
                 connection.retire()

@@ -12,9 +12,8 @@ import asyncpg
 
 from pupitre.errors import SetupError
 from pupitre.store.sql.deadline import Deadline
+from pupitre.timings import POOLER_LIMIT
 
-LIMIT = 10.0
-"""Seconds for each step of the search."""
 TRIES = 3
 
 _MARKS = frozenset({"26000", "42P05"})
@@ -28,14 +27,14 @@ async def refuse_pooler(raw: Any, arguments: Mapping[str, Any], settings: Mappin
     """
     where = f"{arguments.get('host', 'localhost')}:{arguments.get('port', 5432)}"
     try:
-        with Deadline(LIMIT, raw.terminate):
+        with Deadline(POOLER_LIMIT, raw.terminate):
             pid = await raw.fetchval("SELECT pg_backend_pid()")
         # A server names its process when it takes a connection; a pooler names none of the server's.
         if pid == raw.get_server_pid():
             return
         if await _shares_sessions(arguments):
             raise _refused(where, "it gives each transaction another session")
-        with Deadline(LIMIT, raw.terminate):
+        with Deadline(POOLER_LIMIT, raw.terminate):
             rows = await raw.fetch("SELECT name, setting FROM pg_settings WHERE name = ANY($1)", [*settings])
     except asyncpg.PostgresError as error:
         if error.sqlstate in _MARKS:
@@ -82,12 +81,12 @@ async def _shares_sessions(arguments: Mapping[str, Any]) -> bool:
 
 async def _connect(arguments: Mapping[str, Any]) -> Any:
     plain = {name: value for name, value in arguments.items() if name not in {"server_settings", "timeout"}}
-    with Deadline(LIMIT):
+    with Deadline(POOLER_LIMIT):
         return await asyncpg.connect(**plain, statement_cache_size=0)
 
 
 async def _pid(raw: Any) -> object:
-    with Deadline(LIMIT, raw.terminate):
+    with Deadline(POOLER_LIMIT, raw.terminate):
         await raw.execute("BEGIN")
         pid = await raw.fetchval("SELECT pg_backend_pid()")
         await raw.execute("COMMIT")

@@ -9,11 +9,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pupitre.domain.state_machine import Machine
+from pupitre.timings import CHILD_HEALTHY, CHILD_RESTART
 
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
-HEALTHY_AFTER = 60.0
-"""Seconds of life after which earlier failures are forgotten."""
 HOPELESS_AFTER = 3
 """Starts in a row that end before the child was ever ready; then `up` says why and gives up."""
 
@@ -58,7 +55,7 @@ CHILD_LIFE: Machine[ChildState, ChildEvent] = Machine(
 class Life:
     """Where a child stands. ``since`` is when the state began, in seconds of any steady clock.
 
-    ``failures`` counts ends in a row that came before `HEALTHY_AFTER`; ``restarts`` counts all.
+    ``failures`` counts ends in a row that came before `CHILD_HEALTHY`; ``restarts`` counts all.
     """
 
     state: ChildState = CHILD_LIFE.initial
@@ -77,7 +74,7 @@ class Life:
         if event is ChildEvent.READY:
             return replace(life, was_ready=True)
         if event is ChildEvent.EXIT:
-            healthy = now - self.started >= HEALTHY_AFTER
+            healthy = now - self.started >= CHILD_HEALTHY
             return replace(life, failures=1 if healthy else self.failures + 1)
         if event is ChildEvent.FINISH:
             return replace(life, failures=0)
@@ -86,7 +83,7 @@ class Life:
     @property
     def pause(self) -> float:
         """Seconds to wait before the next start."""
-        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** max(0, self.failures - 1))
+        return CHILD_RESTART.after(self.failures)
 
     @property
     def is_hopeless(self) -> bool:

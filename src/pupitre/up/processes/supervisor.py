@@ -11,14 +11,13 @@ from pathlib import Path
 
 from pupitre.errors import SetupError
 from pupitre.runtime.workers import rung, ungrouped
+from pupitre.timings import CHILD_HURRIED
 from pupitre.up.processes.child import Child, ChildSpec, describe_exit
 from pupitre.up.processes.lifecycle import CHILD_LIFE, ChildEvent, ChildState, Life
 from pupitre.up.processes.stream import LogStream
 
 SETUP_FAULT = 2
 """Exit code of a Pupitre process that lacks something which only a person can mend."""
-HURRIED = 1.0
-"""Seconds that a child has to stop once somebody is in a hurry."""
 
 
 class Keeper:
@@ -142,7 +141,7 @@ class Keeper:
         await asyncio.wait({stopped, hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         if not stopped.done():
-            await asyncio.wait({stopped}, timeout=HURRIED)
+            await asyncio.wait({stopped}, timeout=CHILD_HURRIED)
             if not stopped.done():
                 child.kill()
         if not await stopped:

@@ -23,20 +23,9 @@ from pupitre.store.sql.deadline import Deadline
 from pupitre.store.sql.dialect import DriverConnection, Listening
 from pupitre.store.sql.pool import Pool
 from pupitre.store.sql.statement import Result, Statements, Values
+from pupitre.timings import DATABASE_CLOSE, DATABASE_CONNECT, DATABASE_LISTENER_ANSWER, MARIADB_IDLE, MARIADB_POLL
 
-SHORTEST_PAUSE = 0.02
-"""Seconds between two looks at the row while it moves."""
-LOOK = 10.0
-"""Seconds that one look may take."""
-
-CONNECT = 10.0
-"""Seconds that the server has to take a connection."""
-GOOD_BYE = 2.0
-"""Seconds that the server has to answer when a connection is closed."""
-IDLE = 60
-"""Seconds after which the server ends a transaction in which nothing happens, and with it its connection."""
-
-_ARGUMENTS = {"charset": "utf8mb4", "connect_timeout": int(CONNECT)}
+_ARGUMENTS = {"charset": "utf8mb4", "connect_timeout": int(DATABASE_CONNECT)}
 # Notes on our own statements, such as the name of a primary key, help nobody.
 logging.getLogger("asyncmy").setLevel(logging.ERROR)
 
@@ -73,7 +62,7 @@ class Maria:
     async def _prepare(self, connection: "MariaConnection", isolation: str) -> None:
         mode = f"sql_mode = '{_MODE}', innodb_lock_wait_timeout = {int(self._patience / 3)}"
         await connection.say(f"SET SESSION TRANSACTION ISOLATION LEVEL {isolation}")
-        await connection.say(f"SET SESSION {mode}, idle_transaction_timeout = {IDLE}")
+        await connection.say(f"SET SESSION {mode}, idle_transaction_timeout = {MARIADB_IDLE}")
         if self._read_only:
             await connection.say("SET SESSION TRANSACTION READ ONLY")
         if await connection.say("SELECT @@innodb_flush_log_at_trx_commit") != 1:
@@ -107,7 +96,7 @@ class Maria:
 
 
 async def _connect(address: dict[str, Any]) -> Any:
-    with Deadline(CONNECT):
+    with Deadline(DATABASE_CONNECT):
         return await asyncmy.connect(**address, **_ARGUMENTS, autocommit=True)
 
 
@@ -193,7 +182,7 @@ class MariaConnection:
 
     async def close(self) -> None:
         try:
-            with Deadline(GOOD_BYE, self.abandon):
+            with Deadline(DATABASE_CLOSE, self.abandon):
                 await self._raw.ensure_closed()
         except _FAILURES:
             pass
@@ -202,7 +191,7 @@ class MariaConnection:
 
 
 class MariaListener(RemoteListener):
-    """Looks at the row of ``news``; while it stands still, the pauses grow from `SHORTEST_PAUSE` to ``longest`` (s)."""
+    """Looks at the row of ``news``; while it stands still, the pauses grow from `MARIADB_POLL` to ``longest`` (s)."""
 
     errors = (OSError, MySQLError)
 
@@ -214,7 +203,7 @@ class MariaListener(RemoteListener):
     async def _follow(self) -> None:
         connection = await _connect(self._address)
         try:
-            deadline = Deadline(LOOK, partial(_abort, connection))
+            deadline = Deadline(DATABASE_LISTENER_ANSWER, partial(_abort, connection))
             seen = await _news(connection, deadline)
             self._begun()
             await self._look(connection, deadline, seen)
@@ -222,14 +211,14 @@ class MariaListener(RemoteListener):
             _abort(connection)
 
     async def _look(self, connection: Any, deadline: Deadline, seen: int) -> None:
-        pause = SHORTEST_PAUSE
+        pause = MARIADB_POLL
         while True:
             await asyncio.sleep(pause)
             now = await _news(connection, deadline)
             if now == seen:
-                pause = min(pause * 1.5, max(self._longest, SHORTEST_PAUSE))
+                pause = min(pause * 1.5, max(self._longest, MARIADB_POLL))
             else:
-                seen, pause = now, SHORTEST_PAUSE
+                seen, pause = now, MARIADB_POLL
                 self._ring()
 
 

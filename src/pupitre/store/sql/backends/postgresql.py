@@ -20,16 +20,7 @@ from pupitre.store.sql.dialect import DriverConnection, Listening
 from pupitre.store.sql.pool import Pool
 from pupitre.store.sql.pooler import refuse_pooler, refused_by_pooler
 from pupitre.store.sql.statement import Result, Statements, Values
-
-CHECK = 30.0
-"""Seconds after which a silent listener asks whether the server is still there."""
-
-CONNECT = 10.0
-"""Seconds that the server has to take a connection."""
-GOOD_BYE = 2.0
-"""Seconds that the server has to answer when a connection is closed."""
-LOOK = 10.0
-"""Seconds that a listener's server has to answer."""
+from pupitre.timings import DATABASE_CLOSE, DATABASE_CONNECT, DATABASE_LISTENER_ANSWER, DATABASE_LISTENER_CHECK
 
 _SESSION = {
     "application_name": "pupitre",
@@ -61,7 +52,7 @@ class Postgres:
         self._statements = Statements(dialect, arrays=True)
         self._where = f"{url.host}", f"{url.database}"
         # asyncpg's own limit on statements would wait for ever to have one cancelled by a server that hangs.
-        self._arguments: dict[str, Any] = {**address, "server_settings": settings, "timeout": CONNECT}
+        self._arguments: dict[str, Any] = {**address, "server_settings": settings, "timeout": DATABASE_CONNECT}
         self._patience = patience
         self._checked = False
         self.reading: Pool[DriverConnection] = Pool(str(url.database), self._open)
@@ -84,7 +75,7 @@ class Postgres:
 
     async def _check(self, raw: "asyncpg.Connection[asyncpg.Record]") -> None:
         await refuse_pooler(raw, self._arguments, _MARKED)
-        with Deadline(CONNECT, raw.terminate):
+        with Deadline(DATABASE_CONNECT, raw.terminate):
             fsync = await raw.fetchval("SHOW fsync")
         if fsync != "on":
             raise SetupError(
@@ -118,7 +109,7 @@ class Postgres:
 
 
 async def _connect(arguments: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Record]":
-    with Deadline(CONNECT + 1):
+    with Deadline(DATABASE_CONNECT + 1):
         return await asyncpg.connect(**arguments)
 
 
@@ -186,7 +177,7 @@ class PostgresConnection:
 
     async def close(self) -> None:
         try:
-            with Deadline(GOOD_BYE, self._raw.terminate):
+            with Deadline(DATABASE_CLOSE, self._raw.terminate):
                 await self._raw.close()
         except _FAILURES:
             self._raw.terminate()
@@ -205,7 +196,7 @@ class PostgresListener(RemoteListener):
     async def _follow(self) -> None:
         connection = await _connect(self._arguments)
         try:
-            deadline = Deadline(LOOK, connection.terminate)
+            deadline = Deadline(DATABASE_LISTENER_ANSWER, connection.terminate)
             lost = asyncio.Event()
             connection.add_termination_listener(lambda *_: lost.set())
             with deadline:
@@ -221,7 +212,7 @@ async def _until_lost(
 ) -> None:
     while not lost.is_set():
         try:
-            async with timeout(CHECK):
+            async with timeout(DATABASE_LISTENER_CHECK):
                 await lost.wait()
         except TimeoutError:
             with deadline:

@@ -25,11 +25,8 @@ from pupitre.store.sql.deadline import Deadline
 from pupitre.store.sql.dialect import DriverConnection, Listening
 from pupitre.store.sql.pool import Pool
 from pupitre.store.sql.statement import Result, Statements, Values
+from pupitre.timings import DATABASE_CLOSE, SQLITE_WAIT
 
-WAIT = 10.0
-"""Seconds for another process's transaction."""
-GOOD_BYE = 2.0
-"""Seconds that closing a file may take."""
 _OF_NO_USE = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB})
 """Primary result codes of a file that is another one by now, or that cannot be used."""
 _NOT_WRITTEN = frozenset(
@@ -83,7 +80,7 @@ class Sqlite:
         mode = "ro" if self._read_only else "rw"
         # We say BEGIN ourselves. The thread that closes a connection may be another.
         connection = sqlite3.connect(
-            f"file:{quote(self._path)}?mode={mode}", uri=True, isolation_level=None, timeout=WAIT,
+            f"file:{quote(self._path)}?mode={mode}", uri=True, isolation_level=None, timeout=SQLITE_WAIT,
             check_same_thread=False,
         )  # fmt: skip
         if self._read_only:
@@ -152,7 +149,7 @@ def _is_of_no_use(error: Exception) -> bool:
 
 def _use_wal(connection: sqlite3.Connection) -> None:
     """Write ahead. Connections that change a file to it at the same moment refuse each other without SQLite's wait."""
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + SQLITE_WAIT
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -265,4 +262,4 @@ class SqliteConnection:
         # Whoever closes a database may put another file in its place.
         closing = self._thread.submit(self._raw.close)
         self._thread.shutdown(wait=False)
-        await asyncio.wait([asyncio.wrap_future(closing)], timeout=GOOD_BYE)
+        await asyncio.wait([asyncio.wrap_future(closing)], timeout=DATABASE_CLOSE)
