@@ -71,7 +71,6 @@ _TAKE_VERSION = (
     .where(exists().where(epochs.c.value == bindparam("mine")))
     .values(value=cluster_counter.c.value + 1)
 )
-_TAKE_AND_LOOK = _TAKE_VERSION.returning(cluster_counter.c.value)
 _REPORTED = update(journal).where(journal.c.id.in_(bindparam("ids", expanding=True))).values(reported=True)
 
 
@@ -210,12 +209,7 @@ class ClusterStore:
         return results
 
     async def _next_version(self, connection: Connection) -> int:
-        mine = {"mine": self.epoch}
-        if connection.kind == "mariadb":  # its UPDATE returns nothing
-            taken = await connection.execute(_TAKE_VERSION, mine)
-            version = (await connection.execute(_VERSION)).scalar() if taken.rowcount else None
-        else:
-            version = (await connection.execute(_TAKE_AND_LOOK, mine)).scalar()
+        version = await connection.change_and_read(_TAKE_VERSION, cluster_counter.c.value, {"mine": self.epoch})
         if version is None:
             self._deposed.set()
             raise Deposed(DEPOSED)

@@ -2,18 +2,30 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
-from sqlalchemy import URL, bindparam, insert, select, tuple_, update
+from sqlalchemy import URL, Dialect, Executable, bindparam, insert, select, tuple_, update
 
 from pupitre.errors import Unavailable
 from pupitre.store.schema import cluster_hosts, commands, copies, gates
+from pupitre.store.sql.backends import mariadb, postgresql, sqlite
+from pupitre.store.sql.backends.postgresql import PostgresStatements
 from pupitre.store.sql.pool import SIZE, Pool
-from pupitre.store.sql.statement import Statements
-from pupitre.store.sql.upsert import _statement as upsert
+from pupitre.store.sql.statement import MOST_FORMS, Statements
 from pupitre.timings import POOL_WAIT
 
-DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mariadb+asyncmy"}
+
+def _dialect(driver: str) -> Dialect:
+    made: Any = URL.create(driver).get_dialect()
+    return cast(Dialect, made())
+
+
+BACKENDS: dict[str, tuple[Callable[[], Statements], Any]] = {
+    "sqlite": (lambda: Statements(_dialect("sqlite")), sqlite._upsert),
+    "postgresql": (PostgresStatements, postgresql._upsert),
+    "mariadb": (lambda: Statements(_dialect("mariadb+asyncmy")), mariadb._upsert),
+}
 SOME = select(commands.c.id).where(
     commands.c.id.in_(bindparam("ids", expanding=True)),
     commands.c.created > bindparam("after"),
@@ -23,32 +35,45 @@ SOME_USERS = gates.c.user_id.in_(bindparam("users", expanding=True))
 
 
 def statements(kind: str) -> Statements:
-    return Statements(URL.create(DRIVERS[kind]).get_dialect()(), arrays=kind == "postgresql")
+    return BACKENDS[kind][0]()
 
 
-def test_lists_are_arrays_where_there_are_any() -> None:
+def upsert(kind: str, names: tuple[str, ...]) -> Executable:
+    found: Executable = BACKENDS[kind][1](gates, names)
+    return found
+
+
+def test_lists_are_arrays_on_postgresql() -> None:
     prepared = statements("postgresql").prepare(SOME, {"ids": ["a"], "after": 3})
-    assert "commands.id = ANY ($2::VARCHAR[])" in prepared.text
-    assert "commands.state <> ALL ($3::VARCHAR[])" in prepared.text
-    assert "commands.created > $1::BIGINT" in prepared.text
-    assert prepared.arguments({"ids": ["a", "b"], "after": 3}) == [3, ["a", "b"], ["failed", "sent"]]
-    assert prepared.expanded({"ids": []}, "?") is prepared.text
+    assert "commands.id = ANY ($1::VARCHAR[])" in prepared.text
+    assert "commands.created > $2::BIGINT" in prepared.text
+    assert "commands.state != ALL ($3::VARCHAR[])" in prepared.text
+    assert prepared.form({"ids": ["a", "b"], "after": 3}) == (prepared.text, [["a", "b"], 3, ["failed", "sent"]])
+    assert prepared.form({"ids": [], "after": 3})[0] is prepared.text
 
 
 @pytest.mark.parametrize(("kind", "mark"), [("sqlite", "?"), ("mariadb", "%s")])
 def test_elsewhere_each_value_of_a_list_stands_alone(kind: str, mark: str) -> None:
-    values = {"ids": ["a", "b"], "after": 3}
-    prepared = statements(kind).prepare(SOME, values)
-    text = prepared.expanded(values, mark)
-    assert f"commands.id IN ({mark}, {mark})" in text
-    assert f"commands.state NOT IN ({mark}, {mark})" in text
-    assert prepared.arguments(values) == ["a", "b", 3, "failed", "sent"]
-    nothing = {"ids": [], "after": 3}
-    assert "commands.id IN (SELECT 1" in prepared.expanded(nothing, mark)
-    assert prepared.arguments(nothing) == [3, "failed", "sent"]
+    prepared = statements(kind).prepare(SOME, {"ids": [], "after": 3})
+    for ids in (["a", "b"], ["c", "d"]):
+        text, arguments = prepared.form({"ids": ids, "after": 3})
+        assert f"commands.id IN ({mark}, {mark})" in text
+        assert f"commands.state NOT IN ({mark}, {mark})" in text
+        assert arguments == [*ids, 3, "failed", "sent"]
+    text, arguments = prepared.form({"ids": [], "after": 3})
+    assert text.count(mark) == len(arguments)
+    assert arguments == [3, "failed", "sent"]
 
 
-def test_a_statement_that_is_kept_is_written_once_for_each_set_of_names() -> None:
+def test_texts_for_many_lengths_are_bounded() -> None:
+    prepared = statements("sqlite").prepare(SOME, {"ids": [], "after": 3})
+    for length in range(2 * MOST_FORMS):
+        text, arguments = prepared.form({"ids": ["a"] * length, "after": 3})
+        assert text.count("?") == len(arguments)
+    assert len(prepared._forms) <= MOST_FORMS
+
+
+def test_kept_statement_is_compiled_once_for_each_set_of_names() -> None:
     held = statements("postgresql")
     assert held.prepare(SOME, {"ids": [], "after": 1}) is held.prepare(SOME, {"ids": ["b"], "after": 2})
     add = insert(gates)
@@ -56,28 +81,28 @@ def test_a_statement_that_is_kept_is_written_once_for_each_set_of_names() -> Non
 
 
 def test_many_rows_are_one_insert_of_arrays() -> None:
-    statement = upsert("postgresql", gates, ("user_id", "last"))
-    prepared = statements("postgresql").prepare(statement, {"user_id": "a", "last": 1})
-    assert prepared.text_of_many is not None
-    assert "SELECT * FROM unnest($1::VARCHAR[], $2::BIGINT[]) ON CONFLICT" in prepared.text_of_many
-    assert statements("sqlite").prepare(upsert("sqlite", gates, ("user_id",)), {"user_id": "a"}).text_of_many is None
+    values = {"user_id": "a", "last": 1}
+    many = PostgresStatements().prepare_many(upsert("postgresql", ("user_id", "last")), values)
+    assert many is not None
+    assert "FROM unnest($1::VARCHAR[], $2::BIGINT[]) AS many(user_id, last) ON CONFLICT" in many.text
+    assert many.order == ("user_id", "last")
 
 
 def test_many_changes_are_one_update_from_arrays() -> None:
     change = update(gates).where(gates.c.user_id == bindparam("user")).values(last=bindparam("at"))
     values = {"user": "a", "at": 1}
-    prepared = statements("postgresql").prepare(change, values)
-    assert prepared.text_of_many == (
-        "UPDATE gates SET last=many.v1"
-        " FROM unnest($1::BIGINT[], $2::VARCHAR[]) AS many(v1, v2) WHERE gates.user_id = many.v2"
+    many = PostgresStatements().prepare_many(change, values)
+    assert many is not None
+    assert many.text == (
+        'UPDATE gates SET last=many.at FROM unnest($1::BIGINT[], $2::VARCHAR[]) AS many(at, "user")'
+        ' WHERE gates.user_id = many."user"'
     )
-    assert prepared.arguments(values) == [1, "a"]
+    assert many.order == ("at", "user")
     for other in (change.returning(gates.c.last), update(gates).values(last=1), update(gates).where(SOME_USERS)):
-        assert statements("postgresql").prepare(other, {}).text_of_many is None
-    assert statements("sqlite").prepare(change, values).text_of_many is None
+        assert PostgresStatements().prepare_many(other, values) is None
 
 
-@pytest.mark.parametrize("kind", DRIVERS)
+@pytest.mark.parametrize("kind", BACKENDS)
 def test_rows_have_names_and_truth_is_true_or_false(kind: str) -> None:
     query = select(cluster_hosts.c.name, cluster_hosts.c.edition)
     (row,) = statements(kind).prepare(query, {}).result([("host-1", 1 if kind != "postgresql" else True)])
@@ -87,10 +112,11 @@ def test_rows_have_names_and_truth_is_true_or_false(kind: str) -> None:
 
 def test_keys_of_several_columns_are_written_for_the_call() -> None:
     query = select(copies.c.name).where(tuple_(copies.c.host, copies.c.image).in_([("a", "b"), ("c", "d")]))
-    for kind in DRIVERS:
+    for kind in BACKENDS:
         prepared = statements(kind).prepare(query, {})
-        assert prepared.arguments({}) == ["a", "b", "c", "d"]
-        assert "POSTCOMPILE" not in prepared.expanded({}, "?")
+        text, arguments = prepared.form({})
+        assert arguments == ["a", "b", "c", "d"]
+        assert "POSTCOMPILE" not in text
 
 
 class Line:

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Executable, text
+from sqlalchemy import Column, Executable, Table, Update, text
 
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
@@ -125,11 +126,17 @@ class Told:
     def __init__(self, database: Overheard, connection: Connection) -> None:
         self._database = database
         self._connection = connection
-        self.kind = connection.kind
 
     async def execute(self, statement: Executable, values: Values | Sequence[Values] | None = None) -> Result:
         self._database.told += 1
         return await self._connection.execute(statement, values)
+
+    async def change_and_read(self, change: Update, column: Column[Any], values: Values | None = None) -> Any:
+        self._database.told += 1
+        return await self._connection.change_and_read(change, column, values)
+
+    def upsert(self, table: Table, names: tuple[str, ...]) -> Executable:
+        return self._connection.upsert(table, names)
 
     async def rollback(self) -> None:
         await self._connection.rollback()

@@ -1,4 +1,4 @@
-"""What `pupitre.store.sql.engine` needs of a kind of database; `sqlite`, `postgresql` and `mariadb` each have it.
+"""Port to a kind of database: what `pupitre.store.sql.engine` needs of each package in `backends`.
 
 All three promise the same: a commit is on disk before it returns; a read is one
 consistent look; who listens hears of every commit after it began to listen, or
@@ -8,9 +8,9 @@ is woken once more than needed, never once less.
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
-from sqlalchemy import Executable
+from sqlalchemy import Column, Executable, Table, Update
 
 from pupitre.store.sql.pool import Pool
 from pupitre.store.sql.statement import Result, Values
@@ -19,12 +19,14 @@ from pupitre.store.sql.statement import Result, Values
 class Connection(Protocol):
     """One transaction."""
 
-    @property
-    def kind(self) -> str:
-        """One of `pupitre.store.sql.engine.KINDS`."""
-
     async def execute(self, statement: Executable, values: Values | Sequence[Values] | None = None) -> Result:
         """The rows that it answers with, or how many it has changed; nothing for several sets of values at once."""
+
+    async def change_and_read(self, change: Update, column: Column[Any], values: Values | None = None) -> Any:
+        """``column`` after ``change`` of the one row of a table; None where it has changed none."""
+
+    def upsert(self, table: Table, names: tuple[str, ...]) -> Executable:
+        """The statement that inserts a row, or sets the columns ``names`` in the row that has its primary key."""
 
     async def rollback(self) -> None:
         """End the transaction: nothing of it stays."""

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Executable, Table, column, make_url, select, table, update
+from sqlalchemy import Executable, Table, Update, column, make_url, select, table, update
 
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import Conflict, Invalid, SetupError, Unavailable
@@ -195,14 +194,9 @@ def open_database(settings: Settings, role: DatabaseRole, name: DatabaseName, *,
 
 async def next_version(connection: Connection, counter: Table) -> int:
     """Take the next version; the row lock also puts all writers of this database in one order."""
-    take, take_and_look, look = _version_of(counter)
-    if connection.kind == "mariadb":  # its UPDATE returns nothing
-        await connection.execute(take)
-        return int((await connection.execute(look)).scalar_one())
-    return int((await connection.execute(take_and_look)).scalar_one())
+    return int(await connection.change_and_read(_take_version(counter), counter.c.value))
 
 
 @lru_cache
-def _version_of(counter: Table) -> Any:
-    take = update(counter).values(value=counter.c.value + 1)
-    return take, take.returning(counter.c.value), select(counter.c.value)
+def _take_version(counter: Table) -> Update:
+    return update(counter).values(value=counter.c.value + 1)

@@ -5,11 +5,9 @@ trip, and no number of values is too large for it.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Executable, Table
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from pupitre.store.sql.dialect import Connection
 
@@ -25,18 +23,14 @@ async def upsert_rows(connection: Connection, table: Table, rows: Sequence[Mappi
     keys = [column.name for column in table.primary_key.columns]
     latest = {tuple(row[key] for key in keys): row for row in rows}
     ordered = [row for _, row in sorted(latest.items())]
-    await connection.execute(_statement(connection.kind, table, tuple(rows[0])), ordered)
+    await connection.execute(connection.upsert(table, tuple(rows[0])), ordered)
 
 
-@lru_cache
-def _statement(kind: str, table: Table, names: tuple[str, ...]) -> Executable:
+def insert_or_update(insert: Any, table: Table, names: Sequence[str]) -> Executable:
+    """As PostgreSQL and SQLite write it."""
     keys = [column.name for column in table.primary_key.columns]
     changed = [name for name in names if name not in keys]
-    if kind == "mariadb":
-        insert = mysql.insert(table)
-        # Without anything to change, a key set to itself leaves the row as it is.
-        return insert.on_duplicate_key_update({name: insert.inserted[name] for name in changed or keys[:1]})
-    standard = postgresql.insert(table) if kind == "postgresql" else sqlite.insert(table)
     if not changed:
-        return standard.on_conflict_do_nothing(index_elements=keys)
-    return standard.on_conflict_do_update(index_elements=keys, set_={name: standard.excluded[name] for name in changed})
+        return insert.on_conflict_do_nothing(index_elements=keys)  # type: ignore[no-any-return]
+    new = {name: insert.excluded[name] for name in changed}
+    return insert.on_conflict_do_update(index_elements=keys, set_=new)  # type: ignore[no-any-return]

@@ -10,12 +10,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import asyncmy
 from asyncmy.errors import DataError, IntegrityError, InterfaceError, InternalError, MySQLError, OperationalError
-from sqlalchemy import URL, Executable
+from sqlalchemy import URL, Column, Executable, Select, Table, Update, select
+from sqlalchemy.dialects import mysql
 
 from pupitre.errors import SetupError
 from pupitre.store.sql.commit_listener import RemoteListener
@@ -41,7 +42,7 @@ class Maria:
         url = url.set(drivername="mariadb+asyncmy")
         dialect = url.get_dialect()()
         self._address = dict(dialect.create_connect_args(url)[1])
-        self._statements = Statements(dialect, arrays=False)
+        self._statements = Statements(dialect)
         self._where = f"{url.host}", f"{url.database}"
         self._poll = poll
         self._patience = patience
@@ -114,8 +115,6 @@ def _abort(raw: Any) -> None:
 
 
 class MariaConnection:
-    kind = "mariadb"
-
     def __init__(self, raw: Any, statements: Statements, patience: float) -> None:
         self._raw = raw
         self._statements = statements
@@ -159,10 +158,18 @@ class MariaConnection:
                 await cursor.executemany(prepared.text, [prepared.arguments(one) for one in values])
                 return Result()
             prepared = self._statements.prepare(statement, values or {})
-            await cursor.execute(prepared.expanded(values or {}, "%s"), prepared.arguments(values or {}))
+            await cursor.execute(*prepared.form(values or {}))
             rows = await cursor.fetchall() if cursor.description else ()
             names = [str(column[0]) for column in cursor.description or ()]
             return prepared.result(rows, names, cursor.rowcount)
+
+    async def change_and_read(self, change: Update, column: Column[Any], values: Values | None = None) -> Any:
+        # Its UPDATE returns nothing.
+        changed = await self.execute(change, values)
+        return (await self.execute(_value_of(column))).scalar() if changed.rowcount else None
+
+    def upsert(self, table: Table, names: tuple[str, ...]) -> Executable:
+        return _upsert(table, names)
 
     async def commit(self, topics: Sequence[str]) -> None:
         if self._begun:
@@ -188,6 +195,20 @@ class MariaConnection:
             pass
         finally:
             self.abandon()
+
+
+@lru_cache
+def _upsert(table: Table, names: tuple[str, ...]) -> Executable:
+    insert = mysql.insert(table)
+    keys = [column.name for column in table.primary_key.columns]
+    # Without anything to change, a key set to itself leaves the row as it is.
+    changed = [name for name in names if name not in keys] or keys[:1]
+    return insert.on_duplicate_key_update({name: insert.inserted[name] for name in changed})
+
+
+@lru_cache
+def _value_of(column: Column[Any]) -> Select[Any]:
+    return select(column)
 
 
 class MariaListener(RemoteListener):

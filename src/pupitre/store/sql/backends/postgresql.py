@@ -7,10 +7,33 @@ asking the server, and is replaced unseen.
 import asyncio
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import URL, Executable
+from sqlalchemy import (
+    URL,
+    BindParameter,
+    Column,
+    Executable,
+    Insert,
+    String,
+    Table,
+    TupleType,
+    Update,
+    all_,
+    any_,
+    bindparam,
+    column,
+    func,
+    select,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql.asyncpg import PGCompiler_asyncpg, PGDialect_asyncpg
+from sqlalchemy.sql.sqltypes import NullType
+from sqlalchemy.sql.visitors import replacement_traverse
 
 from pupitre.errors import SetupError
 from pupitre.runtime.timeouts import timeout
@@ -19,7 +42,8 @@ from pupitre.store.sql.deadline import Deadline
 from pupitre.store.sql.dialect import DriverConnection, Listening
 from pupitre.store.sql.pool import Pool
 from pupitre.store.sql.pooler import refuse_pooler, refused_by_pooler
-from pupitre.store.sql.statement import Result, Statements, Values
+from pupitre.store.sql.statement import Prepared, Result, Statements, Values, returning
+from pupitre.store.sql.upsert import insert_or_update
 from pupitre.timings import DATABASE_CLOSE, DATABASE_CONNECT, DATABASE_LISTENER_ANSWER, DATABASE_LISTENER_CHECK
 
 _SESSION = {
@@ -38,6 +62,74 @@ _ENDS_SESSIONS = frozenset({"25006", "25P03", "57P01", "57P02", "57P03", "57P04"
 _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
+class ArrayCompiler(PGCompiler_asyncpg):
+    """``IN`` and ``NOT IN`` as comparisons with one array: one text for lists of every length."""
+
+    def visit_in_op_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        if (array := _array_of(binary.right)) is None:
+            return self._generate_generic_binary(binary, " IN ", **options)
+        return self.process(binary.left == any_(array), **options)
+
+    def visit_not_in_op_binary(self, binary: Any, operator: Any, **options: Any) -> str:
+        if (array := _array_of(binary.right)) is None:
+            return f"({self._generate_generic_binary(binary, ' NOT IN ', **options)})"
+        return self.process(binary.left != all_(array), **options)
+
+
+def _array_of(right: Any) -> BindParameter[Any] | None:
+    """The list as one value; None for a list of tuples."""
+    if not isinstance(right, BindParameter) or not right.expanding or isinstance(right.type, TupleType):
+        return None
+    kind = _array_type(right.type)
+    return bindparam(None, right.value, type_=kind, unique=True) if right.unique else bindparam(right.key, type_=kind)
+
+
+def _array_type(kind: Any) -> ARRAY[Any]:
+    # Without a length: a cast to one would cut what is longer, without a word.
+    return ARRAY(String() if isinstance(kind, String) else kind)
+
+
+class PostgresStatements(Statements):
+    """Lists are arrays, and a change of many rows is one statement."""
+
+    def __init__(self) -> None:
+        dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+        dialect.statement_compiler = ArrayCompiler
+        super().__init__(dialect)
+        self._many: WeakKeyDictionary[Executable, dict[tuple[str, ...], Prepared | None]] = WeakKeyDictionary()
+
+    def prepare_many(self, statement: Any, values: Values) -> Prepared | None:
+        """The same change for a list of each value; None where it is not one change of many rows."""
+        forms = self._many.get(statement)
+        if forms is None:
+            forms = self._many[statement] = {}
+        names = tuple(values)
+        if names not in forms:
+            many = _many(statement, names, self.prepare(statement, values))
+            forms[names] = None if many is None else self._compile(many, ())
+        return forms[names]
+
+
+def _many(statement: Any, names: tuple[str, ...], prepared: Prepared) -> Executable | None:
+    """To the server, a row of one statement costs a third of a statement for each row."""
+    binds = {name: prepared.compiled.binds[name] for name in prepared.order}
+    has_lists = any(isinstance(bind.type, ARRAY | NullType) for bind in binds.values())
+    if prepared.returns or prepared.lists or has_lists:
+        return None
+    arrays = [bindparam(name, type_=_array_type(bind.type)) for name, bind in binds.items()]
+    columns = [column(name, bind.type) for name, bind in binds.items()]
+    rows = func.unnest(*arrays).table_valued(*columns).render_derived(name="many")
+    if isinstance(statement, Insert):
+        return statement.from_select(list(binds), select(*(rows.c[name] for name in binds)))
+    if not isinstance(statement, Update) or not set(binds) <= set(names):
+        return None
+
+    def replace(element: Any, **_options: Any) -> Any:
+        return rows.c[element.key] if isinstance(element, BindParameter) and element.key in binds else None
+
+    return cast(Executable, replacement_traverse(statement, {}, replace))
+
+
 class Postgres:
     def __init__(self, url: URL, *, patience: float, read_only: bool = False) -> None:
         url = url.set(drivername="postgresql+asyncpg")
@@ -47,9 +139,8 @@ class Postgres:
         }
         if read_only:
             settings["default_transaction_read_only"] = "on"
-        dialect = url.get_dialect()()
-        _, address = dialect.create_connect_args(url)
-        self._statements = Statements(dialect, arrays=True)
+        self._statements = PostgresStatements()
+        _, address = self._statements.dialect.create_connect_args(url)
         self._where = f"{url.host}", f"{url.database}"
         # asyncpg's own limit on statements would wait for ever to have one cancelled by a server that hangs.
         self._arguments: dict[str, Any] = {**address, "server_settings": settings, "timeout": DATABASE_CONNECT}
@@ -114,9 +205,9 @@ async def _connect(arguments: dict[str, Any]) -> "asyncpg.Connection[asyncpg.Rec
 
 
 class PostgresConnection:
-    kind = "postgresql"
-
-    def __init__(self, raw: "asyncpg.Connection[asyncpg.Record]", statements: Statements, patience: float) -> None:
+    def __init__(
+        self, raw: "asyncpg.Connection[asyncpg.Record]", statements: PostgresStatements, patience: float
+    ) -> None:
         self._raw = raw
         self._statements = statements
         self._begun = False
@@ -145,21 +236,28 @@ class PostgresConnection:
 
     async def _execute(self, statement: Executable, values: Values | Sequence[Values] | None) -> Result:
         if isinstance(values, Sequence):
-            prepared = self._statements.prepare(statement, values[0])
-            sets = [prepared.arguments(one) for one in values]
-            if prepared.text_of_many is None:
-                await self._raw.executemany(prepared.text, sets)
+            if (many := self._statements.prepare_many(statement, values[0])) is None:
+                prepared = self._statements.prepare(statement, values[0])
+                await self._raw.executemany(prepared.text, [prepared.arguments(one) for one in values])
             else:
-                await self._raw.execute(prepared.text_of_many, *zip(*sets, strict=True))
+                defaults = self._statements.prepare(statement, values[0]).defaults
+                given = [{**defaults, **one} for one in values]
+                await self._raw.execute(many.text, *([one[name] for one in given] for name in many.order))
             return Result()
         prepared = self._statements.prepare(statement, values or {})
-        arguments = prepared.arguments(values or {})
+        text, arguments = prepared.form(values or {})
         if not prepared.returns:
-            tag = await self._raw.execute(prepared.text, *arguments)
+            tag = await self._raw.execute(text, *arguments)
             number = tag.rpartition(" ")[2]
             return Result(rowcount=int(number) if number.isdecimal() else -1)
-        records = await self._raw.fetch(prepared.text, *arguments)
+        records = await self._raw.fetch(text, *arguments)
         return prepared.result(records, records[0].keys() if records else (), len(records))
+
+    async def change_and_read(self, change: Update, column: Column[Any], values: Values | None = None) -> Any:
+        return (await self.execute(returning(change, column), values)).scalar()
+
+    def upsert(self, table: Table, names: tuple[str, ...]) -> Executable:
+        return _upsert(table, names)
 
     async def commit(self, topics: Sequence[str]) -> None:
         if self._begun:
@@ -217,3 +315,8 @@ async def _until_lost(
         except TimeoutError:
             with deadline:
                 await connection.execute("SELECT 1")
+
+
+@lru_cache
+def _upsert(table: Table, names: tuple[str, ...]) -> Executable:
+    return insert_or_update(postgresql.insert(table), table, names)

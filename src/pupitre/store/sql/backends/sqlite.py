@@ -10,12 +10,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import URL, Executable
+from sqlalchemy import URL, Column, Executable, Table, Update
 from sqlalchemy.dialects import sqlite
 
 from pupitre.errors import SetupError, Unavailable
@@ -24,7 +25,8 @@ from pupitre.runtime.timeouts import timeout
 from pupitre.store.sql.deadline import Deadline
 from pupitre.store.sql.dialect import DriverConnection, Listening
 from pupitre.store.sql.pool import Pool
-from pupitre.store.sql.statement import Result, Statements, Values
+from pupitre.store.sql.statement import Result, Statements, Values, returning
+from pupitre.store.sql.upsert import insert_or_update
 from pupitre.timings import DATABASE_CLOSE, SQLITE_WAIT
 
 _OF_NO_USE = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB})
@@ -59,7 +61,7 @@ class Sqlite:
         self._patience = patience
         if not Path(self._path).exists():
             raise SetupError(f"The database {self._path} does not exist.", "Run: pupitre db create")
-        self._statements = Statements(sqlite.dialect(), arrays=False)
+        self._statements = Statements(sqlite.dialect())
         self.reading: Pool[DriverConnection] = Pool(self._path, self._open)
         # SQLite has one writer at a time, and who waits for it in its own queue wakes late and out of turn.
         self.writing = self.reading
@@ -171,8 +173,6 @@ def _file(path: Path) -> tuple[int, int] | None:
 
 
 class SqliteConnection:
-    kind = "sqlite"
-
     def __init__(
         self,
         raw: sqlite3.Connection,
@@ -230,7 +230,7 @@ class SqliteConnection:
             return Result()
         given = values or {}
         prepared = self._statements.prepare(statement, given)
-        text, arguments = prepared.expanded(given, "?"), prepared.arguments(given)
+        text, arguments = prepared.form(given)
 
         def ask() -> tuple[list[tuple[object, ...]], list[str], int]:
             if not self._raw.in_transaction:
@@ -241,6 +241,12 @@ class SqliteConnection:
 
         rows, names, rowcount = await self._do(ask)
         return prepared.result(rows, names, rowcount)
+
+    async def change_and_read(self, change: Update, column: Column[Any], values: Values | None = None) -> Any:
+        return (await self.execute(returning(change, column), values)).scalar()
+
+    def upsert(self, table: Table, names: tuple[str, ...]) -> Executable:
+        return _upsert(table, names)
 
     async def commit(self, topics: Sequence[str]) -> None:
         if self._raw.in_transaction:
@@ -263,3 +269,8 @@ class SqliteConnection:
         closing = self._thread.submit(self._raw.close)
         self._thread.shutdown(wait=False)
         await asyncio.wait([asyncio.wrap_future(closing)], timeout=DATABASE_CLOSE)
+
+
+@lru_cache
+def _upsert(table: Table, names: tuple[str, ...]) -> Executable:
+    return insert_or_update(sqlite.insert(table), table, names)
