@@ -102,7 +102,7 @@ async def test_what_starts_while_its_database_is_away_waits_for_it(tmp_path: Pat
                 await part.start(wait=False)
             await web.wait_ready()
             assert await readiness(room.settings) == 503
-            await eventually(lambda: room.tail().count("It has to wait for its database.") >= 6)
+            await eventually(lambda: room.tail().count("database_away") >= 6)
             assert not room.ended(), room.tail()
             assert not room.parts["endpoint"].ready.is_set()
             assert not room.parts["cluster"].ready.is_set()

@@ -67,8 +67,7 @@ async def test_frozen_server_ends_every_wait_in_time(tmp_path: Path, each_server
         async with database.listen(ASKED), asyncio.timeout(PATIENCE):
             async with database.write() as connection:
                 await connection.execute(insert(gates).values(user_id="a", last=1))
-            for pid in pids(each_server):
-                os.kill(pid, signal.SIGSTOP)
+            await freeze(pids(each_server))
             asked = [commands.version(), commands.catch_up(), commands.unfinished()]
             ends = await asyncio.gather(*asked, return_exceptions=True)
             assert [type(end) for end in ends] == [Unavailable] * 3, ends
@@ -78,6 +77,16 @@ async def test_frozen_server_ends_every_wait_in_time(tmp_path: Path, each_server
             os.kill(pid, signal.SIGCONT)
     async with databases.commands(tmp_path) as again:
         assert await again.version() == 0
+
+
+async def freeze(processes: list[int]) -> None:
+    """Stop them; a thread that runs on another processor stops a moment after the signal."""
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    threads = [path for pid in processes for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    async with asyncio.timeout(PATIENCE):
+        while not all(path.read_text().rpartition(")")[2].split()[0] == "T" for path in threads):
+            await asyncio.sleep(0.01)
 
 
 def pids(provisioned: Provisioned) -> list[int]:

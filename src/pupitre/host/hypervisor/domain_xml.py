@@ -81,7 +81,7 @@ def _domain(guest: Guest, machine: Machine, serial: Path) -> etree._Element:
         if guest.initrd:
             _text(system, "initrd", _path(guest.initrd))
         if spec.cmdline:
-            _text(system, "cmdline", spec.cmdline)
+            _text(system, "cmdline", _one_line(spec.cmdline, "kernel command line"))
 
     features = etree.SubElement(root, "features")
     etree.SubElement(features, "acpi")
@@ -231,7 +231,14 @@ def _text(parent: etree._Element, tag: str, text: str, **attributes: str) -> Non
 def _path(path: Path) -> str:
     if not path.is_absolute() or ".." in path.parts:
         raise HypervisorError(f"{path} is not an absolute path without '..'.")
-    return str(path)
+    return _one_line(str(path), "path")
+
+
+def _one_line(text: str, name: str) -> str:
+    """``text``, in which libvirt keeps every character: it stores line breaks and tabs of attributes as spaces."""
+    if any(ord(character) < ord(" ") for character in text):
+        raise HypervisorError(f"The {name} {text!r} of a guest has a control character. Take it out.")
+    return text
 
 
 def _positive(value: int, name: str, least: int = 1) -> str:
