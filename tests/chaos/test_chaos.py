@@ -110,6 +110,10 @@ async def test_what_starts_while_its_database_is_away_waits_for_it(tmp_path: Pat
             await asyncio.to_thread(server.start)
         for part in others:
             await part.wait_ready()
-        assert await readiness(room.settings) == 200
+
+        async def web_is_ready() -> bool:
+            return await readiness(room.settings) == 200
+
+        await eventually(web_is_ready)  # a database that failed is tried once a second
         await room.succeed(RegisterHost(name=host, address="127.0.0.1", port=room.console_port(host)))
         assert not await room.settled()

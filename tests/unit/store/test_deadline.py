@@ -16,6 +16,7 @@ from pupitre.store.sql.deadline import Deadline, Overdue
 from pupitre.store.sql.engine import Database
 from pupitre.timings import DATABASE_CANCEL
 from tests.rigs import databases
+from tests.rigs.cluster_rig import eventually
 from tests.rigs.database_servers import Provisioned
 
 pytestmark = pytest.mark.anyio
@@ -84,9 +85,11 @@ async def freeze(processes: list[int]) -> None:
     for pid in processes:
         os.kill(pid, signal.SIGSTOP)
     threads = [path for pid in processes for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    async with asyncio.timeout(PATIENCE):
-        while not all(path.read_text().rpartition(")")[2].split()[0] == "T" for path in threads):
-            await asyncio.sleep(0.01)
+
+    def stopped() -> bool:
+        return all(path.read_text().rpartition(")")[2].split()[0] == "T" for path in threads)
+
+    await eventually(stopped)
 
 
 def pids(provisioned: Provisioned) -> list[int]:
