@@ -213,8 +213,6 @@ SIMULATED_SLOW_START = 3.0
 
 KEEP_ALIVE = 10.0
 """Silence after which an event stream says that it lives: proxies may close what is silent for 15."""
-LINKS_FRESH = 1.0
-"""For which the clusters' links are as they were read: when the cluster was heard is written no more often."""
 FAILURE_SHOWN_MS = 10 * 60 * 1000
 """For which a desktop that failed stays in sight unless its user puts it away."""
 ROW_EXPECTED_MS = 60 * 1000

@@ -23,7 +23,7 @@ async def console_ticket(portal: Portal, caller: Caller, desktop_id: str, origin
     Raises `NotFound`, and `Conflict` when it is not running.
     """
     desktop = await _open_desktop(portal, caller, desktop_id)
-    ticket = await _ticket(portal, caller, desktop, Purpose.CONSOLE, new_id(), time.time() + CONSOLE_TICKET)
+    ticket = _ticket(portal, caller, desktop, Purpose.CONSOLE, new_id(), time.time() + CONSOLE_TICKET)
     return f"ws{origin.removeprefix('http')}/gateway/v1/console/{desktop.id}", ticket
 
 
@@ -36,7 +36,7 @@ async def viewer_file(portal: Portal, caller: Caller, desktop_id: str) -> str:
     the authority in ``/etc/pki/CA/cacert.pem`` and ``~/.pki/CA/cacert.pem``, then at the system's.
     """
     desktop = await _open_desktop(portal, caller, desktop_id)
-    host = await _host_of(portal, desktop)
+    host = _host_of(portal, desktop)
     if host.viewer_port is None:
         raise Conflict(
             f"The host {host.title} lets no native viewer in. Open the desktop in the browser,"
@@ -49,7 +49,7 @@ async def viewer_file(portal: Portal, caller: Caller, desktop_id: str) -> str:
         "host": host.address,
         "port": str(host.viewer_port),
         "username": desktop.id,
-        "password": await _ticket(portal, caller, desktop, Purpose.VIEWER, new_id(), time.time() + VIEWER_TICKET),
+        "password": _ticket(portal, caller, desktop, Purpose.VIEWER, new_id(), time.time() + VIEWER_TICKET),
         "delete-this-file": "1",
         "title": f"{desktop.image} - Pupitre",
     }
@@ -71,7 +71,7 @@ async def picture_path(portal: Portal, caller: Caller, desktop_id: str) -> str:
     desktop = await _open_desktop(portal, caller, desktop_id)
     window = int(time.time() // PICTURE_WINDOW)
     key = f"{caller.bearer}:{desktop.id}:{desktop.boot}:{window}"
-    ticket = await _ticket(
+    ticket = _ticket(
         portal,
         caller,
         desktop,
@@ -101,17 +101,15 @@ async def _open_desktop(portal: Portal, caller: Caller, desktop_id: str) -> Desk
     return desktop
 
 
-async def _host_of(portal: Portal, desktop: Desktop) -> Host:
-    host = await portal.status.host(desktop.host) if desktop.host else None
+def _host_of(portal: Portal, desktop: Desktop) -> Host:
+    host = portal.status.host(desktop.host)
     if host is None:
         raise Conflict("The desktop's host is not known at the moment. Try again in a few seconds.")
     return host
 
 
-async def _ticket(
-    portal: Portal, caller: Caller, desktop: Desktop, purpose: Purpose, ticket_id: str, expires: float
-) -> str:
-    host = await _host_of(portal, desktop)
+def _ticket(portal: Portal, caller: Caller, desktop: Desktop, purpose: Purpose, ticket_id: str, expires: float) -> str:
+    host = _host_of(portal, desktop)
     claims = Ticket(
         id=ticket_id,
         purpose=purpose,

@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 import uuid_utils
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from pupitre.config import Settings
@@ -20,8 +21,9 @@ from pupitre.portal.identity.revocations import passing_on_revocations
 from pupitre.portal.identity.session_cache import Presence
 from pupitre.portal.identity.throttle import Throttle
 from pupitre.portal.live.batched_reads import BatchedReads
-from pupitre.portal.live.events import Feed
+from pupitre.portal.live.change_feed import ChangeFeed
 from pupitre.portal.live.rate_limit import CommandRateLimit
+from pupitre.portal.live.status_mirror import StatusMirror
 from pupitre.store.accounts import Accounts
 from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
@@ -37,11 +39,11 @@ class Portal:
     served: ServedHosts
     accounts: Accounts
     commands: Commands
-    status: Status
+    status: StatusMirror
     audit: AuditLog
     reads: BatchedReads
     rate_limit: CommandRateLimit
-    feed: Feed
+    feed: ChangeFeed
     presence: Presence
     signer: Ed25519PrivateKey
     passwords: Checker
@@ -54,7 +56,7 @@ class Portal:
         try:
             await self.accounts.user_named("")
             await self.commands.version()
-            await self.status.version()
+            await self.status.refresh()
             for rows in (self.accounts, self.commands, self.status):
                 health = rows.database.health
                 if health.reason and health.may_be_tried():
@@ -75,13 +77,13 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
     status = open_database(settings, "portal", "status", read_only=True)
     try:
         command_rows = Commands(commands)
-        status_rows = Status(status)
+        mirror = StatusMirror(Status(status))
         account_rows = Accounts(accounts)
-        reads = BatchedReads(command_rows, status_rows)
+        reads = BatchedReads(command_rows, mirror)
         async with (
             Presence(account_rows).listening() as presence,
-            Feed(
-                command_rows, status_rows, metrics, confirm_every=settings.status_timings.feed_confirm
+            ChangeFeed(
+                command_rows, mirror, metrics, confirm_every=settings.status_timings.feed_confirm
             ).listening() as feed,
             passing_on_revocations(account_rows, Revocations(commands)),
         ):
@@ -90,7 +92,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
                 served=settings.served,
                 accounts=account_rows,
                 commands=command_rows,
-                status=status_rows,
+                status=mirror,
                 audit=AuditLog(commands),
                 reads=reads,
                 rate_limit=CommandRateLimit(int(settings.min_command_interval * 1000)),
@@ -115,6 +117,15 @@ def new_id() -> str:
 def origin_of(connection: HTTPConnection) -> str:
     """The origin of ours that the browser has opened."""
     return portal_of(connection).served.origin_of(connection.headers.get("host", ""))
+
+
+async def refresh_status(connection: HTTPConnection) -> None:
+    """Make the mirror of the status as new as its database. Raises `Unavailable`."""
+    await portal_of(connection).status.refresh()
+
+
+REFRESHED: Final = Depends(refresh_status)
+"""Dependency of routes that show the status: what they show is as new as its database."""
 
 
 def portal_of(connection: HTTPConnection) -> Portal:

@@ -5,8 +5,6 @@ keeps no failed wish. `seen` closes both gaps; pages, REST and live events all
 show what it returns, and nothing else. What is not the caller's does not exist.
 """
 
-import asyncio
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pupitre.domain.command import (
@@ -19,15 +17,13 @@ from pupitre.domain.command import (
     Fault,
 )
 from pupitre.domain.desktop import OPEN_STATES, Desktop, DesktopState
-from pupitre.domain.host import Host
 from pupitre.domain.image import CopyState, Image
 from pupitre.domain.people.access import Role, User, may_edit_images, may_see_desktop
-from pupitre.domain.status import ClusterLink
 from pupitre.errors import Conflict, Forbidden, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.identity.sessions import Caller
-from pupitre.portal.live.freshness import ClusterFreshness, state_of
+from pupitre.portal.live.freshness import ClusterFreshness, cluster_freshness
 from pupitre.runtime.clock import now_ms
 from pupitre.timings import FAILURE_SHOWN_MS, ROW_EXPECTED_MS
 
@@ -115,34 +111,28 @@ def _before_row(boot: Command, now: int) -> Desktop:
 async def desktops_of(portal: Portal, user: User) -> list[SeenDesktop]:
     """All that the user should see, newest first."""
     now = now_ms()
-    rows = {row.id: row for row in await portal.status.desktops_of(user.id)}
+    rows = {row.id: row for row in portal.status.desktops_of(user.id)}
     boots = await portal.commands.recent_boots(user.id, since=now - FAILURE_SHOWN_MS)
     wanted = {boot.desktop for boot in boots if boot.desktop} - rows.keys()
-    rows |= {row.id: row for row in await portal.status.desktops(wanted)}
+    rows |= await portal.status.find_desktops(wanted)
     commands = await portal.commands.of_desktops(rows.keys() | wanted)
     found = [seen(rows.get(id), commands.get(id, []), now=now) for id in sorted(rows.keys() | wanted, reverse=True)]
-    hosts = {host.name: host for host in await portal.status.hosts()}
-    links = await portal.status.links()
-    return [_connected(portal, desktop, hosts, links) for desktop in found if desktop and desktop.shown]
+    return [_connected(portal, desktop) for desktop in found if desktop and desktop.shown]
 
 
 async def desktop_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
     """Raises `NotFound` alike for another's desktop and for none. A gone one is still there to be asked for."""
-    found = await _own(portal, user, desktop_id)
-    hosts = {host.name: host for host in await portal.status.hosts()}
-    return _connected(portal, found, hosts, await portal.status.links())
+    await portal.status.refresh()
+    commands = await portal.reads.commands.do(desktop_id)
+    row = (await portal.status.find_desktops([desktop_id])).get(desktop_id)
+    return _connected(portal, _visible(user, seen(row, commands, now=now_ms())))
 
 
 async def latest_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
     """The same for live events: as they were told last."""
-    watched = await portal.feed.desktop(desktop_id)
-    found = _visible(user, seen(watched.row, watched.commands, now=now_ms()))
-    return _connected(portal, found, portal.feed.hosts, await portal.feed.links())
-
-
-async def _own(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
-    row, commands = await asyncio.gather(portal.reads.desktop.do(desktop_id), portal.reads.commands.do(desktop_id))
-    return _visible(user, seen(row, commands, now=now_ms()))
+    commands = await portal.feed.commands_of(desktop_id)
+    found = seen(portal.status.desktop(desktop_id), commands, now=now_ms())
+    return _connected(portal, _visible(user, found))
 
 
 def _visible(user: User, found: SeenDesktop | None) -> SeenDesktop:
@@ -151,15 +141,13 @@ def _visible(user: User, found: SeenDesktop | None) -> SeenDesktop:
     return found
 
 
-def _connected(
-    portal: Portal, found: SeenDesktop, hosts: Mapping[str, Host], links: Sequence[ClusterLink]
-) -> SeenDesktop:
+def _connected(portal: Portal, found: SeenDesktop) -> SeenDesktop:
     """The same, with how fresh it is and where native viewers find it."""
-    return replace(found, link=state_of(portal, links), connection=_connection(found.desktop, hosts))
+    return replace(found, link=cluster_freshness(portal), connection=_connection(portal, found.desktop))
 
 
-def _connection(desktop: Desktop, hosts: Mapping[str, Host]) -> Connection | None:
-    host = hosts.get(desktop.host or "")
+def _connection(portal: Portal, desktop: Desktop) -> Connection | None:
+    host = portal.status.host(desktop.host)
     if host is None or host.viewer_port is None or desktop.state not in OPEN_STATES:
         return None
     return Connection(host.address, host.viewer_port)
@@ -170,21 +158,28 @@ async def start(portal: Portal, caller: Caller, image_id: str, *, edition: bool 
 
     Raises `NotFound`, `Conflict`, `Forbidden`, `LimitReached` or `TooEarly`; then nothing has changed.
     """
+    if not _can_start(portal, image_id, edition=edition):
+        await portal.status.refresh()  # it may just have become ready
+    image = image_named(portal, image_id)
     if edition:
-        await _check_editable(portal, caller, image_id)
-    if image_id not in portal.feed.ready_images:
-        image = await image_named(portal, image_id)
-        if image.state is not CopyState.READY:
-            raise Conflict(_not_ready(image))
+        _check_editable(portal, caller, image)
+    if image.state is not CopyState.READY:
+        raise Conflict(_not_ready(image))
     order = BootDesktop(desktop=new_id(), image=image_id, edition=edition)
     return await ask(portal, caller, order, limit=limit_of(portal, caller.user))
 
 
-async def _check_editable(portal: Portal, caller: Caller, image_id: str) -> None:
+def _can_start(portal: Portal, image_id: str, *, edition: bool) -> bool:
+    if edition:
+        return image_id in portal.status.editable
+    image = portal.status.image(image_id)
+    return image is not None and image.state is CopyState.READY
+
+
+def _check_editable(portal: Portal, caller: Caller, image: Image) -> None:
     if not may_edit_images(caller.user):
         raise Forbidden("Only teachers and administrators start a desktop to edit its image. Start it without.")
-    if image_id not in await portal.status.editable():
-        image = await image_named(portal, image_id)
+    if image.id not in portal.status.editable:
         raise Conflict(f"No edition host has {image.name} ready. Start it without editing, or ask your administrator.")
 
 
@@ -193,12 +188,12 @@ async def stop(portal: Portal, caller: Caller, desktop_id: str) -> Command | Non
 
     Raises `NotFound`, `Conflict` when it is gone already, `TooEarly`.
     """
-    found = await _own(portal, caller.user, desktop_id)
+    found = await desktop_of(portal, caller.user, desktop_id)
     if found.desktop.state is DesktopState.GONE:
         raise Conflict("This desktop is gone already. There is nothing left to stop.")
     if found.desktop.state is DesktopState.FAILED:
         await portal.commands.dismiss(desktop_id)
-        if await portal.status.desktop(desktop_id) is None or not found.shown:
+        if portal.status.desktop(desktop_id) is None or not found.shown:
             return None
     elif (
         found.command and found.command.kind is CommandKind.DESTROY_DESKTOP and found.command.state not in FINAL_STATES
@@ -207,13 +202,11 @@ async def stop(portal: Portal, caller: Caller, desktop_id: str) -> Command | Non
     return await ask(portal, caller, DestroyDesktop(desktop=desktop_id))
 
 
-async def image_named(portal: Portal, image_id: str) -> Image:
+def image_named(portal: Portal, image_id: str) -> Image:
     """Raises `NotFound`, which names the images there are."""
-    images = await portal.status.images()
-    for image in images:
-        if image.id == image_id:
-            return image
-    there_are = ", ".join(image.id for image in images) or "none yet"
+    if image := portal.status.image(image_id):
+        return image
+    there_are = ", ".join(image.id for image in portal.status.images) or "none yet"
     raise NotFound(f"There is no image {image_id[:64]!r}. There are: {there_are}.")
 
 

@@ -12,7 +12,7 @@ from pupitre.errors import Forbidden, Invalid, NotFound
 from pupitre.portal.commands import ask
 from pupitre.portal.context import Portal
 from pupitre.portal.identity.sessions import Caller
-from pupitre.portal.live.freshness import ClusterFreshness, link_state
+from pupitre.portal.live.freshness import ClusterFreshness, cluster_freshness
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +24,16 @@ class SeenHost:
     link: ClusterFreshness
 
 
-async def hosts_of(portal: Portal) -> list[SeenHost]:
+def hosts_of(portal: Portal) -> list[SeenHost]:
     """Every host, by name."""
-    link = await link_state(portal)
-    load = await portal.status.desktops_by_host()
-    return [SeenHost(host, load.get(host.name, 0), link) for host in await portal.status.hosts()]
+    link = cluster_freshness(portal)
+    load = portal.status.desktops_by_host
+    return [SeenHost(host, load[host.name], link) for host in portal.status.hosts]
 
 
-async def host_called(portal: Portal, called: str) -> SeenHost:
+def host_called(portal: Portal, called: str) -> SeenHost:
     """The host with that name, else with that label, else at that address. Raises `NotFound`."""
-    hosts = await hosts_of(portal)
+    hosts = hosts_of(portal)
     for key in ("name", "label", "address"):
         found = [seen for seen in hosts if getattr(seen.host, key) == called]
         if len(found) == 1:
@@ -49,13 +49,13 @@ async def register_host(portal: Portal, caller: Caller, order: RegisterHost) -> 
 
 async def retire_host(portal: Portal, caller: Caller, called: str, *, unregister: bool, at_once: bool) -> Command:
     """Shut a host down or take it out of the cluster, its desktops first. Raises `NotFound` and as above."""
-    host = await _name(portal, caller, called)
+    host = _name(portal, caller, called)
     return await _ask(portal, caller, RetireHost(host=host, unregister=unregister, at_once=at_once))
 
 
 async def boot_up_host(portal: Portal, caller: Caller, called: str) -> Command:
     """Wake a host that was shut down. Raises `NotFound` and as above."""
-    return await _ask(portal, caller, BootUpHost(host=await _name(portal, caller, called)))
+    return await _ask(portal, caller, BootUpHost(host=_name(portal, caller, called)))
 
 
 async def configure_host(
@@ -70,7 +70,7 @@ async def configure_host(
     mac: str | None = None,
 ) -> Command:
     """Change what is given; an empty ``mac`` takes it away. Raises `NotFound`, `Invalid` and as above."""
-    host = await _name(portal, caller, called)
+    host = _name(portal, caller, called)
     order = ConfigureHost(host=host, label=label, address=address, port=port, edition=edition, mac=mac)
     if order == ConfigureHost(host=host):
         raise Invalid("Nothing is to be changed. Give a label, an address, a port, the edition flag or a MAC address.")
@@ -82,9 +82,9 @@ async def halt(portal: Portal, caller: Caller, *, hosts: bool) -> Command:
     return await _ask(portal, caller, Halt(hosts=hosts))
 
 
-async def _name(portal: Portal, caller: Caller, called: str) -> str:
+def _name(portal: Portal, caller: Caller, called: str) -> str:
     _check(caller)
-    return (await host_called(portal, called)).host.name
+    return host_called(portal, called).host.name
 
 
 async def _ask(portal: Portal, caller: Caller, order: Order) -> Command:

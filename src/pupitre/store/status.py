@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Table, bindparam, delete, func, insert, not_, select, update
+from sqlalchemy import Table, bindparam, delete, func, insert, not_, select, true, update
 
-from pupitre.domain.desktop import COUNTED_STATES, Desktop, DesktopState
-from pupitre.domain.host import Host, HostState
-from pupitre.domain.image import CopyState, Image
+from pupitre.domain.desktop import Desktop, DesktopState
+from pupitre.domain.host import Host
+from pupitre.domain.image import Image
 from pupitre.domain.status import ClusterLink, HostImage, Position, Rows, catalogue
 from pupitre.store.rows import (
     AnyRow,
@@ -65,9 +65,9 @@ _VERSION = select(status_counter.c.value)
 _DESKTOPS = select(desktops).where(desktops.c.id.in_(bindparam("ids", expanding=True)))
 _HOSTS = select(hosts).order_by(hosts.c.name)
 _LINKS = select(links).order_by(links.c.cluster)
-_COUNTED = select(desktops.c.owner, desktops.c.id).where(
-    desktops.c.owner.in_(bindparam("owners", expanding=True)), desktops.c.state.in_(sorted(COUNTED_STATES))
-)
+_COPIES = select(copies).where(not_(copies.c.gone))
+_DESKTOPS_THERE = select(desktops).where(desktops.c.state != DesktopState.GONE)
+_HEARTBEAT = select(status_counter.c.value, links).select_from(status_counter.outerjoin(links, true()))
 _TABLES = (hosts, copies, desktops, links)
 # In one look at the ends of their indexes, so that tables in which nothing is new are not asked.
 _NEWEST = select(status_counter.c.value, *(select(func.max(table.c.version)).scalar_subquery() for table in _TABLES))
@@ -92,35 +92,8 @@ class Status:
         """Those of these desktops that the cluster ever named, the gone ones too."""
         return [desktop_from_row(row) for row in await self.database.select(_DESKTOPS, {"ids": list(ids)})]
 
-    async def desktops_of(self, owner: str, *, limit: int = 200, before: str | None = None) -> list[Desktop]:
-        """The owner's desktops that are not gone, newest first. ``before`` is the last id already seen."""
-        query = select(desktops).where(desktops.c.owner == owner, desktops.c.state != DesktopState.GONE)
-        if before:
-            query = query.where(desktops.c.id < before)
-        async with self.database.read() as connection:
-            rows = await connection.execute(query.order_by(desktops.c.id.desc()).limit(limit))
-        return [desktop_from_row(row) for row in rows]
-
-    async def counted(self, owners: Collection[str]) -> dict[str, frozenset[str]]:
-        """By owner, the ids of their desktops that count against the limit; owners without any are left out."""
-        found: dict[str, set[str]] = {}
-        for owner, desktop in await self.database.select(_COUNTED, {"owners": list(owners)}):
-            found.setdefault(owner, set()).add(desktop)
-        return {owner: frozenset(ids) for owner, ids in found.items()}
-
-    async def counted_of(self, owner: str) -> frozenset[str]:
-        """Ids of the owner's desktops that count against the limit."""
-        return (await self.counted([owner])).get(owner, frozenset())
-
     async def hosts(self) -> list[Host]:
         return [host_from_row(row) for row in await self.database.select(_HOSTS)]
-
-    async def desktops_by_host(self) -> dict[str, int]:
-        """How many desktops that may be running somewhere have their place on each host."""
-        query = select(desktops.c.host, func.count()).where(desktops.c.state.in_(COUNTED_STATES))
-        async with self.database.read() as connection:
-            rows = await connection.execute(query.where(desktops.c.host.is_not(None)).group_by(desktops.c.host))
-            return {str(host): int(count) for host, count in rows}
 
     async def host(self, name: str) -> Host | None:
         async with self.database.read() as connection:
@@ -129,26 +102,31 @@ class Status:
 
     async def images(self) -> list[Image]:
         """Every image of the cluster once, by name, in the state of its best copy."""
-        async with self.database.read() as connection:
-            rows = await connection.execute(select(copies).where(not_(copies.c.gone)))
-        return catalogue([HostImage(row.host, image_from_row(row)) for row in rows])
+        return catalogue([_copy(row) for row in await self.database.select(_COPIES)])
 
     async def image(self, image_id: str) -> Image | None:
         return next((image for image in await self.images() if image.id == image_id), None)
 
-    async def editable(self) -> frozenset[str]:
-        """Ids of the images that an edition host in service has ready."""
-        query = (
-            select(copies.c.image)
-            .join(hosts, hosts.c.name == copies.c.host)
-            .where(not_(copies.c.gone), copies.c.state == CopyState.READY)
-            .where(hosts.c.edition, hosts.c.state == HostState.READY)
-        )
-        async with self.database.read() as connection:
-            return frozenset(str(image) for (image,) in await connection.execute(query))
-
     async def links(self) -> list[ClusterLink]:
         return [_link(row) for row in await self.database.select(_LINKS)]
+
+    async def heartbeat(self) -> tuple[int, list[ClusterLink]]:
+        """The version, and the links with the time at which each cluster was heard: one short query."""
+        rows = list(await self.database.select(_HEARTBEAT))
+        return int(rows[0].value), [_link(row) for row in rows if row.cluster is not None]
+
+    async def everything(self) -> StatusChanges:
+        """All rows, without what is gone, as changes after nothing."""
+        version = await self.version()  # what is committed from here on is newer, and comes again
+        host_rows, copy_rows, desktop_rows, link_rows = [
+            await self.database.select(query) for query in (_HOSTS, _COPIES, _DESKTOPS_THERE, _LINKS)
+        ]
+        rows = Rows(
+            hosts=tuple(host_from_row(row) for row in host_rows),
+            copies=tuple(_copy(row) for row in copy_rows),
+            desktops=tuple(desktop_from_row(row) for row in desktop_rows),
+        )
+        return StatusChanges(version, rows, tuple(_link(row) for row in link_rows), None)
 
     async def version(self) -> int:
         return int((await self.database.select(_VERSION)).scalar_one())
@@ -164,7 +142,7 @@ class Status:
         names = [row.name for row in await self.database.select(_HOSTS)] if link_rows else None
         rows = Rows(
             hosts=tuple(host_from_row(row) for row in host_rows),
-            copies=tuple(HostImage(row.host, image_from_row(row), row.gone) for row in copy_rows),
+            copies=tuple(_copy(row) for row in copy_rows),
             desktops=tuple(desktop_from_row(row) for row in desktop_rows),
         )
         return StatusChanges(
@@ -237,6 +215,10 @@ class Status:
             if not moved.rowcount:
                 values |= {"epoch": 0, "sequence": 0, "heard": 0, "version": version}
                 await connection.execute(insert(links).values(cluster=link.cluster, **values))
+
+
+def _copy(row: AnyRow) -> HostImage:
+    return HostImage(row.host, image_from_row(row), row.gone)
 
 
 def _link(row: AnyRow) -> ClusterLink:

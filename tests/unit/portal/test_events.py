@@ -16,7 +16,8 @@ from pupitre.domain.host import Host, HostState
 from pupitre.domain.people.access import Role, User
 from pupitre.domain.status import ClusterLink, Position, Rows
 from pupitre.portal.http.metrics import Metrics
-from pupitre.portal.live.events import Feed, News, Stream, Versions
+from pupitre.portal.live.change_feed import ChangeFeed, Changes, Stream, Versions
+from pupitre.portal.live.status_mirror import StatusMirror
 from pupitre.store.accounts import SessionKind
 from pupitre.store.status import Named
 from tests.rigs import databases
@@ -153,7 +154,7 @@ async def test_news_that_wait_are_folded_together() -> None:
     stream = Stream(STUDENT, Versions(0, 0))
     for version in range(1, 1000):
         command = Command("c", "u", DestroyDesktop("d"), CommandState.QUEUED, version, version)
-        assert stream.put(News(Versions(version, 0), desktops={"d"}, commands={"c": command}))
+        assert stream.put(Changes(Versions(version, 0), desktops={"d"}, commands={"c": command}))
     news = await stream.next()
     assert news
     assert (news.desktops, news.commands, news.versions) == ({"d"}, {"c": command}, Versions(999, 0))
@@ -162,7 +163,7 @@ async def test_news_that_wait_are_folded_together() -> None:
 
 async def test_a_stream_that_is_too_slow_begins_anew_and_keeps_no_more_than_its_limit() -> None:
     stream = Stream(STUDENT, Versions(0, 0))
-    fits = [stream.put(News(Versions(n, 0), desktops={str(n)})) for n in range(Stream.LIMIT + 1)]
+    fits = [stream.put(Changes(Versions(n, 0), desktops={str(n)})) for n in range(Stream.LIMIT + 1)]
     assert fits == [True] * Stream.LIMIT + [False]
     news = await stream.next()
     assert news
@@ -205,7 +206,7 @@ async def test_a_host_that_is_taken_away_is_news_to_those_who_manage_hosts(tmp_p
     host = Host("host-1", HostState.READY, "127.0.0.1", 1, False, since=1)
     async with databases.commands(tmp_path) as commands, databases.status(tmp_path) as status:
         await status.set_link(ClusterLink("main", True, 1))
-        feed = Feed(commands, status, Metrics(), confirm_every=60)
+        feed = ChangeFeed(commands, StatusMirror(status), Metrics(), confirm_every=60)
         admin = User("0190aaaa-0000-7000-8000-0000000000a1", "admin", Role.ADMIN)
         async with feed.listening(), feed.stream(admin) as stream:
 
@@ -227,15 +228,16 @@ async def test_a_stream_that_came_before_the_databases_begins_anew_with_them(tmp
     host = Host("host-1", HostState.READY, "127.0.0.1", 1, False, since=1)
     async with databases.commands(tmp_path) as commands, databases.status(tmp_path) as status:
         await status.apply("main", Rows(hosts=(host,)))
-        feed = Feed(commands, status, Metrics(), confirm_every=60)
+        mirror = StatusMirror(status)
+        feed = ChangeFeed(commands, mirror, Metrics(), confirm_every=60)
         async with AsyncExitStack() as exit:
             async with databases.out_of_order(tmp_path / "status.sqlite"):
                 await exit.enter_async_context(feed.listening())
                 stream = await exit.enter_async_context(feed.stream(admin))
-                assert not feed.hosts
+                assert not feed.versions.status
             async with asyncio.timeout(10):
                 news = await stream.next()
             assert news
             assert news.resync
             assert news.versions == feed.versions
-            assert feed.hosts == {"host-1": host}
+            assert mirror.hosts == [host]

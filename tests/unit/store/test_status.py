@@ -40,7 +40,7 @@ async def test_the_portals_status_reads_and_refuses_writes(tmp_path: Path) -> No
         async with portal.database.read() as connection:
             with pytest.raises(Exception, match=r"(?i)read.?only"):
                 await connection.execute(text("DELETE FROM desktops"))
-        assert await portal.desktops_of("u1") == [DESKTOP]
+        assert (await portal.everything()).rows == EVERYTHING
 
 
 async def test_a_row_that_stays_as_it_is_keeps_its_version(tmp_path: Path) -> None:
@@ -74,9 +74,10 @@ async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) ->
         assert (await status.changes(after.version)).host_names is None
         assert after.rows.copies == (replace(COPY, gone=True),)
         assert [desktop.id for desktop in after.rows.desktops] == ["d1"]
-        assert await status.hosts() == []
         assert await status.images() == []
-        assert await status.desktops_of("u1") == [other]
+        everything = await status.everything()
+        assert everything.rows == Rows(desktops=(other,))
+        assert everything.version == after.version
         gone = await status.desktop("d1")
         assert gone is not None
         assert gone.state is DesktopState.GONE

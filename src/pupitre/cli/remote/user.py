@@ -206,6 +206,7 @@ async def _set_display_name(name: str, text: str) -> User:
 async def _remove(name: str) -> User:
     from pupitre.cli.local.accounts import find_user, open_books
     from pupitre.portal.identity.users import stop_desktops
+    from pupitre.portal.live.status_mirror import StatusMirror
     from pupitre.store.audit import Act
     from pupitre.store.sql.engine import open_database
     from pupitre.store.status import Status
@@ -217,7 +218,7 @@ async def _remove(name: str) -> User:
             user = await find_user(books.accounts, name)
             await books.accounts.remove_user(user.id)
             await books.note(Act.USER_REMOVED, user.name, user.role)
-            await stop_desktops(settings, books.commands, Status(status), user)
+            await stop_desktops(settings, books.commands, StatusMirror(Status(status)), user)
         return user
     finally:
         await status.close()

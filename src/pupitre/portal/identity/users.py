@@ -10,11 +10,11 @@ from pupitre.errors import Conflict, Forbidden, NotFound
 from pupitre.portal.audit import note
 from pupitre.portal.context import Portal, new_id
 from pupitre.portal.identity.sessions import Caller
+from pupitre.portal.live.status_mirror import StatusMirror
 from pupitre.runtime.clock import now_ms
 from pupitre.store.audit import Act, bounded
 from pupitre.store.commands import Commands
 from pupitre.store.new_commands import NewCommand
-from pupitre.store.status import Status
 
 
 async def add_user(
@@ -69,10 +69,11 @@ async def remove_user(portal: Portal, caller: Caller, name: str) -> None:
     await stop_desktops(portal.settings, portal.commands, portal.status, user)
 
 
-async def stop_desktops(settings: Settings, commands: Commands, status: Status, user: User) -> None:
+async def stop_desktops(settings: Settings, commands: Commands, status: StatusMirror, user: User) -> None:
     """Ask for the end of all desktops of a user who was removed: nobody else sees them, or could stop them."""
     under_way = {boot.subject for boot in await commands.recent_boots(user.id, since=now_ms())}
-    for desktop in sorted(under_way | await status.counted_of(user.id)):
+    await status.refresh()
+    for desktop in sorted(under_way | status.counted_of(user.id)):
         now = now_ms()
         order = DestroyDesktop(desktop=desktop)
         deadline = now + int(settings.timeout_of(order.kind) * 1000)

@@ -30,14 +30,10 @@ class ClusterFreshness:
         return self.age_ms / 1000 if self.stale and self.age_ms is not None else None
 
 
-async def link_state(portal: Portal) -> ClusterFreshness:
-    """The link as it is now; of several clusters, the one that is worst off."""
-    return state_of(portal, await portal.status.links())
-
-
-def state_of(portal: Portal, links: Sequence[ClusterLink]) -> ClusterFreshness:
-    """The same, of links that have been read."""
-    return worst(links, now=now_ms(), stale_after_ms=int(portal.settings.status_timings.stale_after * 1000))
+def cluster_freshness(portal: Portal) -> ClusterFreshness:
+    """Of several clusters, that of the one that is worst off."""
+    stale_after = portal.settings.status_timings.stale_after
+    return worst(portal.status.links, now=now_ms(), stale_after_ms=int(stale_after * 1000))
 
 
 def worst(links: Sequence[ClusterLink], *, now: int, stale_after_ms: int) -> ClusterFreshness:
@@ -55,9 +51,10 @@ async def check_reached(portal: Portal) -> None:
     """Raises `NoAnswer` when the cluster is out of reach and commands are to be refused then."""
     if portal.settings.when_unreachable == "queue":
         return
-    if state_of(portal, await portal.feed.links()).connected:
+    if cluster_freshness(portal).connected:
         return
-    link = await link_state(portal)  # it may just have come back
+    await portal.status.refresh()  # it may just have come back
+    link = cluster_freshness(portal)
     if not link.connected:
         raise NoAnswer(f"{unreachable_words(link)} Nothing has been asked of it. Try again in a minute.")
 

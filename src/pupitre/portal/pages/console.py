@@ -15,8 +15,8 @@ router = APIRouter()
 async def console(request: Request, caller: SignedIn, desktop: str) -> Response:
     portal = portal_of(request)
     seen = await desktop_of(portal, caller.user, desktop)
-    names = {image.id: image.name for image in await portal.status.images()}
-    host = await portal.status.host(seen.desktop.host) if seen.desktop.host else None
+    names = {image.id: image.name for image in portal.status.images}
+    host = portal.status.host(seen.desktop.host)
     context = {
         "seen": seen,
         "name": names.get(seen.desktop.image, seen.desktop.image),

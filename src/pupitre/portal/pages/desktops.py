@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse
 from pupitre.domain.desktop import COUNTED_STATES
 from pupitre.domain.image import CopyState
 from pupitre.domain.people.access import User, may_edit_images
-from pupitre.portal.context import Portal, portal_of
+from pupitre.portal.context import REFRESHED, Portal, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of, limit_of, start, stop
 from pupitre.portal.http.templates import render
 from pupitre.portal.identity.sessions import SignedIn
@@ -19,24 +19,24 @@ router = APIRouter()
 
 async def board(portal: Portal, user: User) -> dict[str, Any]:
     """What the board shows, for a whole page and for an event."""
-    images = sorted(await portal.status.images(), key=lambda image: (image.state is not CopyState.READY, image.name))
+    images = sorted(portal.status.images, key=lambda image: (image.state is not CopyState.READY, image.name))
     desktops = await desktops_of(portal, user)
     return {
         "desktops": desktops,
         "images": images,
         "names": {image.id: image.name for image in images},
-        "editable": await portal.status.editable() if may_edit_images(user) else frozenset(),
+        "editable": portal.status.editable if may_edit_images(user) else frozenset(),
         "limit": limit_of(portal, user),
         "have": sum(seen.desktop.state in COUNTED_STATES for seen in desktops),
-        "host_titles": {host.name: host.title for host in await portal.status.hosts()},
-        **await freshness(portal),
+        "host_titles": {host.name: host.title for host in portal.status.hosts},
+        **freshness(portal),
     }
 
 
-@router.get("/")
+@router.get("/", dependencies=[REFRESHED])
 async def home(request: Request, caller: SignedIn) -> Response:
     portal = portal_of(request)
-    return render(request, "home.html", await board(portal, caller.user) | await banner(portal))
+    return render(request, "home.html", await board(portal, caller.user) | banner(portal))
 
 
 @router.post("/desktops")
@@ -56,7 +56,7 @@ async def confirm_stop(request: Request, caller: SignedIn, desktop: str) -> Resp
     """The confirmation for browsers without scripts; others show a dialog."""
     portal = portal_of(request)
     seen = await desktop_of(portal, caller.user, desktop)
-    names = {image.id: image.name for image in await portal.status.images()}
+    names = {image.id: image.name for image in portal.status.images}
     return render(request, "stop.html", {"seen": seen, "names": names})
 
 

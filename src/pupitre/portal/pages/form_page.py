@@ -21,6 +21,6 @@ async def form_page(
     refusal: Refusal | None = None,
 ) -> Response:
     """``board`` is what the page shows besides its form; ``errors`` are by field."""
-    context = {"form": form, "errors": errors or {}, "refusal": refusal, **board, **await banner(portal_of(request))}
+    context = {"form": form, "errors": errors or {}, "refusal": refusal, **board, **banner(portal_of(request))}
     status = refusal.status if refusal else 422 if errors else 200
     return render(request, template, context, status=status, headers=refusal.headers if refusal else {})

@@ -6,13 +6,13 @@ from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
 from pupitre.errors import PupitreError
-from pupitre.portal.context import portal_of
+from pupitre.portal.context import REFRESHED, portal_of
 from pupitre.portal.hosts import halt, hosts_of
 from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.http.templates import render
 from pupitre.portal.pages.refusals import Refusal, refusal_of
 
-router = APIRouter()
+router = APIRouter(dependencies=[REFRESHED])
 
 
 @router.get("/admin/halt")
@@ -47,7 +47,7 @@ async def _page(
     refusal: Refusal | None = None,
 ) -> Response:
     portal = portal_of(request)
-    seen = await hosts_of(portal)
+    seen = hosts_of(portal)
     context = {
         "cluster": portal.settings.cluster,
         "host_count": len(seen),

@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 
 from pupitre.domain.people.access import User
 from pupitre.errors import PupitreError
-from pupitre.portal.context import Portal, portal_of
+from pupitre.portal.context import REFRESHED, Portal, portal_of
 from pupitre.portal.hosts import SeenHost, boot_up_host, configure_host, host_called, retire_host
 from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.http.templates import render
@@ -21,7 +21,7 @@ from pupitre.portal.pages.hosts import latest_orders
 from pupitre.portal.pages.link import freshness
 from pupitre.portal.pages.refusals import Refusal, refusal_of
 
-router = APIRouter()
+router = APIRouter(dependencies=[REFRESHED])
 
 
 class WayOut(StrEnum):
@@ -37,13 +37,13 @@ async def host_board(portal: Portal, user: User, seen: SeenHost) -> dict[str, An
         "seen": seen,
         "orders": await latest_orders(portal, user, seen.host.name),
         "silence": portal.settings.host_timeout,
-        **await freshness(portal),
+        **freshness(portal),
     }
 
 
 @router.get("/admin/hosts/{host}")
 async def host(request: Request, caller: HostKeeper, host: str) -> Response:
-    seen = await host_called(portal_of(request), host)
+    seen = host_called(portal_of(request), host)
     return await _page(request, caller.user, seen, form_of(seen.host))
 
 
@@ -51,7 +51,7 @@ async def host(request: Request, caller: HostKeeper, host: str) -> Response:
 async def configure(request: Request, caller: HostKeeper, host: str, form: Annotated[HostForm, Form()]) -> Response:
     """Only what differs is asked of the cluster; nothing, when nothing does."""
     portal = portal_of(request)
-    seen = await host_called(portal, host)
+    seen = host_called(portal, host)
     asked = change(form, seen.host)
     if isinstance(asked, dict):
         return await _page(request, caller.user, seen, form, errors=asked)
@@ -67,7 +67,7 @@ async def configure(request: Request, caller: HostKeeper, host: str, form: Annot
 @router.post("/admin/hosts/{host}/boot-up")
 async def boot_up(request: Request, caller: HostKeeper, host: str) -> Response:
     portal = portal_of(request)
-    seen = await host_called(portal, host)
+    seen = host_called(portal, host)
     try:
         await boot_up_host(portal, caller, seen.host.name)
     except PupitreError as error:
@@ -78,7 +78,7 @@ async def boot_up(request: Request, caller: HostKeeper, host: str) -> Response:
 @router.get("/admin/hosts/{host}/{way}")
 async def confirm(request: Request, caller: HostKeeper, host: str, way: WayOut) -> Response:
     """What will happen, to how many desktops."""
-    return await _confirmation(request, await host_called(portal_of(request), host), way)
+    return await _confirmation(request, host_called(portal_of(request), host), way)
 
 
 @router.post("/admin/hosts/{host}/{way}")
@@ -90,7 +90,7 @@ async def retire(
     pace: Annotated[Literal["orderly", "at_once"], Form()] = "orderly",
 ) -> Response:
     portal = portal_of(request)
-    seen = await host_called(portal, host)
+    seen = host_called(portal, host)
     try:
         await retire_host(
             portal, caller, seen.host.name, unregister=way is WayOut.UNREGISTER, at_once=pace == "at_once"

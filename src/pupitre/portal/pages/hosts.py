@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from pupitre.domain.command import Command, CommandKind, RegisterHost
 from pupitre.domain.people.access import User
 from pupitre.errors import PupitreError
-from pupitre.portal.context import Portal, portal_of
+from pupitre.portal.context import REFRESHED, Portal, portal_of
 from pupitre.portal.hosts import hosts_of, register_host
 from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.pages.form_page import form_page
@@ -20,7 +20,7 @@ from pupitre.portal.pages.host_forms import HostForm, registration
 from pupitre.portal.pages.link import freshness
 from pupitre.portal.pages.refusals import Refusal, refusal_of
 
-router = APIRouter()
+router = APIRouter(dependencies=[REFRESHED])
 SHOWN = 5
 """How many of one's latest commands a page lists."""
 _ABOUT_DESKTOPS = frozenset({CommandKind.BOOT_DESKTOP, CommandKind.DESTROY_DESKTOP})
@@ -36,9 +36,9 @@ async def latest_orders(portal: Portal, user: User, host: str | None = None) -> 
 async def hosts_board(portal: Portal, user: User) -> dict[str, Any]:
     """What the list shows, for a whole page and for an event."""
     return {
-        "hosts": await hosts_of(portal),
+        "hosts": hosts_of(portal),
         "orders": await latest_orders(portal, user),
-        **await freshness(portal),
+        **freshness(portal),
     }
 
 

@@ -3,25 +3,25 @@
 from typing import Any
 
 from pupitre.portal.context import Portal
-from pupitre.portal.live.freshness import link_state
+from pupitre.portal.live.freshness import cluster_freshness
 
 
-async def freshness(portal: Portal) -> dict[str, Any]:
+def freshness(portal: Portal) -> dict[str, Any]:
     """``heard``: when every row was last confirmed (0: not known); ``stale_after``: how long that holds (ms)."""
-    link = await link_state(portal)
+    link = cluster_freshness(portal)
     return {
         "heard": link.heard or 0,
         "stale_after": int(portal.settings.status_timings.stale_after * 1000),
     }
 
 
-async def banner(portal: Portal) -> dict[str, Any]:
+def banner(portal: Portal) -> dict[str, Any]:
     """Clusters out of reach, and what still works. A cluster that was never heard of is one too."""
-    links = await portal.status.links()
+    links = portal.status.links
     return {
         "down": [link for link in links if not link.connected],
         "known": bool(links),
         "refuses": portal.settings.when_unreachable == "refuse",
         "grace": int(portal.settings.connection_grace * 1000),
-        **await freshness(portal),
+        **freshness(portal),
     }

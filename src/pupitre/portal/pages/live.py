@@ -7,12 +7,12 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from pupitre.domain.people.access import User
 from pupitre.errors import NotFound
-from pupitre.portal.context import portal_of
+from pupitre.portal.context import REFRESHED, portal_of
 from pupitre.portal.hosts import host_called
 from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.http.templates import fragment
 from pupitre.portal.identity.sessions import Caller, SignedIn, caller_of
-from pupitre.portal.live.events import News
+from pupitre.portal.live.change_feed import Changes
 from pupitre.portal.pages.desktops import board
 from pupitre.portal.pages.host import host_board
 from pupitre.portal.pages.hosts import hosts_board, latest_orders
@@ -21,18 +21,18 @@ from pupitre.runtime.timeouts import timeout
 from pupitre.timings import KEEP_ALIVE
 
 router = APIRouter()
-Pieces = Callable[[News | None], Awaitable[list[ServerSentEvent]]]
+Pieces = Callable[[Changes | None], Awaitable[list[ServerSentEvent]]]
 
 
-@router.get("/live/desktops", response_class=EventSourceResponse)
+@router.get("/live/desktops", response_class=EventSourceResponse, dependencies=[REFRESHED])
 async def desktops(request: Request, caller: SignedIn) -> AsyncIterator[ServerSentEvent]:
     portal = portal_of(request)
 
-    async def pieces(news: News | None) -> list[ServerSentEvent]:
+    async def pieces(changes: Changes | None) -> list[ServerSentEvent]:
         found = []
-        if _links(news):
-            found.append(_piece("banner", fragment(request, "_banner.html", await banner(portal))))
-        if news is None or news.desktops or news.images or news.resync:
+        if _links(changes):
+            found.append(_piece("banner", fragment(request, "_banner.html", banner(portal))))
+        if changes is None or changes.desktops or changes.images or changes.resync:
             found.append(_piece("board", fragment(request, "_board.html", await board(portal, caller.user))))
         return found
 
@@ -40,15 +40,15 @@ async def desktops(request: Request, caller: SignedIn) -> AsyncIterator[ServerSe
         yield event
 
 
-@router.get("/live/hosts", response_class=EventSourceResponse)
+@router.get("/live/hosts", response_class=EventSourceResponse, dependencies=[REFRESHED])
 async def hosts(request: Request, caller: HostKeeper) -> AsyncIterator[ServerSentEvent]:
     portal = portal_of(request)
 
-    async def pieces(news: News | None) -> list[ServerSentEvent]:
+    async def pieces(changes: Changes | None) -> list[ServerSentEvent]:
         found = []
-        if _links(news):
-            found.append(_piece("banner", fragment(request, "_banner.html", await banner(portal))))
-        if _hosts(news):
+        if _links(changes):
+            found.append(_piece("banner", fragment(request, "_banner.html", banner(portal))))
+        if _hosts(changes):
             found.append(_piece("hosts", fragment(request, "_hosts.html", await hosts_board(portal, caller.user))))
         return found
 
@@ -56,15 +56,15 @@ async def hosts(request: Request, caller: HostKeeper) -> AsyncIterator[ServerSen
         yield event
 
 
-@router.get("/live/hosts/{host}", response_class=EventSourceResponse)
+@router.get("/live/hosts/{host}", response_class=EventSourceResponse, dependencies=[REFRESHED])
 async def one_host(request: Request, caller: HostKeeper, host: str) -> AsyncIterator[ServerSentEvent]:
     portal = portal_of(request)
 
-    async def pieces(news: News | None) -> list[ServerSentEvent]:
+    async def pieces(changes: Changes | None) -> list[ServerSentEvent]:
         found = []
-        if _links(news):
-            found.append(_piece("banner", fragment(request, "_banner.html", await banner(portal))))
-        if _hosts(news):
+        if _links(changes):
+            found.append(_piece("banner", fragment(request, "_banner.html", banner(portal))))
+        if _hosts(changes):
             found.append(_piece("host", await _host(request, caller.user, host)))
         return found
 
@@ -75,19 +75,19 @@ async def one_host(request: Request, caller: HostKeeper, host: str) -> AsyncIter
 async def _host(request: Request, user: User, name: str) -> str:
     portal = portal_of(request)
     try:
-        seen = await host_called(portal, name)
+        seen = host_called(portal, name)
     except NotFound:
         orders = await latest_orders(portal, user, name)
         return fragment(request, "_host_gone.html", {"name": name, "orders": orders})
     return fragment(request, "_host.html", await host_board(portal, user, seen))
 
 
-def _links(news: News | None) -> bool:
-    return news is None or news.links or news.resync
+def _links(changes: Changes | None) -> bool:
+    return changes is None or changes.links or changes.resync
 
 
-def _hosts(news: News | None) -> bool:
-    return news is None or bool(news.hosts or news.commands) or news.resync
+def _hosts(changes: Changes | None) -> bool:
+    return changes is None or bool(changes.hosts or changes.commands) or changes.resync
 
 
 async def _live(request: Request, caller: Caller, pieces: Pieces) -> AsyncIterator[ServerSentEvent]:
@@ -98,13 +98,13 @@ async def _live(request: Request, caller: Caller, pieces: Pieces) -> AsyncIterat
         while True:
             try:
                 async with timeout(KEEP_ALIVE):
-                    news = await stream.next()
+                    changes = await stream.next()
             except TimeoutError:
                 yield ServerSentEvent(comment="ping")
                 continue
-            if news is None or not await caller_of(request):
+            if changes is None or not await caller_of(request):
                 return
-            for event in await pieces(news):
+            for event in await pieces(changes):
                 yield event
 
 

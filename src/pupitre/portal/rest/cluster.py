@@ -3,20 +3,20 @@
 from fastapi import APIRouter, Request, Response
 
 from pupitre.portal import hosts
-from pupitre.portal.context import portal_of
+from pupitre.portal.context import REFRESHED, portal_of
 from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.identity.sessions import SignedIn
-from pupitre.portal.live.freshness import link_state
+from pupitre.portal.live.freshness import cluster_freshness
 from pupitre.portal.rest.hosts import accepted
 from pupitre.portal.schemas import Accepted, HaltRequest, StatusOut, status_out
 
-router = APIRouter(tags=["cluster"])
+router = APIRouter(tags=["cluster"], dependencies=[REFRESHED])
 
 
 @router.get("/status")
 async def status(request: Request, _caller: SignedIn) -> StatusOut:
     """Whether the cluster is reached, and how old what it said is."""
-    return status_out(await link_state(portal_of(request)))
+    return status_out(cluster_freshness(portal_of(request)))
 
 
 @router.post("/cluster/halt", status_code=202)

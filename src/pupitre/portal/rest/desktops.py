@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from pupitre.portal import consoles
-from pupitre.portal.context import origin_of, portal_of
+from pupitre.portal.context import REFRESHED, origin_of, portal_of
 from pupitre.portal.desktops import desktop_of, desktops_of, start, stop
 from pupitre.portal.identity.sessions import SignedIn
 from pupitre.portal.rest.paging import After, Limit, page
@@ -39,7 +39,7 @@ async def start_desktop(
     return DesktopAccepted(command=command.id, desktop=command.desktop or "")
 
 
-@router.get("/desktops")
+@router.get("/desktops", dependencies=[REFRESHED])
 async def desktops(request: Request, caller: SignedIn, limit: Limit = 100, after: After = None) -> Page[DesktopOut]:
     """The caller's desktops, newest first, from the moment they were asked for."""
     found = await desktops_of(portal_of(request), caller.user)

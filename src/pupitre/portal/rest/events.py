@@ -18,16 +18,16 @@ from pupitre.domain.command import FINAL_STATES
 from pupitre.domain.people.access import may_manage_hosts
 from pupitre.domain.status import ClusterLink
 from pupitre.errors import NotFound
-from pupitre.portal.context import Portal, portal_of
+from pupitre.portal.context import REFRESHED, Portal, portal_of
 from pupitre.portal.desktops import desktops_of, latest_of
 from pupitre.portal.hosts import hosts_of
 from pupitre.portal.identity.sessions import Caller, SignedIn, caller_of
-from pupitre.portal.live.events import News
+from pupitre.portal.live.change_feed import Changes
 from pupitre.portal.schemas import command_out, desktop_out, host_out, image_out, link_out
 from pupitre.runtime.timeouts import timeout
 from pupitre.timings import KEEP_ALIVE
 
-router = APIRouter(tags=["events"])
+router = APIRouter(tags=["events"], dependencies=[REFRESHED])
 
 
 class EventStream(StreamingResponse):
@@ -43,7 +43,7 @@ async def events(
 
 
 async def _told(request: Request, caller: Caller, last_event_id: str | None) -> AsyncIterator[bytes]:
-    """What is told together is sent together: with a frame and a task for each event, those cost more than the news."""
+    """Changes that come together are sent together: a frame and a task for each would cost more than the changes."""
     portal = portal_of(request)
     async with portal.feed.stream(caller.user) as stream:
         versions = portal.feed.versions
@@ -52,18 +52,18 @@ async def _told(request: Request, caller: Caller, last_event_id: str | None) -> 
         while True:
             try:
                 async with timeout(KEEP_ALIVE):
-                    news = await stream.next()
+                    changes = await stream.next()
             except TimeoutError:
                 yield KEEPALIVE_COMMENT
                 continue
-            if news is None or await caller_of(request) is None:
+            if changes is None or await caller_of(request) is None:
                 return  # the portal stops, or they have signed out meanwhile
-            if news.resync:
+            if changes.resync:
                 found = [format_sse_event(event="resync", data_str="{}"), *await _all(portal, caller)]
             else:
-                found = await _some(portal, caller, news)
+                found = await _some(portal, caller, changes)
             if found:  # the id stands on the last one: what came half is asked for again
-                yield b"".join(found[:-1]) + f"id: {news.versions}\n".encode() + found[-1]
+                yield b"".join(found[:-1]) + f"id: {changes.versions}\n".encode() + found[-1]
 
 
 def _event(name: str, shape: BaseModel) -> bytes:
@@ -75,25 +75,25 @@ def _links(links: list[ClusterLink]) -> list[bytes]:
 
 
 async def _all(portal: Portal, caller: Caller) -> list[bytes]:
-    found = _links(await portal.status.links())
-    found += [_event("image", image_out(image)) for image in await portal.status.images()]
+    found = _links(portal.status.links)
+    found += [_event("image", image_out(image)) for image in portal.status.images]
     if may_manage_hosts(caller.user):
-        found += [_event("host", host_out(seen)) for seen in await hosts_of(portal)]
+        found += [_event("host", host_out(seen)) for seen in hosts_of(portal)]
     for command in await portal.commands.of_user(caller.user.id):
         if command.state not in FINAL_STATES:
             found.append(_event("command", command_out(command)))
     return found + [_event("desktop", desktop_out(seen)) for seen in await desktops_of(portal, caller.user)]
 
 
-async def _some(portal: Portal, caller: Caller, news: News) -> list[bytes]:
-    found = _links(await portal.feed.links()) if news.links else []
-    if news.images:
-        images = await portal.status.images()
-        found += [_event("image", image_out(image)) for image in images if image.id in news.images]
-    if news.hosts:
-        found += [_event("host", host_out(seen)) for seen in await hosts_of(portal) if seen.host.name in news.hosts]
-    found += [_event("command", command_out(command)) for _, command in sorted(news.commands.items())]
-    for desktop_id in sorted(news.desktops):
+async def _some(portal: Portal, caller: Caller, changes: Changes) -> list[bytes]:
+    found = _links(portal.status.links) if changes.links else []
+    if changes.images:
+        changed = [image for image in portal.status.images if image.id in changes.images]
+        found += [_event("image", image_out(image)) for image in changed]
+    if changes.hosts:
+        found += [_event("host", host_out(seen)) for seen in hosts_of(portal) if seen.host.name in changes.hosts]
+    found += [_event("command", command_out(command)) for _, command in sorted(changes.commands.items())]
+    for desktop_id in sorted(changes.desktops):
         try:
             found.append(_event("desktop", desktop_out(await latest_of(portal, caller.user, desktop_id))))
         except NotFound:

@@ -4,24 +4,24 @@ from fastapi import APIRouter, Request, Response
 
 from pupitre.domain.command import Command, RegisterHost
 from pupitre.portal import hosts
-from pupitre.portal.context import portal_of
+from pupitre.portal.context import REFRESHED, portal_of
 from pupitre.portal.http.roles import HostKeeper
 from pupitre.portal.rest.paging import After, Limit, page
 from pupitre.portal.schemas import Accepted, HostChange, HostOut, HostRequest, HostRetirement, Page, host_out
 
-router = APIRouter(tags=["hosts"])
+router = APIRouter(tags=["hosts"], dependencies=[REFRESHED])
 
 
 @router.get("/hosts")
 async def list_hosts(request: Request, _caller: HostKeeper, limit: Limit = 100, after: After = None) -> Page[HostOut]:
     """Every host, by name."""
-    found = await hosts.hosts_of(portal_of(request))
+    found = hosts.hosts_of(portal_of(request))
     return page(found, host_out, lambda seen: seen.host.name, limit, after)
 
 
 @router.get("/hosts/{host}")
 async def host(request: Request, _caller: HostKeeper, host: str) -> HostOut:
-    return host_out(await hosts.host_called(portal_of(request), host))
+    return host_out(hosts.host_called(portal_of(request), host))
 
 
 @router.post("/hosts", status_code=202)
