@@ -158,21 +158,18 @@ async def start(portal: Portal, caller: Caller, image_id: str, *, edition: bool 
 
     Raises `NotFound`, `Conflict`, `Forbidden`, `LimitReached` or `TooEarly`; then nothing has changed.
     """
-    if not _can_start(portal, image_id, edition=edition):
+    if edition or not _is_ready(portal.status.image(image_id)):
         await portal.status.refresh()  # it may just have become ready
     image = image_named(portal, image_id)
     if edition:
         _check_editable(portal, caller, image)
-    if image.state is not CopyState.READY:
+    if not _is_ready(image):
         raise Conflict(_not_ready(image))
     order = BootDesktop(desktop=new_id(), image=image_id, edition=edition)
     return await ask(portal, caller, order, limit=limit_of(portal, caller.user))
 
 
-def _can_start(portal: Portal, image_id: str, *, edition: bool) -> bool:
-    if edition:
-        return image_id in portal.status.editable
-    image = portal.status.image(image_id)
+def _is_ready(image: Image | None) -> bool:
     return image is not None and image.state is CopyState.READY
 
 
