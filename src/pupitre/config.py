@@ -307,9 +307,9 @@ class Settings(BaseSettings):
         return self.home / "run"
 
     @property
-    def bells_dir(self) -> Path:
+    def notify_dir(self) -> Path:
         """Where processes of this machine wake each other, see `pupitre.runtime.notifier`."""
-        return self.run_dir / "bells"
+        return self.run_dir / "notify"
 
     @property
     def pki_dir(self) -> Path:

@@ -53,12 +53,12 @@ RENEW_SOON = datetime.timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``mend`` is a command or a setting; empty where there is nothing to mend."""
+    """``remedy`` is a command or a setting; empty where there is nothing to mend."""
 
     check: str
     well: bool
     found: str
-    mend: str = ""
+    remedy: str = ""
     minor: bool = False
 
 
@@ -76,14 +76,14 @@ def _programs(_settings: Settings) -> Iterator[Finding]:
     missing = [name for name in PROGRAMS if find(name) is None]
     packages = sorted({PROGRAMS.get(name, DEBIAN_PACKAGE.get(name, name)) for name in missing})
     if missing:
-        mend = f"sudo apt-get install --no-install-recommends {' '.join(packages)}"
-        yield Finding("programs", False, f"Missing: {', '.join(missing)}", mend)
+        remedy = f"sudo apt-get install --no-install-recommends {' '.join(packages)}"
+        yield Finding("programs", False, f"Missing: {', '.join(missing)}", remedy)
     else:
         yield Finding("programs", True, f"{len(PROGRAMS)} programs are there, from QEMU to mmdebstrap")
     try:
         yield Finding("nats-server", True, str(program("nats-server")))
     except SetupError as error:
-        yield Finding("nats-server", False, "The message broker is missing", error.mend)
+        yield Finding("nats-server", False, "The message broker is missing", error.remedy)
 
 
 def _libvirt(_settings: Settings) -> Iterator[Finding]:
@@ -100,7 +100,7 @@ def _libvirt(_settings: Settings) -> Iterator[Finding]:
         try:
             isolation.require_qemu_user()
         except SetupError as error:
-            yield Finding("guests' user", False, error.reason, error.mend)
+            yield Finding("guests' user", False, error.reason, error.remedy)
         else:
             yield Finding("guests' user", True, f"Guests run as {isolation.QEMU_USER}")
 
@@ -124,16 +124,16 @@ def _guests(_settings: Settings) -> Iterator[Finding]:
 
 def _memory(_settings: Settings) -> Iterator[Finding]:
     free = psutil.virtual_memory().available >> 20
-    mend = "Close programs, or choose smaller images: a desktop needs 256 MiB to 2 GiB."
-    yield Finding("memory", free >= LEAST_MEMORY_MIB, f"{free} MiB free", mend, minor=True)
+    remedy = "Close programs, or choose smaller images: a desktop needs 256 MiB to 2 GiB."
+    yield Finding("memory", free >= LEAST_MEMORY_MIB, f"{free} MiB free", remedy, minor=True)
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
     for check, folder in (("disk for images", settings.images_dir), ("disk for desktops", settings.home)):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(there).free / GIB
-        mend = f"Free some space on {there}, or set {'image_store' if 'images' in check else 'home'} to another disk."
-        yield Finding(check, free >= LEAST_DISK_GIB, f"{free:.1f} GiB free in {folder}", mend, minor=free >= 1)
+        remedy = f"Free some space on {there}, or set {'image_store' if 'images' in check else 'home'} to another disk."
+        yield Finding(check, free >= LEAST_DISK_GIB, f"{free:.1f} GiB free in {folder}", remedy, minor=free >= 1)
 
 
 def _home(settings: Settings) -> Iterator[Finding]:
@@ -174,13 +174,13 @@ def _authority(settings: Settings, now: datetime.datetime) -> Iterator[Finding]:
     try:
         signer, _ = authority.signer(settings)
     except SetupError as error:
-        yield Finding("authority", False, error.reason, error.mend, minor=True)
+        yield Finding("authority", False, error.reason, error.remedy, minor=True)
         return
     left, stands = signer.not_valid_after_utc - now, authority.rotation(settings)
     if stands is not Rotation.NONE:
         next_step = "switch" if stands is Rotation.BEGUN else "finish"
-        mend = f"pupitre pki rotate {next_step}"
-        yield Finding("authority", False, f"its rotation has {stands}, and is not finished", mend, minor=True)
+        remedy = f"pupitre pki rotate {next_step}"
+        yield Finding("authority", False, f"its rotation has {stands}, and is not finished", remedy, minor=True)
     else:
         yield Finding(
             "authority", left.days > 365, f"good for {left.days} days", "pupitre pki rotate begin", minor=True
@@ -195,10 +195,10 @@ def _certificates(settings: Settings) -> Iterator[Finding]:
             issuing.check_public(settings.tls_cert, settings.tls_key)
             left = issuing.load_certificate(settings.tls_cert).not_valid_after_utc - now
         except SetupError as error:
-            yield Finding("web certificate", False, error.reason, error.mend)
+            yield Finding("web certificate", False, error.reason, error.remedy)
         else:
-            mend = "Renew it where it was issued"
-            yield Finding("web certificate", left.days > 7, f"good for {left.days} days", mend, minor=True)
+            remedy = "Renew it where it was issued"
+            yield Finding("web certificate", left.days > 7, f"good for {left.days} days", remedy, minor=True)
     for role in (*ROLES, issuing.host_role(settings.host_name)):
         path = issuing.directory(settings, role) / f"{role}.crt"
         if not path.exists():
@@ -221,7 +221,7 @@ def _databases(settings: Settings) -> Iterator[Finding]:
         on_server = settings.database_urls() is not None
         urls = {name: settings.database_url(name) for name in DATABASES}
     except SetupError as error:
-        yield Finding("databases", False, str(error), error.mend)
+        yield Finding("databases", False, str(error), error.remedy)
         return
     if not on_server and not (settings.home / "db").is_dir():
         yield Finding("databases", True, "will be made by the first start")
@@ -258,14 +258,14 @@ def _images(settings: Settings) -> Iterator[Finding]:
     try:
         copies = store.copies()
     except SetupError as error:
-        yield Finding("images", False, error.reason, error.mend)
+        yield Finding("images", False, error.reason, error.remedy)
         return
     for copy in copies:
         image = copy.image
         if copy.spec is None and image.progress is None:
             again = f"pupitre image build {image.id}" if image.id in RECIPES else "import it again"
-            mend = f"{again}, or take it away: pupitre image remove {image.id}"
-            yield Finding(f"image {image.id}", False, image.reason or image.state, mend, minor=True)
+            remedy = f"{again}, or take it away: pupitre image remove {image.id}"
+            yield Finding(f"image {image.id}", False, image.reason or image.state, remedy, minor=True)
         else:
             yield Finding(f"image {image.id}", True, image.reason or image.name)
     if not copies:

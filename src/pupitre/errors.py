@@ -32,7 +32,7 @@
     │   └── ImageFault          a disk or image that cannot be used
     ├── MessageError            bytes that are no message of ours
     ├── ForbiddenTransition     a state table has no such step: a programming error
-    └── SetupError              the machine lacks something; ``mend`` says what to do
+    └── SetupError              the machine lacks something; ``remedy`` says what to do
 
 ``str(error)`` is one sentence for the person who reads it. ``code`` is a stable
 word for programs. HTTP status codes are chosen by the portal alone.
@@ -175,14 +175,14 @@ class ForbiddenTransition(PupitreError):
 
 
 class SetupError(PupitreError):
-    """``mend`` is the command or the setting that mends it."""
+    """``remedy`` is the command or the setting that mends it."""
 
     code = "setup_error"
 
-    def __init__(self, reason: str, mend: str) -> None:
-        super().__init__(f"{reason} {mend}" if mend else reason)
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason} {remedy}" if remedy else reason)
         self.reason = reason
-        self.mend = mend
+        self.remedy = remedy
 
 
 _REMEDIES = {
@@ -197,10 +197,10 @@ _REMEDIES = {
 }
 
 
-def setup_error(error: OSError, mend: str = "") -> SetupError:
+def setup_error(error: OSError, remedy: str = "") -> SetupError:
     """The sentence for a file or folder that the system refuses, with the path and the remedy."""
     place = error.filename if error.filename is not None else "This machine"
     if isinstance(place, bytes):
         place = place.decode(errors="backslashreplace")
     reason = error.strerror or type(error).__name__
-    return SetupError(f"{place}: {reason}.", mend or _REMEDIES.get(error.errno or 0, ""))
+    return SetupError(f"{place}: {reason}.", remedy or _REMEDIES.get(error.errno or 0, ""))

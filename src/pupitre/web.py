@@ -42,7 +42,7 @@ async def run_web(settings: Settings, ops: Ops) -> None:
     portal_app, gateway_app = create_portal(settings), create_gateway(gateway)
     prepare_process()
     await _run(
-        settings, ops, credentials, (portal_app, gateway_app), SideBySide(portal_app, gateway_app),
+        settings, ops, credentials, (portal_app, gateway_app), PathRouter(portal_app, gateway_app),
         ws=console_protocol(gateway),
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ async def _run(
                 rows = (portal.accounts, portal.commands, portal.status)
                 await lifespans.enter_async_context(telling(ops, *(one.database for one in rows)))
         await serve(
-            Outermost(Forwarded(KnownHosts(app, settings.served), settings.proxies)),
+            AccessLog(Forwarded(KnownHosts(app, settings.served), settings.proxies)),
             listener,
             limits.of_web(settings),
             on_started=ops.ready,
@@ -128,7 +128,7 @@ def _end_event_streams(parts: tuple[Starlette, ...]) -> None:
             portal.feed.close()
 
 
-class SideBySide:
+class PathRouter:
     """Two applications on one origin, by the first part of the path."""
 
     def __init__(self, portal: ASGIApp, gateway: ASGIApp) -> None:
@@ -140,7 +140,7 @@ class SideBySide:
         await app(scope, receive, send)
 
 
-class Outermost:
+class AccessLog:
     """Dates every answer (RFC 9110, 6.6.1), keeps it out of caches unless it says otherwise, and logs it.
 
     Its query is not logged: it may hold a ticket.

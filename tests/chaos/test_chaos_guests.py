@@ -82,7 +82,7 @@ async def shown_as(room: Rig, desktop: str, state: DesktopState) -> Desktop:
     try:
         async with status.database.listen(CHANGED) as listener, asyncio.timeout(PATIENCE):
             while (seen := await status.desktop(desktop)) is None or seen.state is not state:
-                await listener.heard()
+                await listener.wait()
             return seen
     finally:
         await status.database.close()

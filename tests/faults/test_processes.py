@@ -17,7 +17,7 @@ from pupitre.bench.room import Part
 from pupitre.domain.command import Command, CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.errors import Unavailable
-from pupitre.host.simulation.guest_log import Ledger, ledger_path
+from pupitre.host.simulation.guest_log import SimulatedGuestLog, guest_log_path
 from tests.chaos.proxy import Way
 from tests.chaos.rig import Rig, pause, repeating, rig
 
@@ -46,8 +46,8 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str) -> Non
 
 def starts(room: Rig, command: Command) -> int:
     """How often the desktop of this boot was started, over all."""
-    lines = Ledger(ledger_path(room.settings.home / "hosts" / HOST)).lines()
-    return sum((line.happened, line.desktop) == ("run", command.desktop) for line in lines)
+    lines = SimulatedGuestLog(guest_log_path(room.settings.home / "hosts" / HOST)).entries()
+    return sum((line.kind, line.desktop) == ("run", command.desktop) for line in lines)
 
 
 async def is_placed(room: Rig, command: Command, state: DesktopState) -> bool:

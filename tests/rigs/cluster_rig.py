@@ -359,7 +359,7 @@ async def until(topic: Topic, look: Callable[[], Awaitable[T]], condition: Calla
                 last = await look()
                 if condition(last):
                     return last
-                await listener.heard()
+                await listener.wait()
     except TimeoutError:
         raise AssertionError(f"not within {PATIENCE} s; last: {last}") from None
 

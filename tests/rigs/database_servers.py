@@ -33,7 +33,7 @@ class Provisioned:
 
     async def _empty(self) -> None:
         for name, metadata in DATABASES.items():
-            database = Database(self.settings.database_url(name), bells=self.settings.bells_dir)
+            database = Database(self.settings.database_url(name), notify_dir=self.settings.notify_dir)
             async with database.write() as connection:
                 for table in metadata.sorted_tables:
                     if table.name in {"counter", "epochs", "news"}:

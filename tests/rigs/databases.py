@@ -33,7 +33,7 @@ def url(folder: Path, name: DatabaseName, role: DatabaseRole = "owner") -> str:
 async def database(
     folder: Path, name: DatabaseName, role: DatabaseRole = "owner", *, read_only: bool = False
 ) -> AsyncIterator[Database]:
-    opened = Database(url(folder, name, role), bells=folder / "bells", read_only=read_only, poll=0.1)
+    opened = Database(url(folder, name, role), notify_dir=folder / "notify", read_only=read_only, poll=0.1)
     async with closing(opened):
         yield opened
 

@@ -58,7 +58,7 @@ def settings(uri: str, folder: Path | None = None) -> Settings:
 
 def paths(uri: str, folder: Path | None = None) -> Paths:
     """Where things lie without a namespace of our own, which a test process cannot enter."""
-    return isolation.plain(settings(uri, folder))
+    return isolation.host_paths(settings(uri, folder))
 
 
 def hypervisor(uri: str, folder: Path | None = None) -> Hypervisor:

@@ -39,7 +39,7 @@ from pupitre.store.accounts import Accounts, SessionKind
 from pupitre.store.admin.migrate import upgrade
 from pupitre.store.commands import ASKED, Commands
 from pupitre.store.sql.engine import open_database
-from pupitre.store.status import Named, Status
+from pupitre.store.status import SeenKeys, Status
 from pupitre.up.processes.ports import free_port
 
 CLUSTER = "main"
@@ -80,13 +80,13 @@ class Endpoint:
     async def host_gone(self, name: str = "host-1") -> None:
         """A full set of pages, in which that host, its copies and its desktops are no more."""
         others = {host.name for host in await self.status.hosts()} - {name}
-        await self.status.retain(CLUSTER, Named(hosts=others), Position())
+        await self.status.retain(CLUSTER, SeenKeys(hosts=others), Position())
 
     async def next_command(self) -> Command:
         """The oldest command not yet sent, as soon as there is one; it is then accepted."""
-        async with self.commands.database.listen(ASKED) as bell, asyncio.timeout(30):
+        async with self.commands.database.listen(ASKED) as listening, asyncio.timeout(30):
             while not (waiting := (await self.commands.to_send())[0]):
-                await bell.heard()
+                await listening.wait()
         await self.commands.advance(waiting[0].id, CommandEvent.SEND, now=now())
         await self.commands.advance(waiting[0].id, CommandEvent.ACCEPT, now=now())
         return waiting[0]

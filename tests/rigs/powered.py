@@ -57,7 +57,7 @@ def new_id() -> str:
 
 
 async def work(folder: Path, rounds: int | None) -> None:
-    database = Database(commands_url(folder), bells=folder)
+    database = Database(commands_url(folder), notify_dir=folder)
     commands, journal = Commands(database), Journal(journal_path(folder))
     careless = sqlite3.connect(careless_path(folder), isolation_level=None)
     careless.execute("PRAGMA synchronous = OFF")

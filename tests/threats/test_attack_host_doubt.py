@@ -147,7 +147,7 @@ async def test_a_proof_of_this_epoch_is_no_evidence(tmp_path: Path) -> None:
         bad = await here.add_host(BAD)
         running = await here.running()
         proof = bad.journal.records[running.desktop or ""].proof
-        marks = bad.journal.marks
+        marks = bad.journal.positions
         await bad.crash()
         await here.add_host("host-1")
         async with hostile_host(here.settings, BAD, memory_mib=16) as host:

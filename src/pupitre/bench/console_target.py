@@ -14,7 +14,7 @@ import uvloop
 
 from pupitre import config
 from pupitre.host.console.tickets import ConsoleServer
-from pupitre.net.splice import End, prepare_process
+from pupitre.net.splice import StreamEnd, prepare_process
 from pupitre.pki import issuing
 from pupitre.runtime import log
 
@@ -22,7 +22,7 @@ ORDER = struct.Struct("!cQ")
 CHUNK = os.urandom(128 << 10)
 
 
-class Target(End):
+class Target(StreamEnd):
     """Source, sink or echo, at the client's choice."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from pupitre.host.agent import journal_path
 from pupitre.host.hypervisor.overlays import SUFFIX
 from pupitre.host.hypervisor.selection import WITH_DISKS
 from pupitre.host.journal import Journal
-from pupitre.host.simulation.guest_log import Ledger, ledger_path
+from pupitre.host.simulation.guest_log import SimulatedGuestLog, guest_log_path
 from pupitre.store import schema
 from pupitre.store.rows import AnyRow
 from pupitre.store.sql.engine import open_database
@@ -71,8 +71,8 @@ async def host(settings: Settings, name: str) -> HostSeen:
     running: set[str] = set()
     ran: set[str] = set()
     restarted: set[str] = set()
-    for line in Ledger(ledger_path(folder)).lines():
-        if line.happened == "end":
+    for line in SimulatedGuestLog(guest_log_path(folder)).entries():
+        if line.kind == "end":
             running.discard(line.desktop)
             continue
         if line.desktop in running:

@@ -9,7 +9,7 @@ I4  what the website shows is what the cluster has seen, and that is what runs;
 I5  what is counted as used is the sum of what is placed;
 I6  nobody was told of something done that is not done.
 
-`Ledger`s, processes and disks are what is; databases and journals are what is believed.
+`SimulatedGuestLog`s, processes and disks are what is; databases and journals are what is believed.
 """
 
 from collections import Counter

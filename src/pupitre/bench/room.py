@@ -231,7 +231,7 @@ class Room:
                         self.told.setdefault(change.command.id, change.command.state)
                         ended[change.command.id] = change.command
                 if not wanted <= ended.keys():
-                    await listener.heard()
+                    await listener.wait()
 
     async def freeze(self, name: str) -> None:
         """SIGSTOP, but not while the process holds SQLite's lock on a file: that would freeze everybody.

@@ -136,7 +136,7 @@ class _Portal:
                     if desktop.reason:
                         self.seen.setdefault(desktop.reason, now)
                 self._news.set()
-                await listener.heard()
+                await listener.wait()
 
     async def until(self, many: int | None = None, change: str | None = None) -> None:
         """As soon as so many desktops, or this change, are there."""

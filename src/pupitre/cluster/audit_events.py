@@ -8,7 +8,7 @@ from pupitre.errors import MessageError, NoAnswer
 from pupitre.scheduler.state import AuditEvent
 from pupitre.store.cluster import ClusterStore
 from pupitre.wire.connection import BrokerConnection
-from pupitre.wire.messages import Done, Noted
+from pupitre.wire.messages import AuditNotice, Done
 from pupitre.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
@@ -18,7 +18,7 @@ async def send_audit_events(store: ClusterStore, broker: BrokerConnection, subje
     """Send the oldest of the events that wait; True when none waits any more."""
 
     async def send(event: AuditEvent) -> bool:
-        message = Noted(id=event.id, at=event.at, action=event.action, subject=event.subject, detail=event.detail)
+        message = AuditNotice(id=event.id, at=event.at, action=event.action, subject=event.subject, detail=event.detail)
         try:
             await broker.request(subjects.outcomes, message, Done)
         except NoAnswer:

@@ -13,7 +13,7 @@ from pupitre.errors import Unavailable
 from pupitre.store.cluster import ClusterStore, Committed
 from pupitre.timings import GATHER_CHANGES
 from pupitre.wire.connection import BrokerConnection
-from pupitre.wire.messages import MAX_SIZE, Changed, Mark, encode
+from pupitre.wire.messages import MAX_SIZE, Changed, StatusPosition, encode
 from pupitre.wire.subjects import Subjects
 
 MOST_ROWS = 500
@@ -45,9 +45,9 @@ class ChangePublisher:
         self.due.set()
 
     @property
-    def position(self) -> Mark:
+    def position(self) -> StatusPosition:
         """Where the changes stand."""
-        return Mark(epoch=self._store.epoch, sequence=self.published)
+        return StatusPosition(epoch=self._store.epoch, sequence=self.published)
 
     async def publish(self) -> bool:
         """Tell what is new."""

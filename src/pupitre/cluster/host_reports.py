@@ -30,7 +30,7 @@ from pupitre.scheduler.restore import SET_ASIDE, WAITS, Prove, ReportPolicy, cho
 from pupitre.scheduler.state import Copies, ReadSet, is_suspended
 from pupitre.store.cluster import ClusterStore
 from pupitre.wire.connection import BrokerConnection
-from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Farewell, Heartbeat, Report
+from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureGone, Heartbeat, HostShutdownNotice, Report
 from pupitre.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ class HostReports:
 
     def _due_on(self, message: AnyMessage) -> str | None:
         """A host speaks for itself alone."""
-        if isinstance(message, Report | Farewell):
+        if isinstance(message, Report | HostShutdownNotice):
             return self._subjects.reports(message.host)
         return self._subjects.heartbeats(message.host) if isinstance(message, Heartbeat) else None
 
@@ -103,7 +103,7 @@ class HostReports:
         await self._store.change(write)
 
     async def _on_report(self, message: AnyMessage) -> AnyMessage:
-        if isinstance(message, Farewell):
+        if isinstance(message, HostShutdownNotice):
             await self._on_shutdown_notice(message)
         elif isinstance(message, Report):
             number = ReportNumber(message.run, message.number)
@@ -116,7 +116,7 @@ class HostReports:
             raise MessageError(f"The cluster takes no {type(message).__name__} as a report.")
         return Done()
 
-    async def _on_shutdown_notice(self, message: Farewell) -> None:
+    async def _on_shutdown_notice(self, message: HostShutdownNotice) -> None:
         session = self._sessions.of(message.host)
 
         def depart(changes: Changes) -> None:

@@ -7,7 +7,7 @@ from pupitre.domain.host import Host, HostState
 from pupitre.errors import MessageError, NoAnswer
 from pupitre.timings import HOST_REVOCATION_LIMIT
 from pupitre.wire.connection import BrokerConnection
-from pupitre.wire.messages import Done, EndSignIns, Refused
+from pupitre.wire.messages import Done, Refused, RevokeSessions
 from pupitre.wire.subjects import Subjects
 
 
@@ -15,7 +15,7 @@ async def tell_hosts(
     broker: BrokerConnection, subjects: Subjects, hosts: Iterable[Host], bearers: tuple[str, ...], epoch: int
 ) -> Done | Refused:
     """Done when every host that may have screens open by these sign-ins has closed them."""
-    order = EndSignIns(bearers=bearers, epoch=epoch)
+    order = RevokeSessions(bearers=bearers, epoch=epoch)
 
     async def tell(host: str) -> str | None:
         try:

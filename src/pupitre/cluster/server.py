@@ -23,7 +23,7 @@ from pupitre.domain.order_proof import Ordered, prove
 from pupitre.errors import Deposed, MessageError, NoAnswer, Unavailable
 from pupitre.pki.signing import public_half
 from pupitre.runtime.clock import now_ms
-from pupitre.runtime.workers import Workers, persist, ungrouped, until_available
+from pupitre.runtime.workers import Workers, retry_loop, retry_until_available, ungrouped
 from pupitre.scheduler.commands import abandon, accept, read_set_of
 from pupitre.scheduler.state import JournaledCommand, PlacedDesktop
 from pupitre.store.cluster import SECTIONS, ClusterStore, Committed
@@ -34,13 +34,13 @@ from pupitre.wire.messages import (
     Abandon,
     AnyMessage,
     Done,
-    EndSignIns,
     EnsureDesktop,
     EnsureGone,
     GetPage,
-    Hello,
-    Mark,
     Page,
+    RevokeSessions,
+    StatusPosition,
+    StatusQuery,
     Submit,
     encode,
 )
@@ -93,7 +93,7 @@ class ClusterServer:
         Raises `Deposed` when another cluster server takes over.
         """
         await self._stand_by()
-        await until_available(self._begin)
+        await retry_until_available(self._begin)
         await self._broker.serve(self._subjects.commands, self._on_command)
         await self._hosts.serve()
         try:
@@ -105,9 +105,9 @@ class ClusterServer:
 
     async def _serve(self, on_started: Callable[[], None]) -> None:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(persist(self._report_outcomes, self._outcomes.due, pauses=REPORT_RESEND))
-            tasks.create_task(persist(self._changes.publish, self._changes.due))
-            tasks.create_task(persist(self._send_audit_events, self._audit_due, pauses=REPORT_RESEND))
+            tasks.create_task(retry_loop(self._report_outcomes, self._outcomes.due, pauses=REPORT_RESEND))
+            tasks.create_task(retry_loop(self._changes.publish, self._changes.due))
+            tasks.create_task(retry_loop(self._send_audit_events, self._audit_due, pauses=REPORT_RESEND))
             tasks.create_task(self._changes.publish_positions(self._settings.status_update_interval))
             tasks.create_task(self._hosts.watch())
             tasks.create_task(self._watch_confirmation())
@@ -153,7 +153,7 @@ class ClusterServer:
         said = False
         while True:
             try:
-                await self._broker.request(self._subjects.commands, Hello(), Mark, timeout=STAND_BY)
+                await self._broker.request(self._subjects.commands, StatusQuery(), StatusPosition, timeout=STAND_BY)
             except (NoAnswer, MessageError):
                 return
             if not said:
@@ -163,7 +163,7 @@ class ClusterServer:
 
     async def resume(self) -> None:
         """Look at everything again: after a start, and when the broker is back."""
-        unsettled, unfinished = await until_available(self._unfinished)
+        unsettled, unfinished = await retry_until_available(self._unfinished)
         for desktop in unsettled:
             self._desktops.wake(desktop)
         if any(isinstance(command.order, Halt) for command in unfinished):
@@ -193,7 +193,7 @@ class ClusterServer:
         self._broker.spawn(self._catch_up())
 
     async def _catch_up(self) -> None:
-        await until_available(self._store.catch_up)
+        await retry_until_available(self._store.catch_up)
         self._changes.read_all(removals=True)
         await self.resume()
 
@@ -204,7 +204,7 @@ class ClusterServer:
     # From the endpoint
 
     async def _on_command(self, message: AnyMessage) -> AnyMessage:
-        if isinstance(message, Hello):
+        if isinstance(message, StatusQuery):
             return self._changes.position
         if isinstance(message, GetPage):
             return await self._page(message)
@@ -216,7 +216,7 @@ class ClusterServer:
             await self._store.change(partial(abandon, command=command, now=now_ms()), read_set_of(command))
             await self._wake_for(command)
             return Done()
-        if isinstance(message, EndSignIns):
+        if isinstance(message, RevokeSessions):
             hosts = await self._store.hosts()
             return await tell_hosts(self._broker, self._subjects, hosts, message.bearers, self._store.epoch)
         raise MessageError(f"The cluster takes no {type(message).__name__} from an endpoint.")

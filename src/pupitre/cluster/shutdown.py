@@ -13,7 +13,7 @@ from pupitre.cluster.hosts import Hosts
 from pupitre.domain.command import Halt, desktop_of
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
-from pupitre.runtime.workers import rung
+from pupitre.runtime.workers import wait_or_timeout
 from pupitre.scheduler.shutdown import cancel, hosts_leaving, succeed, want_hosts_down
 from pupitre.scheduler.state import JournaledCommand, ReadSet
 from pupitre.store.cluster import ClusterStore
@@ -72,13 +72,13 @@ class ClusterShutdown:
                 return
             for name in leaving:
                 self._hosts.wake(name)
-            await rung(self.moved, HALT_RECHECK)
+            await wait_or_timeout(self.moved, HALT_RECHECK)
 
     async def _wait_until_reported(self) -> None:
         try:
             async with timeout(HALT_REPORT_LIMIT):
                 while (await self._store.unreported())[1]:
                     self.moved.clear()
-                    await rung(self.moved, HALT_RECHECK)
+                    await wait_or_timeout(self.moved, HALT_RECHECK)
         except TimeoutError:
             log.warning("outcomes_not_taken", remedy="The endpoint gets them when the cluster runs again.")

@@ -58,7 +58,7 @@ COMMAND_LIFE: Machine[CommandState, CommandEvent] = Machine(
     },
 )
 FINAL_STATES = frozenset(state for state in CommandState if COMMAND_LIFE.is_final(state))
-UNENDED_STATES = frozenset(CommandState) - FINAL_STATES
+PENDING_STATES = frozenset(CommandState) - FINAL_STATES
 
 
 class BootDesktop(msgspec.Struct, frozen=True, tag_field="kind", tag="boot_desktop"):

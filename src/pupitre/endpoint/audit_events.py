@@ -6,10 +6,10 @@ from pupitre.domain.bounds import DAY_MS
 from pupitre.errors import Conflict
 from pupitre.runtime.clock import now_ms
 from pupitre.store.audit import CLUSTER, AuditEntry, AuditLog
-from pupitre.wire.messages import Noted
+from pupitre.wire.messages import AuditNotice
 
 
-async def write_audit_event(audit: AuditLog, event: Noted) -> None:
+async def write_audit_event(audit: AuditLog, event: AuditNotice) -> None:
     """It is on disk when this returns; it may be old, and not from the future. Raises `Unavailable`."""
     entry = AuditEntry(
         id=event.id,

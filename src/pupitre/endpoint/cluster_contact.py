@@ -15,7 +15,7 @@ from pupitre.domain.status import ClusterLink
 from pupitre.errors import Unavailable
 from pupitre.runtime.backoff import Backoff
 from pupitre.runtime.clock import now_ms
-from pupitre.runtime.workers import rung
+from pupitre.runtime.workers import wait_or_timeout
 from pupitre.store.status import Status
 from pupitre.timings import RESEND
 
@@ -93,7 +93,7 @@ class ClusterContact:
                 left = backoff.next()
             if self._written is not self._state:
                 left = min(left, RESEND.longest)
-            await rung(self._due, left)
+            await wait_or_timeout(self._due, left)
 
     async def _advance(self, event: ContactEvent, reason: str = "") -> bool:
         """Whether that is another state than before."""

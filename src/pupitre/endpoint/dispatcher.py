@@ -16,7 +16,7 @@ from pupitre.endpoint.cluster_contact import ClusterContact
 from pupitre.endpoint.delivery import Delivery, DeliveryEvent
 from pupitre.errors import ConnectionFault, MessageError, NoAnswer, TimedOut, Unavailable
 from pupitre.runtime.clock import SteadyClock, now_ms
-from pupitre.runtime.workers import Workers, persist
+from pupitre.runtime.workers import Workers, retry_loop
 from pupitre.store.commands import ASKED, Commands
 from pupitre.timings import ACCEPT_WRITE, DEADLINES_UNKNOWN, GATHER, RESEND
 from pupitre.wire.connection import BrokerConnection
@@ -75,9 +75,9 @@ class CommandDispatcher:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen())
-                tasks.create_task(persist(self._read_waiting, self._read_due, pauses=RESEND))
-                tasks.create_task(persist(self._abandon_all, self._abandon_due, pauses=RESEND))
-                tasks.create_task(persist(self._catch_up, self._catch_up_due, pauses=RESEND))
+                tasks.create_task(retry_loop(self._read_waiting, self._read_due, pauses=RESEND))
+                tasks.create_task(retry_loop(self._abandon_all, self._abandon_due, pauses=RESEND))
+                tasks.create_task(retry_loop(self._catch_up, self._catch_up_due, pauses=RESEND))
                 tasks.create_task(self._time_out_commands())
                 tasks.create_task(self._write_journalled())
         finally:
@@ -109,7 +109,7 @@ class CommandDispatcher:
             while True:
                 self._read_due.set()
                 self._deadlines_due.set()
-                await listener.heard()
+                await listener.wait()
 
     async def _catch_up(self) -> bool:
         """A write that may have been made is known after this: look at all that it may have changed."""

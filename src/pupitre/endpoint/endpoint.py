@@ -21,7 +21,7 @@ from pupitre.endpoint.status_mirror import StatusMirror
 from pupitre.errors import EndpointError, Halted, MessageError, NoAnswer, Unavailable
 from pupitre.pki import issuing
 from pupitre.runtime.timeouts import timeout
-from pupitre.runtime.workers import ungrouped, until_available
+from pupitre.runtime.workers import retry_until_available, ungrouped
 from pupitre.store.audit import AuditLog
 from pupitre.store.commands import Commands
 from pupitre.store.revocations import Revocations
@@ -31,14 +31,14 @@ from pupitre.timings import GREETING_LIMIT, PAGE_LIMIT, RESEND, StatusTimings
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import (
     AnyMessage,
+    AuditNotice,
     Changed,
     Done,
     GetPage,
-    Hello,
-    Mark,
-    Noted,
     Outcome,
     Page,
+    StatusPosition,
+    StatusQuery,
 )
 from pupitre.wire.subjects import Subjects
 
@@ -127,7 +127,7 @@ class WebServerEndpoint:
         try:
             async with timeout(answer_within):
                 await self._broker.open()
-                await until_available(self._mirror.open)
+                await retry_until_available(self._mirror.open)
                 await self._broker.serve(self._subjects.outcomes, self._on_outcome)
                 await self._broker.serve(self._subjects.status, self._on_status, in_order=True)
                 while not await self._greet():  # noqa: ASYNC110 - the broker says nothing when the cluster comes
@@ -165,7 +165,9 @@ class WebServerEndpoint:
 
     async def _greet(self) -> bool:
         try:
-            mark = await self._broker.request(self._subjects.commands, Hello(), Mark, timeout=GREETING_LIMIT)
+            mark = await self._broker.request(
+                self._subjects.commands, StatusQuery(), StatusPosition, timeout=GREETING_LIMIT
+            )
             await self._contact.heard()
             await self._mirror.mark(mark)
         except NoAnswer as error:
@@ -182,7 +184,7 @@ class WebServerEndpoint:
     # Outcomes: from the cluster to the rows
 
     async def _on_outcome(self, message: AnyMessage) -> AnyMessage:
-        if isinstance(message, Noted):
+        if isinstance(message, AuditNotice):
             await self._contact.heard()
             await write_audit_event(self._audit, message)
             return Done()
@@ -210,10 +212,10 @@ class WebServerEndpoint:
         raise _Ended
 
     async def _on_status(self, message: AnyMessage) -> None:
-        if not isinstance(message, Changed | Mark):
+        if not isinstance(message, Changed | StatusPosition):
             raise MessageError("The endpoint takes nothing but changes and positions here.")
         await self._contact.heard()
-        if isinstance(message, Mark):
+        if isinstance(message, StatusPosition):
             await self._mirror.mark(message)
         else:
             await self._mirror.change(message)

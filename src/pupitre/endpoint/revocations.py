@@ -6,11 +6,11 @@ import structlog
 
 from pupitre.errors import MessageError, NoAnswer
 from pupitre.runtime.clock import now_ms
-from pupitre.runtime.workers import persist
+from pupitre.runtime.workers import retry_loop
 from pupitre.store.revocations import REVOKED, Revocations
 from pupitre.timings import RESEND, REVOCATION_LIMIT
 from pupitre.wire.connection import BrokerConnection
-from pupitre.wire.messages import Done, EndSignIns
+from pupitre.wire.messages import Done, RevokeSessions
 from pupitre.wire.subjects import Subjects
 
 AT_ONCE = 5000
@@ -27,7 +27,9 @@ async def send_revocations(revocations: Revocations, broker: BrokerConnection, s
         for first in range(0, len(ended), AT_ONCE):
             some = ended[first : first + AT_ONCE]
             try:
-                await broker.request(subjects.commands, EndSignIns(bearers=tuple(some)), Done, timeout=REVOCATION_LIMIT)
+                await broker.request(
+                    subjects.commands, RevokeSessions(bearers=tuple(some)), Done, timeout=REVOCATION_LIMIT
+                )
             except (NoAnswer, MessageError) as error:
                 log.debug("revocations_not_taken", reason=str(error))
                 return False
@@ -38,9 +40,9 @@ async def send_revocations(revocations: Revocations, broker: BrokerConnection, s
         async with revocations.database.listen(REVOKED) as listener:
             while True:
                 due.set()
-                await listener.heard()
+                await listener.wait()
 
     due = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(listen())
-        tasks.create_task(persist(send, due, pauses=RESEND))
+        tasks.create_task(retry_loop(send, due, pauses=RESEND))

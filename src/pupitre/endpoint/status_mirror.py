@@ -18,9 +18,9 @@ from pupitre.domain.status import Position, Rows
 from pupitre.errors import MessageError, NoAnswer
 from pupitre.runtime.batch import Batch
 from pupitre.runtime.clock import now_ms
-from pupitre.store.status import Named, Status
+from pupitre.store.status import SeenKeys, Status
 from pupitre.timings import STATUS_CONFIRM_MS
-from pupitre.wire.messages import Changed, GetPage, Mark, Page
+from pupitre.wire.messages import Changed, GetPage, Page, StatusPosition
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class StatusMirror:
                 self._advance(position)
                 await self._confirm()
 
-    async def mark(self, mark: Mark) -> None:
+    async def mark(self, mark: StatusPosition) -> None:
         async with self._turn:
             if mark.epoch != self._position.epoch or mark.sequence > self._position.sequence:
                 await self._read_all()
@@ -123,7 +123,7 @@ class StatusMirror:
 
     async def _read_all(self) -> None:
         """Every page of every section; what the cluster does not name is gone."""
-        named = Named()
+        named = SeenKeys()
         start: Position | None = None
         try:
             for section in SECTIONS:

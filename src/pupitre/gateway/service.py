@@ -13,7 +13,7 @@ from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
 from pupitre.errors import MessageError, NoAnswer, PupitreError
 from pupitre.gateway.admission import Admission
 from pupitre.net.middleware import security_headers
-from pupitre.net.splice import End
+from pupitre.net.splice import StreamEnd
 from pupitre.pki import issuing
 from pupitre.runtime.timeouts import timeout
 from pupitre.timings import CONSOLE_DIAL_LIMIT
@@ -83,18 +83,18 @@ class Gateway:
         """The good ticket in ``text``. Raises `TicketRefused`."""
         return self.admission.admit(text, purpose, desktop, headers, now=time.time())
 
-    async def dial(self, ticket: Ticket, text: str) -> End:
+    async def dial(self, ticket: Ticket, text: str) -> StreamEnd:
         """A connection to the ticket's host that has accepted the ticket.
 
         Raises `TicketRefused` or `HostRefused` with the host's reason, `NoAnswer` when
         it cannot be reached or is not the host it should be.
         """
-        end: End | None = None
+        end: StreamEnd | None = None
         name = issuing.host_dns_name(ticket.host)
         try:
             async with timeout(CONSOLE_DIAL_LIMIT):
                 _, end = await asyncio.get_running_loop().create_connection(
-                    End,
+                    StreamEnd,
                     ticket.address,
                     ticket.port,
                     ssl=self._context,

@@ -25,7 +25,7 @@ from pupitre.errors import NotFound, PupitreError
 from pupitre.gateway import frames, problem
 from pupitre.gateway.service import Gateway
 from pupitre.net.middleware import last_word, refusal_document
-from pupitre.net.splice import End, join
+from pupitre.net.splice import StreamEnd, join
 from pupitre.timings import LINGER, WEBSOCKET_PACE, WEBSOCKET_PING
 
 SUBPROTOCOL = "binary"
@@ -49,7 +49,7 @@ def console_protocol(gateway: Gateway) -> type[asyncio.Protocol]:
     return BoundWebSocket
 
 
-class ConsoleWebSocket(End):
+class ConsoleWebSocket(StreamEnd):
     """A viewer's end of a console."""
 
     shared: ClassVar[Gateway]
@@ -136,7 +136,7 @@ class ConsoleWebSocket(End):
         self.shared.open.inc()
         self._pinger = asyncio.get_running_loop().call_later(WEBSOCKET_PING, self._ask)
 
-    async def _admit_and_dial(self, request: Request) -> End:
+    async def _admit_and_dial(self, request: Request) -> StreamEnd:
         path = _PATH.fullmatch(request.path)
         if path is None:
             raise NotFound("There is no WebSocket here.")

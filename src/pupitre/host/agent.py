@@ -31,11 +31,11 @@ from pupitre.host.hypervisor.domain_xml import EFI
 from pupitre.host.hypervisor.overlays import Disks
 from pupitre.host.hypervisor.port import DISK_FULL, Guest, GuestState, Hypervisor, SeenGuest
 from pupitre.host.journal import Journal, Record
-from pupitre.host.orphan_scan import Sweep
+from pupitre.host.orphan_scan import OrphanScan
 from pupitre.host.reports import Reporter
-from pupitre.host.shutdown import Departure, PoweredOff, after
+from pupitre.host.shutdown import HostShutdown, PoweredOff, after
 from pupitre.host.waiting import Waiting
-from pupitre.images.store import ImageStore, bell
+from pupitre.images.store import ImageStore, images_notifier
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.notifier import Listener
 from pupitre.runtime.timeouts import timeout
@@ -46,11 +46,11 @@ from pupitre.wire.messages import (
     AnyMessage,
     Describe,
     Done,
-    EndSignIns,
     EnsureDesktop,
     EnsureGone,
     PowerOff,
     Refused,
+    RevokeSessions,
 )
 from pupitre.wire.subjects import Subjects
 
@@ -83,8 +83,8 @@ class HostAgent:
         self._ended_early: dict[str, SeenGuest] = {}
         self._reporter = Reporter(settings, hypervisor, disks, images, journal)
         self._waiting = Waiting(hypervisor, disks, self._paused)
-        self._sweep = Sweep(hypervisor, disks, journal, put=self._put, found=self._reporter.found)
-        self._departure = Departure(
+        self._orphan_scan = OrphanScan(hypervisor, disks, journal, put=self._put, found=self._reporter.found)
+        self._host_shutdown = HostShutdown(
             hypervisor, journal, self._reporter, take_away=self._take_away, grace=settings.shutdown_grace
         )
         self._console: ConsoleServer
@@ -95,7 +95,7 @@ class HostAgent:
         self._broker = broker
         self._console = console
         self._reporter.open(broker, console)
-        await self._sweep.recover()
+        await self._orphan_scan.recover()
         await broker.serve(self._subjects.orders(self._settings.host_name), self._on_order)
         await broker.serve(self._subjects.all_hosts, self._on_call)
         for desktop in self._journal.records:
@@ -109,8 +109,8 @@ class HostAgent:
                 tasks.create_task(self._reporter.run())
                 tasks.create_task(self._watch_guests())
                 tasks.create_task(self._watch_images())
-                tasks.create_task(self._sweep.run())
-                tasks.create_task(self._departure.run())
+                tasks.create_task(self._orphan_scan.run())
+                tasks.create_task(self._host_shutdown.run())
                 tasks.create_task(self._waiting.run())
         except* PoweredOff:
             powered_off = True
@@ -118,8 +118,8 @@ class HostAgent:
 
     async def stop(self) -> None:
         """Leave the guests, or take them with us and say so, as the setting wants it."""
-        if self._settings.guests_on_stop == "destroy" and not self._departure.is_on:
-            await self._departure.take_all()
+        if self._settings.guests_on_stop == "destroy" and not self._host_shutdown.is_on:
+            await self._host_shutdown.remove_all_guests()
         await self._workers.close()
 
     def report_all(self) -> None:
@@ -150,23 +150,23 @@ class HostAgent:
     # Orders
 
     async def _on_order(self, message: AnyMessage) -> AnyMessage | None:
-        if not isinstance(message, Describe | EnsureDesktop | EnsureGone | EndSignIns | PowerOff):
+        if not isinstance(message, Describe | EnsureDesktop | EnsureGone | RevokeSessions | PowerOff):
             raise MessageError(f"A host takes no {type(message).__name__}.")
         position = (message.sequence, message.proof) if isinstance(message, EnsureDesktop | EnsureGone) else ()
         if not await self._journal.raise_epoch(message.epoch, *position):
             return Refused(code="old_epoch", reason=f"Epoch {message.epoch} is over; {self._journal.epoch} has begun.")
         if isinstance(message, Describe):
             return await self._reporter.full()
-        if isinstance(message, EndSignIns):
-            self._console.audience.sign_ins_ended(message.bearers)
+        if isinstance(message, RevokeSessions):
+            self._console.sessions.revoke(message.bearers)
             return Done()
         if isinstance(message, PowerOff):
             if not self._reporter.is_meant(message.run):
                 return Refused(code="old_run", reason="The order was for an earlier process of this host.")
-            return await self._departure.order(message)
+            return await self._host_shutdown.order(message)
         if isinstance(message, EnsureGone):
             await self._take_away(message.desktop, after(message.grace))
-        elif self._departure.is_on:
+        elif self._host_shutdown.is_on:
             return Refused(code="shutting_down", reason="This host is about to shut down.")
         else:
             await self._take(message)
@@ -371,14 +371,14 @@ class HostAgent:
         async with contextlib.AsyncExitStack() as stack:
             listener: Listener | None = None
             try:
-                listener = await stack.enter_async_context(bell(self._settings.images_dir).listen())
+                listener = await stack.enter_async_context(images_notifier(self._settings.images_dir).listen())
             except OSError as error:
                 log.warning("No bell can be hung up in the image store; it is looked at instead.", error=str(error))
             self._reporter.copies()
             while True:
                 try:
                     async with timeout(self._settings.image_look):
-                        await (listener.heard() if listener else asyncio.Event().wait())
+                        await (listener.wait() if listener else asyncio.Event().wait())
                     self._reporter.copies()
                 except TimeoutError:
                     await self._reporter.look_at_copies()
@@ -403,7 +403,7 @@ class HostAgent:
 
     def _show(self, record: Record) -> None:
         self._reporter.desktop(record)
-        self._departure.moved.set()
+        self._host_shutdown.moved.set()
 
 
 def journal_path(settings: Settings) -> Path:

@@ -61,7 +61,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class ClusterPositions:
     """Where the cluster's changes stood: as last heard, and as heard of the process before this one.
 
     ``proof`` is that of the order that said so (see `pupitre.domain.order_proof`).
@@ -76,14 +76,14 @@ class Marks:
     proof: str = ""
     before_proof: str = ""
 
-    def follow(self, epoch: int, sequence: int, proof: str = "") -> "Marks":
+    def follow(self, epoch: int, sequence: int, proof: str = "") -> "ClusterPositions":
         """The marks after an order of this or a later epoch."""
         if epoch == self.epoch:
             return self if sequence <= self.sequence else replace(self, sequence=sequence, proof=proof)
         if self.told or not self.before_epoch:
-            return Marks(epoch, sequence, self.epoch, self.sequence, proof=proof, before_proof=self.proof)
+            return ClusterPositions(epoch, sequence, self.epoch, self.sequence, proof=proof, before_proof=self.proof)
         before = (self.before_epoch, self.before_sequence)
-        return Marks(epoch, sequence, *before, proof=proof, before_proof=self.before_proof)
+        return ClusterPositions(epoch, sequence, *before, proof=proof, before_proof=self.before_proof)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class _Change:
     """One key's new value, None to remove it; ``taken`` is done when it is on disk and in memory."""
 
     key: bytes
-    value: Record | Marks | int | None
+    value: Record | ClusterPositions | int | None
     taken: asyncio.Future[None]
 
 
@@ -102,7 +102,7 @@ class Journal:
         """Raises `SetupError` when another process has the journal, or it cannot be made."""
         self.records: dict[str, Record] = {}
         self.epoch = 0
-        self.marks = Marks()
+        self.positions = ClusterPositions()
         self._path = path
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._waiting: list[_Change] = []
@@ -151,23 +151,23 @@ class Journal:
         How far its changes stood goes to disk with what is put next. Raises `Unavailable`.
         """
         if epoch > self.epoch:
-            self._mark(self.marks.follow(epoch, sequence, proof))
+            self._write_positions(self.positions.follow(epoch, sequence, proof))
             await self._write(_EPOCH, epoch)
         elif epoch == self.epoch:
-            self._mark(self.marks.follow(epoch, sequence, proof))
+            self._write_positions(self.positions.follow(epoch, sequence, proof))
         return epoch == self.epoch
 
     def told(self, epoch: int) -> None:
         """The cluster process of ``epoch`` knows what was heard before it."""
-        if epoch == self.marks.epoch:
-            self._mark(replace(self.marks, told=True))
+        if epoch == self.positions.epoch:
+            self._write_positions(replace(self.positions, told=True))
 
-    def _mark(self, marks: Marks) -> None:
-        if marks == self.marks or marks.epoch < self.marks.epoch:
+    def _write_positions(self, positions: ClusterPositions) -> None:
+        if positions == self.positions or positions.epoch < self.positions.epoch:
             return
-        self.marks = marks
+        self.positions = positions
         # Nobody waits for it: it is on disk no later than what is put after it.
-        self._queue(_MARKS, marks).add_done_callback(lambda taken: taken.cancelled() or taken.exception())
+        self._queue(_MARKS, positions).add_done_callback(lambda taken: taken.cancelled() or taken.exception())
 
     async def close(self) -> None:
         """What was put before is on disk when this returns."""
@@ -181,7 +181,7 @@ class Journal:
     async def _write(self, key: bytes, value: Record | int | None) -> None:
         await self._queue(key, value)
 
-    def _queue(self, key: bytes, value: Record | Marks | int | None) -> "asyncio.Future[None]":
+    def _queue(self, key: bytes, value: Record | ClusterPositions | int | None) -> "asyncio.Future[None]":
         change = _Change(key, value, asyncio.get_running_loop().create_future())
         self._waiting.append(change)
         if self._writing is None:
@@ -209,7 +209,7 @@ class Journal:
     def _apply(self, change: _Change) -> None:
         if isinstance(change.value, int):
             self.epoch = max(self.epoch, change.value)
-        elif isinstance(change.value, Marks):
+        elif isinstance(change.value, ClusterPositions):
             pass  # in memory already
         elif change.value is None:
             self.records.pop(change.key.removeprefix(_DESKTOP).decode(), None)
@@ -231,7 +231,7 @@ class Journal:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def _insert(self, key: bytes, kept: Record | Marks | int) -> None:
+    def _insert(self, key: bytes, kept: Record | ClusterPositions | int) -> None:
         value = msgspec.json.encode(kept)
         row = (key, value, _checksum(key, value))
         self._connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", row)
@@ -247,7 +247,7 @@ class Journal:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.executescript(SCHEMA)
-        self.records, self.epoch, self.marks = {}, 0, Marks()
+        self.records, self.epoch, self.positions = {}, 0, ClusterPositions()
         rows = self._connection.execute("SELECT key, value, checksum FROM kept").fetchall()
         damaged = [row for row in rows if not self._load(*row)]
         if damaged:
@@ -264,7 +264,7 @@ class Journal:
             if key == _EPOCH:
                 self.epoch = msgspec.json.decode(value, type=int)
             elif key == _MARKS:
-                self.marks = msgspec.json.decode(value, type=Marks)
+                self.positions = msgspec.json.decode(value, type=ClusterPositions)
             else:
                 record = msgspec.json.decode(value, type=Record)
                 self.records[record.desktop] = record
@@ -279,7 +279,7 @@ class Journal:
         self._connection.executemany("INSERT INTO damaged VALUES (?, ?, ?, ?)", [(at, *row) for row in damaged])
         self._connection.execute("DELETE FROM kept")
         self._insert(_EPOCH, self.epoch)
-        self._insert(_MARKS, self.marks)
+        self._insert(_MARKS, self.positions)
         for desktop, record in self.records.items():
             self._insert(_key(desktop), record)
         self._connection.execute("COMMIT")

@@ -33,7 +33,7 @@ VANISHED = "The desktop's guest vanished from its host."
 
 
 @dataclass(frozen=True, slots=True)
-class Strays:
+class ScanResult:
     """What one look found. ``missing`` are records of desktops that run and have no guest."""
 
     guests: tuple[SeenGuest, ...]
@@ -43,10 +43,10 @@ class Strays:
 
 def compare(
     before: Mapping[str, Record], after: Mapping[str, Record], guests: Mapping[str, SeenGuest], overlays: set[str]
-) -> Strays:
+) -> ScanResult:
     """``before`` and ``after`` are the records on both sides of the look at ``guests`` and ``overlays``."""
     known = before.keys() | after.keys()
-    return Strays(
+    return ScanResult(
         guests=tuple(guest for desktop, guest in guests.items() if desktop not in known),
         overlays=frozenset(overlays - known - guests.keys()),
         missing=tuple(
@@ -64,7 +64,7 @@ def _runs(guest: SeenGuest | None, record: Record) -> bool:
     return guest is not None and guest.state is not GuestState.STOPPED and guest.boot == record.boot
 
 
-class Sweep:
+class OrphanScan:
     """``put`` keeps a record and has it reported; ``found`` has a finding reported."""
 
     def __init__(
@@ -96,23 +96,23 @@ class Sweep:
 
     async def recover(self) -> None:
         """The first look, before any order is taken: guests go on when their host process dies."""
-        strays = await self._compare()
-        for record in strays.missing:
+        orphans = await self._compare()
+        for record in orphans.missing:
             await self._fail(record, AWAY)
-        await self._settle(strays)
+        await self._settle(orphans)
         if self._journal.records:
             log.info("Desktops found again.", count=len(self._journal.records))
 
     async def look(self) -> None:
         """Find strays and settle them."""
-        strays = await self._compare()
-        for record in strays.missing:
+        orphans = await self._compare()
+        for record in orphans.missing:
             if record in self._missed:
                 await self._fail(record, VANISHED)
-        self._missed = frozenset(strays.missing)
-        await self._settle(strays)
+        self._missed = frozenset(orphans.missing)
+        await self._settle(orphans)
 
-    async def _compare(self) -> Strays:
+    async def _compare(self) -> ScanResult:
         before = dict(self._journal.records)
         guests = await self._hypervisor.guests()
         overlays = await asyncio.to_thread(self._disks.all)
@@ -124,15 +124,15 @@ class Sweep:
                 log.warning("A desktop has no guest any more.", desktop=record.desktop)
                 await self._put(record.seen(DesktopState.FAILED, reason))
 
-    async def _settle(self, strays: Strays) -> None:
-        for guest in strays.guests:
+    async def _settle(self, orphans: ScanResult) -> None:
+        for guest in orphans.guests:
             async with self._journal.turn(guest.desktop):
                 if guest.desktop in self._journal.records:
                     continue
                 log.warning("There is a guest without a record.", desktop=guest.desktop)
                 state = DesktopState.FAILED if guest.state is GuestState.STOPPED else DesktopState.RUNNING
                 await self._put(Record(guest.desktop, guest.boot, DesktopState.RUNNING, state, reason=guest.reason))
-        for desktop in sorted(strays.overlays):
+        for desktop in sorted(orphans.overlays):
             async with self._journal.turn(desktop):
                 if desktop in self._journal.records:
                     continue

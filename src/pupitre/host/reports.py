@@ -27,10 +27,10 @@ from pupitre.host.journal import Journal, Record
 from pupitre.images.signatures import read_signed
 from pupitre.images.store import ImageStore
 from pupitre.runtime.clock import now_ms
-from pupitre.runtime.workers import persist
+from pupitre.runtime.workers import retry_loop
 from pupitre.timings import GATHER_STEPS, RESEND
 from pupitre.wire.connection import BrokerConnection
-from pupitre.wire.messages import Done, Farewell, Heartbeat, Report
+from pupitre.wire.messages import Done, Heartbeat, HostShutdownNotice, Report
 from pupitre.wire.subjects import Subjects
 
 log = structlog.get_logger(__name__)
@@ -85,7 +85,7 @@ class Reporter:
     async def run(self) -> None:
         """Report and beat until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(persist(self.send, self.due, pauses=RESEND))
+            tasks.create_task(retry_loop(self.send, self.due, pauses=RESEND))
             tasks.create_task(self._beat())
 
     def desktop(self, record: Record) -> None:
@@ -152,7 +152,9 @@ class Reporter:
             self._dirty |= dirty
             return False
         self._found = tuple(finding for finding in self._found if finding not in report.findings)
-        gone = {sighting.desktop for sighting in report.desktops if sighting.state is DesktopState.GONE}
+        gone = {
+            desktop_report.desktop for desktop_report in report.desktops if desktop_report.state is DesktopState.GONE
+        }
         try:
             await asyncio.gather(*(self._forget(desktop) for desktop in gone))
         except Unavailable:
@@ -172,7 +174,7 @@ class Reporter:
             return False
         try:
             await self._broker.request(
-                self._subjects.reports(self._name), Farewell(host=self._name, run=self._run), Done
+                self._subjects.reports(self._name), HostShutdownNotice(host=self._name, run=self._run), Done
             )
         except (NoAnswer, MessageError) as error:
             log.debug("The farewell was not heard.", reason=str(error))
@@ -182,22 +184,22 @@ class Reporter:
     async def full(self) -> Report:
         """All this host knows."""
         records = self._journal.records.values()
-        sightings = [_full_sighting(record) for record in records]
-        return await self._make(sightings, full=True, copies=True, facts=True)
+        desktop_reports = [_full_desktop_report(record) for record in records]
+        return await self._make(desktop_reports, full=True, copies=True, facts=True)
 
     async def _changes(self, dirty: frozenset[str], *, copies: bool, facts: bool) -> Report:
         records = self._journal.records
-        sightings = [_sighting(records[desktop]) for desktop in dirty if desktop in records]
-        return await self._make(sightings, full=False, copies=copies, facts=facts)
+        desktop_reports = [_desktop_report(records[desktop]) for desktop in dirty if desktop in records]
+        return await self._make(desktop_reports, full=False, copies=copies, facts=facts)
 
-    async def _make(self, sightings: list[DesktopReport], *, full: bool, copies: bool, facts: bool) -> Report:
+    async def _make(self, desktop_reports: list[DesktopReport], *, full: bool, copies: bool, facts: bool) -> Report:
         # Taken together with the sightings, before anything is awaited: a later report has a higher number.
         self._number += 1
         number = self._number
-        marks = self._journal.marks
+        positions = self._journal.positions
         heard = None
-        if marks.before_epoch and not marks.told:
-            heard = LastKnownPosition(marks.before_epoch, marks.before_sequence, marks.before_proof)
+        if positions.before_epoch and not positions.told:
+            heard = LastKnownPosition(positions.before_epoch, positions.before_sequence, positions.before_proof)
         found = await asyncio.to_thread(self._image_copies) if copies else None
         self._told_copies = self._told_copies if found is None else found
         if facts:
@@ -210,7 +212,7 @@ class Reporter:
             port=self._console.port,
             viewer_port=self._console.viewer_port,
             facts=self._told if facts else None,
-            desktops=tuple(sightings),
+            desktops=tuple(desktop_reports),
             copies=found[0] if found else None,
             manifests=self._unshown(found[1], full=full) if found else (),
             findings=self._found,
@@ -273,11 +275,11 @@ def _differs(told: HostFacts, seen: HostFacts) -> bool:
     return same != seen
 
 
-def _sighting(record: Record) -> DesktopReport:
+def _desktop_report(record: Record) -> DesktopReport:
     return DesktopReport(record.desktop, record.boot, record.state, record.reason)
 
 
-def _full_sighting(record: Record) -> DesktopReport:
+def _full_desktop_report(record: Record) -> DesktopReport:
     spec = record.spec
     return DesktopReport(
         record.desktop,

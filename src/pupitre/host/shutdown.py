@@ -16,7 +16,7 @@ from pupitre.host.journal import Journal
 from pupitre.host.reports import Reporter
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
-from pupitre.runtime.workers import rung
+from pupitre.runtime.workers import wait_or_timeout
 from pupitre.timings import HOST_SHUTDOWN_LIMIT
 from pupitre.wire.messages import Done, PowerOff
 
@@ -32,7 +32,7 @@ class PoweredOff(Exception):
     """Ends the agent's loops: nothing is left here, and the machine may be shut down."""
 
 
-class Departure:
+class HostShutdown:
     """Set ``moved`` whenever a record has changed. ``grace`` is in seconds, for guests of a machine that shuts down."""
 
     def __init__(
@@ -73,12 +73,12 @@ class Departure:
             async with timeout(HOST_SHUTDOWN_LIMIT):
                 while not await self._reporter.farewell():
                     self.moved.clear()
-                    await rung(self.moved, 1.0)
+                    await wait_or_timeout(self.moved, 1.0)
         except TimeoutError:
             log.warning("This host shuts down, and the cluster has not heard it.")
         raise PoweredOff
 
-    async def take_all(self) -> None:
+    async def remove_all_guests(self) -> None:
         """The process stops, and its guests with it."""
         try:
             async with timeout(HOST_SHUTDOWN_LIMIT):

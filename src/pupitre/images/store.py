@@ -7,7 +7,7 @@
     signatures/<id>.json    its publisher's signature, see `pupitre.images.signatures`
     progress/<id>.json      a build under way, or why the last one failed
     work/<id>/              a build's own files, on the same file system; emptied by the next build
-    bells/                  who wants to hear of changes
+    notify/                 sockets of processes that wait for changes
     locks/                  one per image for its builders, one for who adds or removes blobs
 
 Readers take no lock: a manifest is replaced by a rename, and names only blobs
@@ -44,7 +44,7 @@ from pupitre.images.manifest import Manifest, read_manifest
 from pupitre.images.progress import Progress, part, silent
 from pupitre.images.signatures import ensure_signed
 from pupitre.runtime.clock import now_ms
-from pupitre.runtime.notifier import Bell
+from pupitre.runtime.notifier import Notifier
 
 CHUNK = 1 << 20
 ARRIVING_FOR = 3600
@@ -82,7 +82,7 @@ class ImageStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.bell = bell(root)
+        self.notifier = images_notifier(root)
         self._blobs = root / "blobs/sha256"
         self._manifests = root / "manifests"
         self._states = root / "progress"
@@ -152,7 +152,7 @@ class ImageStore:
                 (self._states / f"{image_id}.json").unlink(missing_ok=True)
             finally:
                 empty(folder)
-                self._ring()
+                self._notify()
 
     def publish(self, manifest: Manifest, files: Mapping[str, Path], progress: Progress = silent) -> Manifest:
         """Moves ``files`` (on the store's file system) in and writes the manifest: all or nothing, on disk when told.
@@ -191,7 +191,7 @@ class ImageStore:
                 write(target, published)
                 self._drop(before - set(published.blobs()))
             ensure_signed(self.root, [spec.id])
-        self._ring()
+        self._notify()
         return published
 
     def remove(self, image_id: str) -> None:
@@ -212,7 +212,7 @@ class ImageStore:
             self._drop(before)
             empty(self._work / image_id)
             self._collect_garbage()
-        self._ring()
+        self._notify()
 
     # Inside
 
@@ -266,7 +266,7 @@ class ImageStore:
 
     def _write_state(self, state: BuildState) -> None:
         write_passing(self._states / f"{state.id}.json", state)
-        self._ring()
+        self._notify()
 
     def _fail(self, state: BuildState, error: BaseException) -> None:
         if isinstance(error, OSError):
@@ -312,13 +312,13 @@ class ImageStore:
         for folder in (self._blobs, self._manifests, self._states, self._work, self._locks):
             make_folder(folder)
 
-    def _ring(self) -> None:
-        self.bell.ring()
+    def _notify(self) -> None:
+        self.notifier.notify()
 
 
-def bell(root: Path) -> Bell:
+def images_notifier(root: Path) -> Notifier:
     """Rung at every change of the store at ``root``, for the hosts of all who share it."""
-    return Bell(root / "bells", "images")
+    return Notifier(root / "notify", "images")
 
 
 def _checked(image_id: str) -> str:

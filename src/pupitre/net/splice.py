@@ -1,6 +1,6 @@
 """Two connections joined into one: what arrives at one end leaves at the other, with back-pressure.
 
-An `End` is one connection. Before the ends are joined it can be read line by line,
+An `StreamEnd` is one connection. Before the ends are joined it can be read line by line,
 for a greeting; afterwards every byte passes in the callback that brought it. An end
 that cannot write stops its peer from reading, so a slow reader costs the write
 buffer of one end and the read buffer of the other (under 1 MB together), and one
@@ -23,7 +23,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 
 
-class End(asyncio.Protocol):
+class StreamEnd(asyncio.Protocol):
     """One end of a splice. Subclasses may translate what passes (`send`, `data_received`)."""
 
     transport: asyncio.Transport
@@ -31,7 +31,7 @@ class End(asyncio.Protocol):
     """Its place at the port where it came in."""
 
     def __init__(self) -> None:
-        self.peer: End | None = None
+        self.peer: StreamEnd | None = None
         self.lost = False
         self.gone = asyncio.Event()
         self._error: Exception | None = None
@@ -138,14 +138,14 @@ class End(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _join(self, peer: "End") -> None:
+    def _join(self, peer: "StreamEnd") -> None:
         self.peer = peer
         early = self._take(len(self._early))
         if early:
             self.data_received(early)
 
 
-def join(one: End, other: End) -> None:
+def join(one: StreamEnd, other: StreamEnd) -> None:
     """Pass on what has arrived, and from now on whatever arrives, until one end closes."""
     for end, peer in ((one, other), (other, one)):
         end.release()

@@ -96,8 +96,8 @@ async def _open_desktop(portal: Portal, caller: Caller, desktop_id: str) -> Desk
     desktop = (await desktop_of(portal, caller.user, desktop_id)).desktop
     if desktop.state not in OPEN_STATES:
         over = {DesktopState.GONE, DesktopState.STOPPING, DesktopState.FAILED}
-        mend = "Start a new one." if desktop.state in over else "Its console opens as soon as it is running."
-        raise Conflict(f"The desktop is {desktop.state}. {mend}")
+        remedy = "Start a new one." if desktop.state in over else "Its console opens as soon as it is running."
+        raise Conflict(f"The desktop is {desktop.state}. {remedy}")
     return desktop
 
 

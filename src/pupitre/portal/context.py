@@ -16,9 +16,9 @@ from pupitre.errors import Unavailable
 from pupitre.pki import issuing
 from pupitre.portal.http.metrics import Metrics
 from pupitre.portal.identity.devices import Devices
-from pupitre.portal.identity.passwords import Checker
+from pupitre.portal.identity.passwords import PasswordVerifier
 from pupitre.portal.identity.revocations import passing_on_revocations
-from pupitre.portal.identity.session_cache import Presence
+from pupitre.portal.identity.session_cache import SessionCache
 from pupitre.portal.identity.throttle import Throttle
 from pupitre.portal.live.batched_reads import BatchedReads
 from pupitre.portal.live.change_feed import ChangeFeed
@@ -44,9 +44,9 @@ class Portal:
     reads: BatchedReads
     rate_limit: CommandRateLimit
     feed: ChangeFeed
-    presence: Presence
+    session_cache: SessionCache
     signer: Ed25519PrivateKey
-    passwords: Checker
+    passwords: PasswordVerifier
     throttle: Throttle
     devices: Devices
     metrics: Metrics
@@ -81,7 +81,7 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
         account_rows = Accounts(accounts)
         reads = BatchedReads(command_rows, mirror)
         async with (
-            Presence(account_rows).listening() as presence,
+            SessionCache(account_rows).listening() as session_cache,
             ChangeFeed(
                 command_rows, mirror, metrics, confirm_every=settings.status_timings.feed_confirm
             ).listening() as feed,
@@ -97,9 +97,9 @@ async def open_portal(settings: Settings, metrics: Metrics) -> AsyncIterator[Por
                 reads=reads,
                 rate_limit=CommandRateLimit(int(settings.min_command_interval * 1000)),
                 feed=feed,
-                presence=presence,
+                session_cache=session_cache,
                 signer=signer,
-                passwords=Checker(),
+                passwords=PasswordVerifier(),
                 throttle=Throttle(Failures(accounts), settings.sign_in_per_minute),
                 devices=Devices(signer),
                 metrics=metrics,

@@ -90,7 +90,7 @@ OUTCOME_WORDS = {
     "CANCELLED": "cancelled",
     "HALTED": "cluster halted",
 }
-MENDS = {
+REMEDIES = {
     "CONNECTION_ERROR": "The computers behind this page were out of reach. Try again in a minute.",
     "TIMED_OUT": "Try again; if it happens again, tell your teacher.",
     "VM_BOOT_FAILURE": "Try again. If it happens again, show this message to your teacher or administrator.",

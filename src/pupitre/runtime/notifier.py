@@ -21,13 +21,13 @@ from pupitre.runtime.unix_sockets import short
 log = structlog.get_logger(__name__)
 
 
-class Bell:
-    """``Bell(folder, topic).ring()`` wakes every `Listener` of the topic."""
+class Notifier:
+    """``Notifier(folder, topic).notify()`` wakes every `Listener` of the topic."""
 
     def __init__(self, folder: Path, topic: str) -> None:
         self.folder = folder / topic
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Never raises: what it tells of is written already."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, short(self.folder) as folder:
             sender.setblocking(False)
@@ -78,7 +78,7 @@ class Listener:
                 self._socket.recv(16)
         self._event.set()
 
-    async def heard(self) -> None:
+    async def wait(self) -> None:
         await self._event.wait()
         self._event.clear()
 

@@ -37,7 +37,7 @@ class Workers:
         self._slots = asyncio.Semaphore(limit)
         self._retry = retry
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._bells: dict[str, asyncio.Event] = {}
+        self._wakeups: dict[str, asyncio.Event] = {}
         self._closed = False
 
     def wake(self, key: str) -> None:
@@ -45,9 +45,9 @@ class Workers:
         if self._closed:
             return
         if key in self._tasks:
-            self._bells[key].set()
+            self._wakeups[key].set()
             return
-        self._bells[key] = asyncio.Event()
+        self._wakeups[key] = asyncio.Event()
         task = asyncio.create_task(self._run(key), name=f"worker {key}")
         self._tasks[key] = task
 
@@ -59,11 +59,11 @@ class Workers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, key: str) -> None:
-        bell = self._bells[key]
+        wakeup = self._wakeups[key]
         backoff = Backoff(self._retry)
         try:
             while True:
-                bell.clear()
+                wakeup.clear()
                 try:
                     async with self._slots:
                         delay = await self._step(key)
@@ -74,17 +74,17 @@ class Workers:
                 except Exception:  # a fault of ours with one object must neither end its worker nor go unseen
                     delay = backoff.next()
                     log.exception("step_failed_unexpectedly", key=key, seconds=delay)
-                if bell.is_set():
+                if wakeup.is_set():
                     continue
                 if delay is None:
                     return
-                await rung(bell, delay)
+                await wait_or_timeout(wakeup, delay)
         finally:
             # Between the last look at the bell and here nothing is awaited, so no ring is lost.
-            del self._tasks[key], self._bells[key]
+            del self._tasks[key], self._wakeups[key]
 
 
-async def persist(work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pauses: Pauses = RETRY) -> None:
+async def retry_loop(work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pauses: Pauses = RETRY) -> None:
     """For ever: do ``work`` when ``due`` is set, and again, with growing pauses, until it returns True.
 
     A `PupitreError` is a try that failed.
@@ -92,7 +92,7 @@ async def persist(work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pa
     pause: float | None = None
     backoff = Backoff(pauses)
     while True:
-        await rung(due, pause)
+        await wait_or_timeout(due, pause)
         due.clear()
         try:
             done = await work()
@@ -106,7 +106,7 @@ async def persist(work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pa
             pause = backoff.next()
 
 
-async def until_available(work: Callable[[], Awaitable[T]]) -> T:
+async def retry_until_available(work: Callable[[], Awaitable[T]]) -> T:
     """What ``work`` gives, once the database that it needs answers; until then it is tried again and again."""
     while True:
         try:
@@ -116,15 +116,15 @@ async def until_available(work: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(DATABASE_RETRY)
 
 
-async def rung(bell: asyncio.Event, seconds: float | None) -> None:
-    """Return when ``bell`` is set, or after ``seconds``.
+async def wait_or_timeout(wakeup: asyncio.Event, seconds: float | None) -> None:
+    """Return when ``wakeup`` is set, or after ``seconds``.
 
     Not by `asyncio.wait_for`: before Python 3.12 it loses a cancellation that comes together
     with what it waits for, and a loop that is to end goes on for ever.
     """
     with contextlib.suppress(TimeoutError):
         async with timeout(seconds):
-            await bell.wait()
+            await wakeup.wait()
 
 
 @contextlib.contextmanager

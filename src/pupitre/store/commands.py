@@ -11,7 +11,7 @@ from sqlalchemy import Integer, bindparam, false, func, or_, select, true, updat
 
 from pupitre.domain.command import (
     FINAL_STATES,
-    UNENDED_STATES,
+    PENDING_STATES,
     Command,
     CommandEvent,
     CommandKind,
@@ -24,7 +24,7 @@ from pupitre.store.command_rows import from_row
 from pupitre.store.new_commands import NewCommand, write_new_commands
 from pupitre.store.schema import commands, commands_counter
 from pupitre.store.sql.engine import Database, next_version
-from pupitre.store.transitions import Move, write_moves
+from pupitre.store.transitions import CommandTransition, write_transitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class CommandChange:
 ASKED, ANSWERED = "asked", "answered"
 """What wakes the endpoint, and what wakes the portals (a request too: the user's other tabs show it)."""
 
-_UNENDED = commands.c.state.in_(sorted(UNENDED_STATES))
+_UNENDED = commands.c.state.in_(sorted(PENDING_STATES))
 _ONE = select(commands).where(commands.c.id == bindparam("command"))
 _OF_DESKTOPS = (
     select(commands).where(commands.c.desktop.in_(bindparam("desktops", expanding=True))).order_by(commands.c.id)
@@ -61,7 +61,7 @@ class Commands:
         self.database = database
 
         self._new: Batch[NewCommand, Command] = Batch(self._write_new)
-        self._moves: Batch[Move, bool] = Batch(self._move)
+        self._moves: Batch[CommandTransition, bool] = Batch(self._move)
 
     async def request(self, new: NewCommand) -> Command:
         """Write a new command, and who asked for it, from where.
@@ -150,7 +150,7 @@ class Commands:
         An outcome for a command that has already ended is kept as ``late`` (the first one).
         ``abandon`` asks the endpoint to tell the cluster that nobody waits any more.
         """
-        return await self._moves.do(Move(command_id, event, now, fault, abandon))
+        return await self._moves.do(CommandTransition(command_id, event, now, fault, abandon))
 
     async def catch_up(self) -> None:
         """After a write whose answer was lost: it has been made when this returns, or never will be."""
@@ -158,9 +158,9 @@ class Commands:
             await next_version(connection, commands_counter)  # after whoever still holds it
             await connection.rollback()
 
-    async def _move(self, group: Sequence[Move]) -> list[bool]:
+    async def _move(self, group: Sequence[CommandTransition]) -> list[bool]:
         async with self.database.write(ANSWERED) as connection:
-            return await write_moves(connection, group, await next_version(connection, commands_counter))
+            return await write_transitions(connection, group, await next_version(connection, commands_counter))
 
     async def to_abandon(self) -> list[Command]:
         """Commands that the cluster has yet to be told nobody waits for."""

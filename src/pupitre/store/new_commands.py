@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import and_, bindparam, insert, or_, select
 
-from pupitre.domain.command import UNENDED_STATES, Command, CommandKind, CommandState
+from pupitre.domain.command import PENDING_STATES, Command, CommandKind, CommandState
 from pupitre.domain.command_limits import DesktopQuota, Start, check_interval, check_quota, desktops_counted
 from pupitre.errors import LimitReached, PupitreError, TooEarly
 from pupitre.store.audit import APPEND, AuditEntry, audit_values
@@ -71,7 +71,7 @@ _STARTS = select(commands.c.user_id, commands.c.desktop, commands.c.version, com
     commands.c.user_id.in_(bindparam("users", expanding=True)),
     commands.c.kind == CommandKind.BOOT_DESKTOP,
     or_(
-        commands.c.state.in_(sorted(UNENDED_STATES)),
+        commands.c.state.in_(sorted(PENDING_STATES)),
         and_(commands.c.state == CommandState.SUCCEEDED, commands.c.version > bindparam("as_of")),
     ),
 )
@@ -90,7 +90,7 @@ async def _starts(connection: Connection, new: Sequence[NewCommand]) -> dict[str
     if quotas:
         as_of = min(quota.as_of for quota in quotas.values())
         for row in await connection.execute(_STARTS, {"users": list(quotas), "as_of": as_of}):
-            starts[row.user_id].append(Start(row.desktop, row.version, row.state in UNENDED_STATES))
+            starts[row.user_id].append(Start(row.desktop, row.version, row.state in PENDING_STATES))
     return starts
 
 

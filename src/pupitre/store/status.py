@@ -44,7 +44,7 @@ class StatusChanges:
 
 
 @dataclass(slots=True)
-class Named:
+class SeenKeys:
     """The keys of all rows in a full set of pages."""
 
     hosts: set[str] = field(default_factory=set)
@@ -171,7 +171,7 @@ class Status:
                 await connection.execute(_MOVE, where)
         return changed
 
-    async def retain(self, cluster_name: str, named: Named, position: Position) -> None:
+    async def retain(self, cluster_name: str, named: SeenKeys, position: Position) -> None:
         """After a full set of pages: what they did not name is gone, and this is how far they bring us."""
         async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)

@@ -18,7 +18,7 @@ from pupitre.store.sql.dialect import Connection
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class CommandTransition:
     """``event`` happens to a command. ``abandon`` asks the endpoint to tell the cluster that nobody waits any more."""
 
     command: str
@@ -33,64 +33,70 @@ _OUTCOMES = frozenset({CommandState.SUCCEEDED, CommandState.FAILED, CommandState
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _StoredCommand:
     command: Command
     abandon: bool
     asked_by: str
 
 
-async def write_moves(connection: Connection, moves: Sequence[Move], version: int) -> list[bool]:
+async def write_transitions(
+    connection: Connection, transitions: Sequence[CommandTransition], version: int
+) -> list[bool]:
     """Whether each command moved: False for one that is in no state that takes the event."""
-    before = await _held(connection, {move.command for move in moves})
+    before = await _read_commands(connection, {transition.command for transition in transitions})
     now = dict(before)
-    moved = []
+    has_changed = []
     ends: list[AuditEntry] = []
-    for move in moves:
-        held = now.get(move.command)
-        moved.append(held is not None and COMMAND_LIFE.allows(held.command.state, move.event))
-        after = _after(held, move) if held else None
-        if after is None or held is None:
+    for transition in transitions:
+        stored = now.get(transition.command)
+        has_changed.append(stored is not None and COMMAND_LIFE.allows(stored.command.state, transition.event))
+        after = _after(stored, transition) if stored else None
+        if after is None or stored is None:
             continue
-        now[move.command] = after
-        if after.command.outcome != held.command.outcome or after.command.late is not held.command.late:
-            ends.append(_ended(after, move.now))
-    changed = [held for id, held in now.items() if held != before[id]]
+        now[transition.command] = after
+        if after.command.outcome != stored.command.outcome or after.command.late is not stored.command.late:
+            ends.append(_ended(after, transition.now))
+    changed = [stored for id, stored in now.items() if stored != before[id]]
     if changed:
-        await connection.execute(_UPDATE, [_values(held, version) for held in changed])
+        await connection.execute(_UPDATE, [_values(stored, version) for stored in changed])
     if ends:
         await connection.execute(APPEND, [audit_values(entry) for entry in ends])
-    return moved
+    return has_changed
 
 
-async def _held(connection: Connection, ids: set[str]) -> dict[str, _Held]:
-    rows = await connection.execute(_HELD, {"ids": list(ids)})
-    return {row.id: _Held(from_row(row), row.abandon, row.actor_name or "") for row in rows}
+async def _read_commands(connection: Connection, ids: set[str]) -> dict[str, _StoredCommand]:
+    rows = await connection.execute(_STORED, {"ids": list(ids)})
+    return {row.id: _StoredCommand(from_row(row), row.abandon, row.actor_name or "") for row in rows}
 
 
 _ASKED = and_(audit.c.command == commands.c.id, audit.c.outcome == "")
-_HELD = (
+_STORED = (
     select(commands, audit.c.actor_name)
     .outerjoin(audit, _ASKED)
     .where(commands.c.id.in_(bindparam("ids", expanding=True)))
 )
 
 
-def _after(held: _Held, move: Move) -> _Held | None:
-    """The command after ``move``; None when it changes nothing."""
-    command = held.command
-    if COMMAND_LIFE.allows(command.state, move.event):
-        state = COMMAND_LIFE.next(command.state, move.event)
+def _after(stored: _StoredCommand, transition: CommandTransition) -> _StoredCommand | None:
+    """The command after ``transition``; None when it changes nothing."""
+    command = stored.command
+    if COMMAND_LIFE.allows(command.state, transition.event):
+        state = COMMAND_LIFE.next(command.state, transition.event)
         if COMMAND_LIFE.is_final(state):
-            command = replace(command, finished=move.now, fault=move.fault)
-        return replace(held, command=replace(command, state=state), abandon=held.abandon or move.abandon)
+            command = replace(command, finished=transition.now, fault=transition.fault)
+        return replace(stored, command=replace(command, state=state), abandon=stored.abandon or transition.abandon)
     late = next(
-        COMMAND_LIFE.next(state, move.event) for state in CommandState if COMMAND_LIFE.allows(state, move.event)
+        COMMAND_LIFE.next(state, transition.event)
+        for state in CommandState
+        if COMMAND_LIFE.allows(state, transition.event)
     )
     gave_up = command.state is CommandState.TIMED_OUT or (
         command.fault is not None and command.fault.code == ConnectionFault.code
     )
-    if late in _OUTCOMES and gave_up and command.late is None and not move.abandon:  # who gives up again is not late
-        return replace(held, command=replace(command, late=late))
+    if (
+        late in _OUTCOMES and gave_up and command.late is None and not transition.abandon
+    ):  # who gives up again is not late
+        return replace(stored, command=replace(command, late=late))
     return None
 
 
@@ -106,8 +112,8 @@ _UPDATE = (
 )
 
 
-def _values(held: _Held, version: int) -> dict[str, object]:
-    command = held.command
+def _values(stored: _StoredCommand, version: int) -> dict[str, object]:
+    command = stored.command
     return {
         "command": command.id,
         "new_state": command.state,
@@ -115,17 +121,17 @@ def _values(held: _Held, version: int) -> dict[str, object]:
         "new_fault_code": command.fault.code if command.fault else None,
         "new_fault_reason": command.fault.reason if command.fault else None,
         "new_late": command.late,
-        "new_abandon": held.abandon,
+        "new_abandon": stored.abandon,
         "new_version": version,
     }
 
 
-def _ended(held: _Held, now: int) -> AuditEntry:
-    command = held.command
+def _ended(stored: _StoredCommand, now: int) -> AuditEntry:
+    command = stored.command
     return AuditEntry(
         at=now,
         actor=command.user,
-        actor_name=held.asked_by,
+        actor_name=stored.asked_by,
         action=command.kind,
         subject=command.subject,
         outcome=f"late {command.late}" if command.late else command.outcome,

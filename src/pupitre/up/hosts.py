@@ -22,7 +22,7 @@ _CARD = bytes.fromhex("025075700000")
 
 
 @dataclass(frozen=True, slots=True)
-class OwnHost:
+class LocalHost:
     """``memory_mib`` is None where the host finds out by itself: it has the machine alone."""
 
     name: str
@@ -46,7 +46,7 @@ class OwnHost:
         return not (self.registered.exists() or self.powered_off.exists())
 
 
-def own_hosts(settings: Settings) -> list[OwnHost]:
+def local_hosts(settings: Settings) -> list[LocalHost]:
     """As many as the setting ``hosts`` says; the first has the name that the settings give."""
     names = [settings.host_name]
     stem = settings.host_name.removesuffix("-1")
@@ -57,7 +57,8 @@ def own_hosts(settings: Settings) -> list[OwnHost]:
         whole = settings.host_memory_mib or machine - RESERVED_MIB
         share = max(LEAST_MIB, whole // settings.hosts)
     return [
-        OwnHost(name, _mac(number), settings.home / "hosts" / name, share) for number, name in enumerate(names, start=1)
+        LocalHost(name, _mac(number), settings.home / "hosts" / name, share)
+        for number, name in enumerate(names, start=1)
     ]
 
 

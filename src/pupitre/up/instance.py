@@ -22,7 +22,7 @@ from pupitre import config
 from pupitre.config import Settings
 from pupitre.errors import Conflict, SetupError
 from pupitre.up.broker_certificate import BrokerCertificate
-from pupitre.up.hosts import WakeListener, own_hosts, wake_socket
+from pupitre.up.hosts import WakeListener, local_hosts, wake_socket
 from pupitre.up.processes import children
 from pupitre.up.processes.child import Child, ChildSpec
 from pupitre.up.processes.ports import check_portal_port
@@ -137,8 +137,8 @@ class Instance:
 
     async def _register_hosts(self, supervisor: Supervisor) -> None:
         begun = time.monotonic()
-        due = {children.child_name(self._settings, host) for host in own_hosts(self._settings) if host.is_due}
-        specs = [keeper.spec for keeper in supervisor.keepers if keeper.spec.name in due]
+        due = {children.child_name(self._settings, host) for host in local_hosts(self._settings) if host.is_due}
+        specs = [supervisor.spec for supervisor in supervisor.supervisors if supervisor.spec.name in due]
         if not specs:
             return
         child = await self._start_child(children.registration(self._shared, specs))
@@ -175,7 +175,7 @@ class Instance:
 
     def _wake(self, mac: str) -> None:
         """Somebody switches a machine on."""
-        for host in own_hosts(self._settings):
+        for host in local_hosts(self._settings):
             if host.mac == mac and self._supervisor:
                 self._supervisor.wake(children.child_name(self._settings, host))
 
@@ -218,7 +218,7 @@ class Instance:
 
     def _write_record(self) -> None:
         if self._supervisor:
-            self._record.write(self._supervisor.keepers)
+            self._record.write(self._supervisor.supervisors)
 
     def _tell(self, text: str) -> None:
         with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ from pupitre.images.store import ImageStore
 from pupitre.pki import authority, issuing
 from pupitre.store.admin import migrate
 from pupitre.up.demo import ensure_accounts
-from pupitre.up.hosts import own_hosts
+from pupitre.up.hosts import local_hosts
 from pupitre.up.processes.children import PUPITRE
 from pupitre.up.renewal import note_renewal
 
@@ -51,7 +51,7 @@ def ensure_certificates(settings: Settings) -> None:
     """Raises `SetupError` where one is due that cannot be issued, as the authority is missing."""
     hosts = {
         issuing.host_role(host.name): settings.model_copy(update={"host_name": host.name})
-        for host in own_hosts(settings)
+        for host in local_hosts(settings)
     }
     roles = {**dict.fromkeys(ROLES, settings), **hosts}
     if authority.is_here(settings) or not issuing.roles_here(settings):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pupitre.up.processes.supervisor import Keeper
+from pupitre.up.processes.supervisor import ChildSupervisor
 
 
 class Record:
@@ -17,8 +17,12 @@ class Record:
         self._path = path
         self._origin = origin
 
-    def write(self, keepers: Sequence[Keeper]) -> None:
-        document = {"pid": os.getpid(), "url": self._origin, "processes": [_describe(keeper) for keeper in keepers]}
+    def write(self, supervisors: Sequence[ChildSupervisor]) -> None:
+        document = {
+            "pid": os.getpid(),
+            "url": self._origin,
+            "processes": [_describe(supervisor) for supervisor in supervisors],
+        }
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(document, indent=2) + "\n")
         partial.rename(self._path)
@@ -27,14 +31,14 @@ class Record:
         self._path.unlink(missing_ok=True)
 
 
-def _describe(keeper: Keeper) -> dict[str, Any]:
-    child = keeper.child
+def _describe(supervisor: ChildSupervisor) -> dict[str, Any]:
+    child = supervisor.child
     ops = child.ops if child else None
     return {
-        "name": keeper.spec.name,
+        "name": supervisor.spec.name,
         "pid": child.pid if child else None,
-        "state": keeper.life.state,
-        "since": round(time.time() - (time.monotonic() - keeper.life.since), 3),
-        "restarts": keeper.life.restarts,
+        "state": supervisor.life.state,
+        "since": round(time.time() - (time.monotonic() - supervisor.life.since), 3),
+        "restarts": supervisor.life.restarts,
         "ops": ops,
     }

@@ -20,7 +20,7 @@ from pupitre.store.accounts import Accounts
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.engine import Database, open_database
-from pupitre.up.hosts import OwnHost, own_hosts
+from pupitre.up.hosts import LocalHost, local_hosts
 
 
 async def register(settings: Settings, ports: dict[str, int]) -> None:
@@ -33,7 +33,7 @@ async def register(settings: Settings, ports: dict[str, int]) -> None:
         admin = await _administrator(Accounts(accounts))
         with ungrouped(RegistrationFault):
             async with asyncio.TaskGroup() as tasks:
-                for host in own_hosts(settings):
+                for host in local_hosts(settings):
                     if host.name in ports:
                         tasks.create_task(_register(settings, admin, commands, host, ports[host.name]))
     finally:
@@ -48,7 +48,7 @@ async def _administrator(accounts: Accounts) -> str:
     raise SetupError("There is no administrator.", "Run: pupitre user add NAME --role admin")
 
 
-async def _register(settings: Settings, admin: str, database: Database, host: OwnHost, port: int) -> None:
+async def _register(settings: Settings, admin: str, database: Database, host: LocalHost, port: int) -> None:
     commands = Commands(database)
     now = now_ms()
     command = Command(
@@ -62,7 +62,7 @@ async def _register(settings: Settings, admin: str, database: Database, host: Ow
     async with database.listen(ANSWERED) as listener:
         await commands.request(NewCommand(command))
         while (seen := await commands.get(command.id)) and seen.state not in FINAL_STATES:
-            await listener.heard()
+            await listener.wait()
     if seen is None or seen.state is not CommandState.SUCCEEDED:
         reason = seen.fault.reason if seen and seen.fault else "its command ended without an outcome"
         raise RegistrationFault(f"{host.name}: {reason}")

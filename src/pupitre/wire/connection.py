@@ -34,11 +34,11 @@ from pupitre.wire.messages import (
     MAX_SIZE,
     Abandon,
     AnyMessage,
-    Bundle,
+    AuditNotice,
     Done,
     EnsureDesktop,
     EnsureGone,
-    Noted,
+    MessageBatch,
     Outcome,
     Refused,
     Submit,
@@ -57,7 +57,7 @@ DueOn = Callable[[AnyMessage], str | None]
 """The one subject on which a message may come; None where it does not matter."""
 
 
-BUNDLED = (Submit, Abandon, EnsureDesktop, EnsureGone, Outcome, Noted)
+BUNDLED = (Submit, Abandon, EnsureDesktop, EnsureGone, Outcome, AuditNotice)
 """What may share a message with others that go the same way: each is answered soon, and may be sent again."""
 BUNDLE = 64
 """Messages in one bundle."""
@@ -221,11 +221,11 @@ class BrokerConnection:
     async def _ask_together(self, subject: str, messages: Sequence[bytes]) -> list[bytes | PupitreError]:
         if len(messages) == 1:
             return [await self._ask(subject, messages[0], ANSWER_LIMIT)]
-        data = encode(Bundle(parts=tuple(msgspec.Raw(message) for message in messages)))
+        data = encode(MessageBatch(parts=tuple(msgspec.Raw(message) for message in messages)))
         if len(data) > MAX_SIZE:
             raise MessageError("A bundle is over the limit.")
         answers = decode(await self._ask(subject, data, ANSWER_LIMIT))
-        if not isinstance(answers, Bundle) or len(answers.parts) != len(messages):
+        if not isinstance(answers, MessageBatch) or len(answers.parts) != len(messages):
             raise MessageError("Asked for as many answers as there were messages, got something else.")
         none = NoAnswer(f"No answer within {ANSWER_LIMIT:g} s.")
         return [none if bytes(part) == b"null" else bytes(part) for part in answers.parts]
@@ -258,7 +258,7 @@ class BrokerConnection:
             """What ``handler`` says to one message; None while it cannot be handled."""
             try:
                 received = decode(data)
-                if isinstance(received, Bundle):
+                if isinstance(received, MessageBatch):
                     raise MessageError("A bundle holds no bundles.")
                 if due_on and due_on(received) not in (None, due):
                     raise MessageError("It speaks for someone else.")

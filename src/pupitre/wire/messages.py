@@ -66,11 +66,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 # Endpoint and cluster
 
 
-class Hello(Message, frozen=True, tag="hello"):
-    """Endpoint: are you there, and where do your changes stand? Answered by `Mark`."""
+class StatusQuery(Message, frozen=True, tag="hello"):
+    """Endpoint: are you there, and where do your changes stand? Answered by `StatusPosition`."""
 
 
-class Mark(Message, frozen=True, tag="mark"):
+class StatusPosition(Message, frozen=True, tag="mark"):
     """Cluster: my changes stand here. Also sent at intervals, so that a lost last change is noticed."""
 
     epoch: Number
@@ -138,7 +138,7 @@ class Outcome(Message, frozen=True, tag="outcome"):
     halts: bool = False
 
 
-class EndSignIns(Message, frozen=True, tag="end_sign_ins"):
+class RevokeSessions(Message, frozen=True, tag="end_sign_ins"):
     """Endpoint to cluster, and on to each host: who came by these sign-ins shall watch no screen any more.
 
     ``bearers`` are SHA-256 (hex) of cookies and tokens. Answered by `Done` when every host that is there has done it.
@@ -148,7 +148,7 @@ class EndSignIns(Message, frozen=True, tag="end_sign_ins"):
     epoch: Number = 0
 
 
-class Noted(Message, frozen=True, tag="noted"):
+class AuditNotice(Message, frozen=True, tag="noted"):
     """Cluster: what it settled by itself, for the audit log. Sent until answered by `Done`; written once by ``id``."""
 
     id: Uuid
@@ -198,8 +198,8 @@ class EnsureGone(Message, frozen=True, tag="ensure_gone"):
 class PowerOff(Message, frozen=True, tag="power_off"):
     """Cluster: no desktop shall be left, then this machine shall shut down. Answered by `Done`.
 
-    Sent until the host says `Farewell`. ``at_once``: guests end without being asked to shut down. ``run`` is the
-    process that is meant, as its reports say, if one was heard: a copy that comes late must not end the next one.
+    Sent until the host says `HostShutdownNotice`. ``at_once``: guests end without being asked to shut down.
+    ``run`` is the process that is meant, as its reports say, if one was heard: a late copy must not end the next one.
     """
 
     epoch: Number
@@ -236,7 +236,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     at: Time = 0
 
 
-class Farewell(Message, frozen=True, tag="farewell"):
+class HostShutdownNotice(Message, frozen=True, tag="farewell"):
     """Host: nothing is left here and this machine shuts down, as `PowerOff` wanted it. Answered by `Done`."""
 
     host: HostName
@@ -246,7 +246,7 @@ class Farewell(Message, frozen=True, tag="farewell"):
 # Any
 
 
-class Bundle(Message, frozen=True, tag="bundle"):
+class MessageBatch(Message, frozen=True, tag="bundle"):
     """Messages that go the same way at the same time, or their answers in the same order; None is no answer."""
 
     parts: Annotated[tuple[msgspec.Raw, ...], msgspec.Meta(max_length=1024)]
@@ -266,24 +266,24 @@ class Refused(Message, frozen=True, tag="refused"):
 
 
 AnyMessage = (
-    Hello
-    | Mark
+    StatusQuery
+    | StatusPosition
     | Submit
     | Abandon
     | GetPage
     | Page
     | Changed
     | Outcome
-    | Noted
-    | EndSignIns
+    | AuditNotice
+    | RevokeSessions
     | Describe
     | EnsureDesktop
     | EnsureGone
     | PowerOff
     | Report
     | Heartbeat
-    | Farewell
-    | Bundle
+    | HostShutdownNotice
+    | MessageBatch
     | Done
     | Refused
 )
@@ -338,9 +338,9 @@ def _check(order: Order) -> None:
             raise MessageError(f"The {field} of an order is not from 0 to {MOST_PORT}.")
 
 
-def bundled(answers: Sequence[AnyMessage | None]) -> Bundle:
+def bundled(answers: Sequence[AnyMessage | None]) -> MessageBatch:
     """Answers to the parts of a bundle, in their order."""
-    return Bundle(parts=tuple(msgspec.Raw(b"null" if one is None else encode(one)) for one in answers))
+    return MessageBatch(parts=tuple(msgspec.Raw(b"null" if one is None else encode(one)) for one in answers))
 
 
 def unbundle(data: bytes) -> list[bytes] | None:
@@ -351,7 +351,7 @@ def unbundle(data: bytes) -> list[bytes] | None:
         bundle = decode(data)
     except MessageError:
         return None
-    return [bytes(part) for part in bundle.parts] if isinstance(bundle, Bundle) else None
+    return [bytes(part) for part in bundle.parts] if isinstance(bundle, MessageBatch) else None
 
 
-_BUNDLE_HEAD = encode(Bundle(parts=()))[:16]
+_BUNDLE_HEAD = encode(MessageBatch(parts=()))[:16]

@@ -172,8 +172,8 @@ def test_the_doctor_says_what_it_found_and_what_mends_it(pupitre: Shell) -> None
     report = json.loads(pupitre("doctor", "--json", portal_port="0").stdout)
     checks = {finding["check"]: finding for finding in report["findings"]}
     assert checks["kvm"]["found"]
-    assert checks["images"]["mend"] == "pupitre image build tiny"
-    assert all(finding["mend"] for finding in report["findings"] if not finding["well"] and not finding["minor"])
+    assert checks["images"]["remedy"] == "pupitre image build tiny"
+    assert all(finding["remedy"] for finding in report["findings"] if not finding["well"] and not finding["minor"])
 
 
 def test_the_doctor_finds_an_open_home_and_a_missing_database(pupitre: Shell) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pupitre.cluster.clocks import SAMPLES, ClockEstimate
 from pupitre.domain.ticket import LEEWAY, TicketRefused
 from pupitre.domain.warning import HostWarning
-from pupitre.host.console.used_tickets import BurnedTickets
+from pupitre.host.console.used_tickets import UsedTickets
 from pupitre.runtime.clock import now_ms
 from pupitre.timings import CLOCK_SAMPLE, CLOCK_TOLERATED_MS
 from pupitre.wire.messages import Heartbeat
@@ -78,9 +78,9 @@ async def test_a_host_40_s_ahead_is_named_and_forgiven(tmp_path: Path) -> None:
 def test_a_used_ticket_is_refused_over_its_leeway(tmp_path: Path) -> None:
     """Also by the next process of the host."""
     expires = time.time() - LEEWAY / 2
-    used = BurnedTickets(tmp_path / "burned")
-    used.burn("t1", expires + LEEWAY)
-    for store in (used, BurnedTickets(tmp_path / "burned")):
+    used = UsedTickets(tmp_path / "burned")
+    used.consume("t1", expires + LEEWAY)
+    for store in (used, UsedTickets(tmp_path / "burned")):
         with pytest.raises(TicketRefused, match="has been used"):
-            store.burn("t1", expires + LEEWAY)
+            store.consume("t1", expires + LEEWAY)
         store.close()

@@ -28,7 +28,18 @@ from pupitre.store.sql.dialect import DriverConnection
 from pupitre.store.sql.engine import open_database
 from pupitre.store.status import Status
 from pupitre.wire.connection import BrokerConnection
-from pupitre.wire.messages import Abandon, AnyMessage, Changed, Done, GetPage, Hello, Mark, Page, Report, Submit
+from pupitre.wire.messages import (
+    Abandon,
+    AnyMessage,
+    Changed,
+    Done,
+    GetPage,
+    Page,
+    Report,
+    StatusPosition,
+    StatusQuery,
+    Submit,
+)
 from pupitre.wire.subjects import Subjects
 from tests.rigs import databases
 from tests.rigs.cluster_rig import Room, eventually, room, wire_link
@@ -131,8 +142,8 @@ async def test_a_command_that_times_out_while_the_cluster_is_told_of_another_is_
         second_ended = asyncio.Event()
 
         async def slow(message: AnyMessage) -> AnyMessage:
-            if isinstance(message, Hello):
-                return Mark(epoch=1, sequence=0)
+            if isinstance(message, StatusQuery):
+                return StatusPosition(epoch=1, sequence=0)
             if isinstance(message, Abandon):
                 told.append(message.id)
                 await second_ended.wait()
@@ -248,10 +259,10 @@ async def test_a_lost_change_is_repaired_by_the_mark(tmp_path: Path) -> None:
             # A mirror that is told nothing, and then only where the cluster stands.
             reader = StatusMirror("elsewhere", status, pages(link, subjects))
             await reader.open()
-            marks: list[Mark] = []
+            marks: list[StatusPosition] = []
 
             async def told(message: AnyMessage) -> None:
-                if isinstance(message, Mark):
+                if isinstance(message, StatusPosition):
                     marks.append(message)
                     await reader.mark(message)
 
@@ -359,8 +370,8 @@ async def test_a_command_that_was_given_up_unconfirmed_is_undone(
         return moved
 
     async def cluster(message: AnyMessage) -> AnyMessage:
-        if isinstance(message, Hello):
-            return Mark(epoch=1, sequence=0)
+        if isinstance(message, StatusQuery):
+            return StatusPosition(epoch=1, sequence=0)
         if isinstance(message, Submit) and not given_up.is_set():
             raise NoAnswer("no answer")
         told.append(message)

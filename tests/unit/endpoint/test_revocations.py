@@ -23,7 +23,7 @@ def knows(here: Room, host: HostRig, bearer: str) -> bool:
     )  # fmt: skip
     signed = sign(ticket, issuing.ensure_ticket_key(here.settings))
     try:
-        host.console.audience.admit(signed, Purpose.CONSOLE)
+        host.console.sessions.admit(signed, Purpose.CONSOLE)
     except TicketRefused as refusal:
         return "sign-in" in refusal.reason
     return False

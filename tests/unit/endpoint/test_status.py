@@ -16,7 +16,7 @@ from pupitre.endpoint.status_mirror import StatusMirror
 from pupitre.errors import NoAnswer
 from pupitre.store.sql.engine import Database
 from pupitre.store.status import Status
-from pupitre.wire.messages import Changed, GetPage, Mark, Page
+from pupitre.wire.messages import Changed, GetPage, Page, StatusPosition
 from tests.rigs import databases
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ class Cluster:
     sequence: int = 0
     published: int = 0
     rows: dict[tuple[str, str], tuple[int, Host | HostImage | Desktop]] = field(default_factory=dict)
-    on_the_way: list[Changed | Mark] = field(default_factory=list)
+    on_the_way: list[Changed | StatusPosition] = field(default_factory=list)
     reachable: bool = True
 
     def put(self, row: Host | HostImage | Desktop) -> None:
@@ -56,8 +56,8 @@ class Cluster:
         self.published = self.sequence
         self.on_the_way.append(news)
 
-    def mark(self) -> Mark:
-        return Mark(epoch=self.epoch, sequence=self.published)
+    def mark(self) -> StatusPosition:
+        return StatusPosition(epoch=self.epoch, sequence=self.published)
 
     async def page(self, ask: GetPage) -> Page:
         if not self.reachable:
@@ -125,8 +125,8 @@ async def run_steps(steps: list[tuple[str, int, object]], status: Status, epoch:
     await mirror.open()
     await mirror.mark(cluster.mark())
 
-    async def deliver(news: Changed | Mark) -> None:
-        await (mirror.mark(news) if isinstance(news, Mark) else mirror.change(news))
+    async def deliver(news: Changed | StatusPosition) -> None:
+        await (mirror.mark(news) if isinstance(news, StatusPosition) else mirror.change(news))
 
     for what, number, value in steps:
         there = cluster.on_the_way
@@ -167,7 +167,7 @@ def test_one_mark_mends_whatever_was_lost_doubled_or_late(tmp_path: Path) -> Non
     address = databases.url(tmp_path, "status")
     epoch = 0
     with asyncio.Runner() as runner:
-        status = Status(Database(address, bells=tmp_path / "bells"))
+        status = Status(Database(address, notify_dir=tmp_path / "notify"))
         runner.run(status.set_link(ClusterLink("main", True, 1)))
 
         @settings(max_examples=60, deadline=None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pupitre.host.hypervisor.port import Guest, GuestState, SeenGuest
-from pupitre.host.simulation.guest_log import Ledger, Line, ledger_path
+from pupitre.host.simulation.guest_log import GuestLogEntry, SimulatedGuestLog, guest_log_path
 from pupitre.host.simulation.hypervisor import SimulatedHypervisor
 from tests.rigs.hypervisor_backends import SPEC
 
@@ -14,23 +14,23 @@ A, B = "01900000-0000-7000-8000-00000000000a", "01900000-0000-7000-8000-00000000
 
 
 def test_what_has_ended_does_not_run(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "guests.log")
-    assert ledger.running() == {}
-    ledger.write("run", A, 1)
-    ledger.write("run", B, 1)
-    ledger.write("end", A, 1)
-    ledger.write("run", A, 2)
-    ledger.write("end", B, 1)
-    assert ledger.running() == {A: 2}
+    guest_log = SimulatedGuestLog(tmp_path / "guests.log")
+    assert guest_log.running() == {}
+    guest_log.write("run", A, 1)
+    guest_log.write("run", B, 1)
+    guest_log.write("end", A, 1)
+    guest_log.write("run", A, 2)
+    guest_log.write("end", B, 1)
+    assert guest_log.running() == {A: 2}
 
 
 def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "guests.log"
-    ledger = Ledger(path)
-    ledger.write("run", A, 1)
+    guest_log = SimulatedGuestLog(path)
+    guest_log.write("run", A, 1)
     with path.open("a") as file:
         file.write(f"end {A}")
-    assert list(ledger.lines()) == [Line("run", A, 1)]
+    assert list(guest_log.entries()) == [GuestLogEntry("run", A, 1)]
 
 
 async def test_the_next_process_finds_the_guests(tmp_path: Path) -> None:
@@ -44,6 +44,11 @@ async def test_the_next_process_finds_the_guests(tmp_path: Path) -> None:
     assert await second.guests() == {A: SeenGuest(A, 3, GuestState.RUNNING)}
     await second.ensure_running(Guest(A, 3, SPEC, tmp_path / "disk"))
     await second.ensure_gone(A)
-    assert [line.happened for line in Ledger(ledger_path(tmp_path)).lines()] == ["run", "run", "end", "end"]
+    assert [line.kind for line in SimulatedGuestLog(guest_log_path(tmp_path)).entries()] == [
+        "run",
+        "run",
+        "end",
+        "end",
+    ]
     await first.close()
     await second.close()

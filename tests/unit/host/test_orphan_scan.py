@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pupitre.domain.desktop import DesktopState
 from pupitre.host.hypervisor.port import Guest, GuestState, SeenGuest
 from pupitre.host.journal import Record
-from pupitre.host.orphan_scan import Sweep, compare
+from pupitre.host.orphan_scan import OrphanScan, compare
 from pupitre.images.store import ImageStore
 from pupitre.store.audit import CLUSTER, AuditEntry, AuditLog
 from tests.rigs.cluster_rig import IMAGE, HostRig, Room, eventually, new_id, room
@@ -68,10 +68,12 @@ async def said(here: Room, action: str, subject: str) -> list[AuditEntry]:
     return await found()
 
 
-def sweeping(host: HostRig) -> Sweep:
+def sweeping(host: HostRig) -> OrphanScan:
     """A second sweep beside the agent's own, which looks when the test wants it to."""
     agent = host.agent
-    return Sweep(host.hypervisor, host.overlays, host.journal, put=agent._put, found=agent._reporter.found, every=1000)
+    return OrphanScan(
+        host.hypervisor, host.overlays, host.journal, put=agent._put, found=agent._reporter.found, every=1000
+    )
 
 
 async def test_strays_are_settled_while_everything_runs_and_said_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pupitre.wire.messages import (
     Done,
     EnsureDesktop,
     EnsureGone,
-    Farewell,
+    HostShutdownNotice,
     PowerOff,
     Refused,
     Report,
@@ -123,7 +123,7 @@ async def test_a_host_that_shuts_down_leaves_nothing_says_farewell_and_ends(tmp_
         await cluster.say(PowerOff(epoch=1, at_once=at_once))
         assert await cluster.host.ended() is True
         assert cluster.gone == desktops
-        assert isinstance(cluster.heard[-1], Farewell)
+        assert isinstance(cluster.heard[-1], HostShutdownNotice)
         assert cluster.host.hypervisor.pressed == ({} if at_once else dict.fromkeys(desktops, 1))
         assert cluster.host.overlays.all() == set()
         assert not cluster.host.journal.records

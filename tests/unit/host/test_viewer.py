@@ -315,7 +315,7 @@ async def test_the_end_of_a_sign_in_closes_its_screens_alone_and_its_tickets_are
         await asyncio.to_thread(rig.watch, rig.password(bearer="b2", desktop=OTHER), OTHER) as theirs,
     ):
         unused = rig.password()
-        assert await seconds_until_cut(mine, lambda: rig.server.audience.sign_ins_ended(["b1"])) < CUT
+        assert await seconds_until_cut(mine, lambda: rig.server.sessions.revoke(["b1"])) < CUT
         assert "sign-in" in await asyncio.to_thread(rig.refusal, unused)
         assert await asyncio.to_thread(theirs.first_pixels, 100, 100)
     await rig.server.stop()

@@ -106,8 +106,8 @@ def test_doctor_names_the_damaged_and_knows_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "images/manifests/bad.json").write_bytes(b"{")
     bad, good = images_of(tmp_path)
     assert (bad.check, bad.well, good.well) == ("image bad", False, True)
-    assert "image remove bad" in bad.mend
-    assert "image build" not in bad.mend
+    assert "image remove bad" in bad.remedy
+    assert "image build" not in bad.remedy
 
 
 def test_failed_import_is_listed_without_figures(tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_failed_import_is_listed_without_figures(tmp_path: Path) -> None:
     assert copy.image.state is CopyState.FAILED
     assert "MiB" not in said(tmp_path, "list", COLUMNS="200").stdout
     (finding,) = images_of(tmp_path)
-    assert "image build" not in finding.mend
-    assert "image remove lab" in finding.mend
+    assert "image build" not in finding.remedy
+    assert "image remove lab" in finding.remedy
 
 
 def test_import_that_was_killed_says_import_again(tmp_path: Path) -> None:

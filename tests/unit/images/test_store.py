@@ -160,8 +160,8 @@ def test_ids_are_checked(tmp_path: Path, bad: str) -> None:
 
 async def test_every_change_rings(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "images")
-    async with store.bell.listen() as listener:
+    async with store.notifier.listen() as listener:
         publish(store)
-        await asyncio.wait_for(listener.heard(), 5)
+        await asyncio.wait_for(listener.wait(), 5)
         store.remove("one")
-        await asyncio.wait_for(listener.heard(), 5)
+        await asyncio.wait_for(listener.wait(), 5)

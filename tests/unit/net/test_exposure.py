@@ -54,7 +54,7 @@ def test_doctor_tells_of_an_address_that_does_not_fit(tmp_path: Path) -> None:
     assert not told.well
     assert told.minor
     assert "no proxy and no certificate" in told.found
-    assert "behind_proxy = true" in told.mend
+    assert "behind_proxy = true" in told.remedy
     assert "for this machine alone" in other.found
 
 

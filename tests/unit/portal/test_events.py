@@ -19,7 +19,7 @@ from pupitre.portal.http.metrics import Metrics
 from pupitre.portal.live.change_feed import ChangeFeed, Changes, Stream, Versions
 from pupitre.portal.live.status_mirror import StatusMirror
 from pupitre.store.accounts import SessionKind
-from pupitre.store.status import Named
+from pupitre.store.status import SeenKeys
 from tests.rigs import databases
 from tests.rigs.portal_site import Site, an_image, open_site
 
@@ -219,7 +219,7 @@ async def test_a_host_that_is_taken_away_is_news_to_those_who_manage_hosts(tmp_p
 
             await status.apply("main", Rows(hosts=(host,)))
             assert await hosts() == {"host-1"}
-            await status.retain("main", Named(), Position(1, 2))
+            await status.retain("main", SeenKeys(), Position(1, 2))
             assert await hosts() == {"host-1"}
 
 

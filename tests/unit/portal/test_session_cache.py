@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from pupitre.domain.people.access import Role
-from pupitre.portal.identity.session_cache import Presence
+from pupitre.portal.identity.session_cache import SessionCache
 from pupitre.portal.identity.sessions import digest
 from pupitre.store.accounts import Accounts, SessionKind
 from tests.rigs.portal_site import PASSWORD, Site, open_site
@@ -103,12 +103,12 @@ class Counting(Accounts):
 async def test_many_who_ask_at_once_cost_few_looks(site: Site) -> None:
     accounts = Counting(site.accounts.database)
     hashes = [digest(await site.session(name, SessionKind.BEARER)) for name in ("student", "other") * 50]
-    presence = Presence(accounts)
-    found = await asyncio.gather(*(presence.session(hash) for hash in hashes), presence.session("none"))
+    session_cache = SessionCache(accounts)
+    found = await asyncio.gather(*(session_cache.session(hash) for hash in hashes), session_cache.session("none"))
     assert [session.token_hash if session else None for session in found] == [*hashes, None]
     assert accounts.looks <= 2
-    await asyncio.gather(*(presence.session(hash) for hash in hashes))
+    await asyncio.gather(*(session_cache.session(hash) for hash in hashes))
     assert accounts.looks <= 2, "remembered"
-    presence.forget()
-    await presence.session(hashes[0])
+    session_cache.forget()
+    await session_cache.session(hashes[0])
     assert accounts.looks <= 3

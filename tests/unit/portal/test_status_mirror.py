@@ -15,7 +15,7 @@ from pupitre.errors import Unavailable
 from pupitre.portal.live import status_mirror
 from pupitre.portal.live.status_mirror import MirrorChanges, StatusMirror
 from pupitre.store.schema import status_counter
-from pupitre.store.status import Named, Status
+from pupitre.store.status import SeenKeys, Status
 from tests.rigs import databases
 from tests.rigs.portal_site import an_image
 
@@ -65,7 +65,7 @@ async def test_changes_lead_where_a_first_read_leads(tmp_path: Path, each_databa
         await status.heard("main", 17, Position(1, 1))
         await mirrors_agree(status, mirror)
         assert [link.heard for link in mirror.links] == [17]
-        await status.retain("main", Named(hosts={"host-2"}), Position(1, 2))
+        await status.retain("main", SeenKeys(hosts={"host-2"}), Position(1, 2))
         await mirrors_agree(status, mirror)
         assert [host.name for host in mirror.hosts] == ["host-2"]
         assert mirror.images == []
@@ -132,7 +132,7 @@ async def test_database_whose_version_went_back_is_read_anew(tmp_path: Path) -> 
         mirror = StatusMirror(status)
         await mirror.refresh()
         mirror.on_changes = told.append
-        await status.retain("main", Named(), Position())
+        await status.retain("main", SeenKeys(), Position())
         async with status.database.write() as connection:
             await connection.execute(status_counter.update().values(value=0))
         await mirror.refresh()

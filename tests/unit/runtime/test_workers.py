@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from pupitre.errors import Unavailable
-from pupitre.runtime.workers import Workers, persist
+from pupitre.runtime.workers import Workers, retry_loop
 from pupitre.timings import Pauses
 
 pytestmark = pytest.mark.anyio
@@ -112,7 +112,7 @@ async def test_persist_tries_until_it_is_done_and_then_waits_for_the_next_time()
             done.set()
         return answer
 
-    task = asyncio.create_task(persist(work, due, pauses=Pauses(0.001, 0.002)))
+    task = asyncio.create_task(retry_loop(work, due, pauses=Pauses(0.001, 0.002)))
     due.set()
     await asyncio.wait_for(done.wait(), 5)
     done.clear()
@@ -134,7 +134,7 @@ async def test_rings_while_it_fails_do_not_pile_up() -> None:
         tries += 1
         return False
 
-    task = asyncio.create_task(persist(work, due, pauses=Pauses(3600, 3600)))
+    task = asyncio.create_task(retry_loop(work, due, pauses=Pauses(3600, 3600)))
     for _ in range(50):
         due.set()
         await asyncio.sleep(0)

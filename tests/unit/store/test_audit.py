@@ -144,7 +144,9 @@ async def test_a_long_log_is_looked_through_in_parts(tmp_path: Path) -> None:
 async def test_every_look_into_the_log_uses_an_index(tmp_path: Path, each_database: str) -> None:
     """First page, one part of a search, an id, the ends of a time: none reads the whole table."""
     ident = "0190aaaa-0000-7000-8000-00000000000d"
-    async with databases.closing(Noting(databases.url(tmp_path, "commands"), bells=tmp_path / "bells")) as database:
+    async with databases.closing(
+        Noting(databases.url(tmp_path, "commands"), notify_dir=tmp_path / "notify")
+    ) as database:
         assert isinstance(database, Noting)
         log = AuditLog(database)
         async with database.write() as connection:
@@ -165,8 +167,8 @@ READS_ALL = {"sqlite": "SCAN audit(?! USING)", "postgresql": "Seq Scan", "mariad
 class Noting(Database):
     """It also keeps what it was asked."""
 
-    def __init__(self, url: str, *, bells: Path) -> None:
-        super().__init__(url, bells=bells)
+    def __init__(self, url: str, *, notify_dir: Path) -> None:
+        super().__init__(url, notify_dir=notify_dir)
         self.asked: list[Any] = []
 
     async def select(self, statement: Executable, values: Values | None = None) -> Result:

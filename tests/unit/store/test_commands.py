@@ -160,7 +160,7 @@ async def test_a_late_outcome_does_not_ask_again_to_tell_that_nobody_waits(
     async with databases.commands(tmp_path) as commands:
         command = await commands.request(NewCommand(boot()))
         await commands.advance(command.id, CommandEvent.TIME_OUT, now=2, abandon=True)
-        read = transitions._held
+        read = transitions._read_commands
 
         async def meanwhile(connection: Connection, ids: set[str]) -> Any:
             found = await read(connection, ids)
@@ -169,7 +169,7 @@ async def test_a_late_outcome_does_not_ask_again_to_tell_that_nobody_waits(
             await asyncio.wait(told, timeout=0.3)
             return found
 
-        monkeypatch.setattr(transitions, "_held", meanwhile)
+        monkeypatch.setattr(transitions, "_read_commands", meanwhile)
         await commands.advance(command.id, CommandEvent.SUCCEED, now=3)
         await told[0]
         assert not await commands.to_abandon()

@@ -61,7 +61,7 @@ async def test_cancellation_with_answer_ends_the_task(tmp_path: Path, each_datab
 async def test_frozen_server_ends_every_wait_in_time(tmp_path: Path, each_server: Provisioned) -> None:
     """A server that takes connections and says nothing, as a machine that hangs: reads, writes, listening, closing."""
     url = databases.url(tmp_path, "commands")
-    database = Database(url, bells=tmp_path / "bells", poll=0.1, patience=1)
+    database = Database(url, notify_dir=tmp_path / "notify", poll=0.1, patience=1)
     commands = Commands(database)
     try:
         await asyncio.gather(*(commands.version() for _ in range(3)))
@@ -101,7 +101,7 @@ def pids(provisioned: Provisioned) -> list[int]:
 
 async def test_long_statement_of_sqlite_is_ended(tmp_path: Path) -> None:
     counting = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1e12) SELECT count(*) FROM n"
-    database = Database(databases.url(tmp_path, "commands"), bells=tmp_path / "bells", patience=0.2)
+    database = Database(databases.url(tmp_path, "commands"), notify_dir=tmp_path / "notify", patience=0.2)
     async with databases.closing(database), asyncio.timeout(PATIENCE):
         with pytest.raises(Unavailable, match=r"no answer within 0\.2 s"):
             async with database.read() as connection:

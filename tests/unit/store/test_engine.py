@@ -92,12 +92,12 @@ async def test_a_commit_wakes_who_listens_and_a_failure_nobody(tmp_path: Path) -
                 raise ZeroDivisionError
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
-                await listener.heard()
+                await listener.wait()
         for number in range(3):
             async with here.write("asked") as connection:
                 await connection.execute(insert(gates).values(user_id=str(number), last=1))
             async with asyncio.timeout(PATIENCE):
-                await listener.heard()
+                await listener.wait()
 
 
 async def test_many_rows_at_once_are_added_or_changed(tmp_path: Path) -> None:

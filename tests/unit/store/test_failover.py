@@ -35,7 +35,7 @@ async def administer(provisioned: Provisioned, *statements: str) -> None:
     """Statements of the server's administrator, each on its own."""
     place = provisioned.settings.database_url("commands", "owner")
     url = provisioned.server.url.set(database=make_url(place).database)
-    database = Database(url.render_as_string(hide_password=False), bells=provisioned.settings.bells_dir)
+    database = Database(url.render_as_string(hide_password=False), notify_dir=provisioned.settings.notify_dir)
     async with databases.closing(database):
         for statement in statements:
             await database.select(text(statement))

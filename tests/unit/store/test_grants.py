@@ -45,7 +45,7 @@ async def test_each_statement_is_allowed_or_refused_by_the_server(each_server: P
     done: dict[str, str] = {}
     expected: dict[str, str] = {}
     for name, allowed in ALLOWED[role].items():
-        database = Database(settings.database_url(name, role), bells=settings.bells_dir)
+        database = Database(settings.database_url(name, role), notify_dir=settings.notify_dir)
         for table in DATABASES[name].sorted_tables:
             where = f"{name}.{table.name}"
             expected[where] = APPEND if table.name == "audit" else allowed
@@ -67,7 +67,7 @@ async def test_nobody_enters_a_database_that_is_not_theirs(each_server: Provisio
             continue
         other = make_url(settings.database_url(name, "owner")).database
         url = own.set(database=other).render_as_string(hide_password=False)
-        database = Database(url, bells=settings.bells_dir)
+        database = Database(url, notify_dir=settings.notify_dir)
         with pytest.raises(Unavailable, match=NO_ENTRY):
             async with database.read():
                 pass

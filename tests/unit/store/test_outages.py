@@ -71,7 +71,7 @@ async def test_a_restart_under_load_loses_nothing_that_was_acknowledged(
                 await restart(each_server)
                 back.set()
                 async with asyncio.timeout(PATIENCE):
-                    await listener.heard()
+                    await listener.wait()
             await reach(len(acknowledged) + 30)
             ended = True
         kept = {command.id for command in await commands.unfinished()}
@@ -84,11 +84,11 @@ async def test_a_listener_hears_again_after_a_restart(tmp_path: Path, each_serve
         for _ in range(2):
             await restart(each_server)
             async with asyncio.timeout(PATIENCE):
-                await listener.heard()  # something may have been missed
+                await listener.wait()  # something may have been missed
             command = Command(new_id(), new_id(), BootDesktop(new_id(), "plain"), CommandState.QUEUED, 1, 2)
             await commands.request(NewCommand(command))
             async with asyncio.timeout(PATIENCE):
-                await listener.heard()
+                await listener.wait()
 
 
 async def test_who_listens_while_the_database_is_away_hears_when_it_is_back(
@@ -101,7 +101,7 @@ async def test_who_listens_while_the_database_is_away_hears_when_it_is_back(
                 with pytest.raises(Unavailable, match="pupitre_commands does not answer"):
                     await commands.unfinished()
                 await asyncio.to_thread(each_server.server.start)
-                await listener.heard()
+                await listener.wait()
                 assert await commands.unfinished() == []
         finally:
             await asyncio.to_thread(each_server.server.start)

@@ -84,7 +84,7 @@ async def test_pgbouncer_is_refused_with_the_remedy(
 ) -> None:
     url = databases.url(tmp_path, "commands", "portal")
     with pgbouncer(provisioned.server.url, [make_url(url)], mode, ignored) as port:
-        database = Database(through(url, port), bells=tmp_path / "bells")
+        database = Database(through(url, port), notify_dir=tmp_path / "notify")
         async with databases.closing(database):
             with pytest.raises(SetupError, match=why) as caught:
                 await Commands(database).version()

@@ -64,7 +64,7 @@ async def opens(home: Path) -> bool:
     """Whether every address of the file opens its database."""
     for urls in json.loads((home / "databases.json").read_text()).values():
         for url in urls.values():
-            database = Database(url, bells=home)
+            database = Database(url, notify_dir=home)
             try:
                 async with database.read():
                     pass

@@ -18,7 +18,7 @@ from pupitre.errors import SetupError, Unavailable
 from pupitre.store.sql.dialect import Connection
 from pupitre.store.sql.engine import Database
 from pupitre.store.sql.statement import Result, Values
-from pupitre.store.status import CHANGED, Named, Status
+from pupitre.store.status import CHANGED, SeenKeys, Status
 from tests.rigs import databases
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
@@ -65,7 +65,7 @@ async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) ->
         await status.set_link(ClusterLink("main", True, 1))
         before = await status.changes(0)
         assert before.host_names == frozenset({"host-1"})
-        named = Named()
+        named = SeenKeys()
         named.add(Rows(desktops=(other,)))
         await status.retain("main", named, Position(1, 7))
         assert await status.position("main") == Position(1, 7)
@@ -86,12 +86,12 @@ async def test_what_a_full_set_of_pages_does_not_name_is_gone(tmp_path: Path) ->
 async def test_the_link_is_written_when_it_changes_and_not_before(tmp_path: Path) -> None:
     async with databases.status(tmp_path) as status, status.database.listen(CHANGED) as listener:
         await status.set_link(ClusterLink("main", False, 1, "away"))
-        await listener.heard()
+        await listener.wait()
         version = await status.version()
         await status.set_link(ClusterLink("main", False, 2, "away"))
         assert await status.version() == version
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(listener.heard(), 0.05)
+            await asyncio.wait_for(listener.wait(), 0.05)
         await status.set_link(ClusterLink("main", False, 3, "still away"))
         assert await status.links() == [ClusterLink("main", False, 1, "still away")]
         await status.set_link(ClusterLink("main", True, 4))
@@ -106,7 +106,7 @@ async def test_when_the_cluster_was_heard_is_written_and_wakes_nobody(tmp_path: 
         async with status.database.listen(CHANGED) as listener:
             await status.heard("main", 17, Position(3, 4))
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(listener.heard(), 0.05)
+                await asyncio.wait_for(listener.wait(), 0.05)
         assert await status.links() == [ClusterLink("main", True, 1, heard=17)]
         assert await status.version() == version
         assert await status.position("main") == Position(3, 4)
@@ -144,7 +144,7 @@ class Told:
 
 
 async def test_what_a_change_costs_does_not_depend_on_how_many_rows_it_has_or_there_are(tmp_path: Path) -> None:
-    database = Overheard(databases.url(tmp_path, "status"), bells=tmp_path / "bells")
+    database = Overheard(databases.url(tmp_path, "status"), notify_dir=tmp_path / "notify")
     async with databases.closing(database):
         status = Status(database)
         many = tuple(replace(DESKTOP, id=f"d{number}") for number in range(400))
@@ -199,4 +199,4 @@ async def test_a_reader_of_changes_misses_none_while_many_write(tmp_path: Path) 
 
 def test_a_database_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="pupitre db create"):
-        Database(f"sqlite+aiosqlite:///{tmp_path}/none.sqlite", bells=tmp_path)
+        Database(f"sqlite+aiosqlite:///{tmp_path}/none.sqlite", notify_dir=tmp_path)

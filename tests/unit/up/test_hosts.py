@@ -8,7 +8,7 @@ import pytest
 
 from pupitre.config import Settings
 from pupitre.domain.host import parse_mac
-from pupitre.up.hosts import RESERVED_MIB, WakeListener, own_hosts, wake_socket
+from pupitre.up.hosts import RESERVED_MIB, WakeListener, local_hosts, wake_socket
 from pupitre.up.processes import children
 from pupitre.wire.wake import wake
 
@@ -20,13 +20,13 @@ def settings(home: Path, **values: object) -> Settings:
 
 
 def test_one_host_has_the_machine_alone(tmp_path: Path) -> None:
-    (host,) = own_hosts(settings(tmp_path, host_name="lab"))
+    (host,) = local_hosts(settings(tmp_path, host_name="lab"))
     assert (host.name, host.memory_mib, host.folder) == ("lab", None, tmp_path / "hosts/lab")
 
 
 @pytest.mark.parametrize(("memory", "most"), [(9000, 9000), (None, None)])
 def test_shares_fit_into_the_machine(tmp_path: Path, memory: int | None, most: int | None) -> None:
-    hosts = own_hosts(settings(tmp_path, hosts=3, host_memory_mib=memory))
+    hosts = local_hosts(settings(tmp_path, hosts=3, host_memory_mib=memory))
     assert [host.name for host in hosts] == ["host-1", "host-2", "host-3"]
     assert len({parse_mac(host.mac) for host in hosts}) == 3
     given_out = sum(host.memory_mib or 0 for host in hosts)
@@ -49,7 +49,7 @@ def test_each_runs_with_settings_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_host_is_registered_once_and_not_while_it_is_shut_down(tmp_path: Path) -> None:
-    first, second = own_hosts(settings(tmp_path, hosts=2))
+    first, second = local_hosts(settings(tmp_path, hosts=2))
     for host in (first, second):
         host.folder.mkdir(parents=True)
         assert host.is_due
@@ -65,7 +65,7 @@ async def test_a_packet_names_the_host_that_it_wakes(tmp_path: Path) -> None:
         address = "{}:{}".format(*cards.getsockname())
         loop = asyncio.get_running_loop()
         listening, _ = await loop.create_datagram_endpoint(lambda: WakeListener(woken.put_nowait), sock=cards)
-        cards_of = [host.mac for host in own_hosts(settings(tmp_path, hosts=2))]
+        cards_of = [host.mac for host in local_hosts(settings(tmp_path, hosts=2))]
         listening.sendto(b"noise", cards.getsockname())
         for mac in cards_of:
             wake(mac, address)

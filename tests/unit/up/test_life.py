@@ -4,13 +4,13 @@ import pytest
 
 from pupitre.errors import ForbiddenTransition
 from pupitre.timings import CHILD_HEALTHY, CHILD_RESTART
-from pupitre.up.processes.lifecycle import CHILD_LIFE, ChildEvent, ChildState, Life
+from pupitre.up.processes.lifecycle import CHILD_LIFE, ChildEvent, ChildLifecycle, ChildState
 
 E = ChildEvent
 
 
-def lived(*events: tuple[ChildEvent, float]) -> Life:
-    life = Life()
+def lived(*events: tuple[ChildEvent, float]) -> ChildLifecycle:
+    life = ChildLifecycle()
     for event, now in events:
         life = life.after(event, now)
     return life
@@ -19,7 +19,7 @@ def lived(*events: tuple[ChildEvent, float]) -> Life:
 @pytest.mark.parametrize("state", ChildState)
 @pytest.mark.parametrize("event", ChildEvent)
 def test_every_event_is_in_the_table_or_refused(state: ChildState, event: ChildEvent) -> None:
-    life = Life(state=state)
+    life = ChildLifecycle(state=state)
     if CHILD_LIFE.allows(state, event):
         assert life.after(event, 1.0).state is CHILD_LIFE.table[state][event]
     else:
@@ -33,7 +33,7 @@ def test_every_state_can_be_reached() -> None:
 
 
 def test_the_pause_doubles_up_to_its_limit() -> None:
-    life, pauses = Life(), []
+    life, pauses = ChildLifecycle(), []
     for number in range(9):
         life = life.after(E.START, number).after(E.EXIT, number + 0.1)
         pauses.append(life.pause)

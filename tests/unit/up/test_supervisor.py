@@ -17,7 +17,7 @@ from pupitre.up.processes.child import ChildSpec, describe_exit
 from pupitre.up.processes.lifecycle import ChildState
 from pupitre.up.processes.notify import parse
 from pupitre.up.processes.stream import MAX_LINE, Lines, LogStream
-from pupitre.up.processes.supervisor import Keeper, Supervisor
+from pupitre.up.processes.supervisor import ChildSupervisor, Supervisor
 
 pytestmark = pytest.mark.anyio
 
@@ -61,104 +61,104 @@ class Changes:
 
 
 @asynccontextmanager
-async def keeping(path: Path, child: ChildSpec) -> AsyncIterator[tuple[Keeper, Changes, io.BytesIO]]:
+async def keeping(path: Path, child: ChildSpec) -> AsyncIterator[tuple[ChildSupervisor, Changes, io.BytesIO]]:
     out, changes = io.BytesIO(), Changes()
-    keeper = Keeper(child, sockets=path, stream=LogStream(out, colours=False), on_change=changes)
+    supervisor = ChildSupervisor(child, sockets=path, stream=LogStream(out, colours=False), on_change=changes)
     try:
-        yield keeper, changes, out
+        yield supervisor, changes, out
     finally:
-        keeper.hurry()
-        await keeper.stop()
+        supervisor.hurry()
+        await supervisor.stop()
         assert not list(path.iterdir()), "its notify socket is left"
 
 
 async def test_a_child_is_ready_when_it_says_so_and_gone_when_told(tmp_path: Path) -> None:
-    async with keeping(tmp_path, spec("good", GOOD)) as (keeper, _, out):
-        await keeper.start()
-        assert keeper.life.state.value == "ready"
-        assert keeper.child
-        assert keeper.child.ops == "http://127.0.0.1:1"
-        process = psutil.Process(keeper.child.pid)
-        await keeper.stop()
+    async with keeping(tmp_path, spec("good", GOOD)) as (supervisor, _, out):
+        await supervisor.start()
+        assert supervisor.life.state.value == "ready"
+        assert supervisor.child
+        assert supervisor.child.ops == "http://127.0.0.1:1"
+        process = psutil.Process(supervisor.child.pid)
+        await supervisor.stop()
         assert not process.is_running()
-        assert keeper.life.state.value == "down"
+        assert supervisor.life.state.value == "down"
     assert out.getvalue() == "good     │ hello\n".encode()
 
 
 async def test_a_killed_child_is_started_again_and_that_is_said(tmp_path: Path) -> None:
-    async with keeping(tmp_path, spec("good", GOOD)) as (keeper, changes, out):
-        await keeper.start()
-        assert keeper.child
-        os.kill(keeper.child.pid, signal.SIGKILL)
-        await changes.until(lambda: keeper.life.restarts == 1 and keeper.life.state is ChildState.READY)
+    async with keeping(tmp_path, spec("good", GOOD)) as (supervisor, changes, out):
+        await supervisor.start()
+        assert supervisor.child
+        os.kill(supervisor.child.pid, signal.SIGKILL)
+        await changes.until(lambda: supervisor.life.restarts == 1 and supervisor.life.state is ChildState.READY)
     said = out.getvalue().decode()
     assert "good ended with SIGKILL after 0 s; starting it again in 0.5 s" in said
     assert "good is back" in said
 
 
 async def test_a_child_that_never_becomes_ready_is_given_up(tmp_path: Path) -> None:
-    async with keeping(tmp_path, spec("bad", "raise SystemExit(3)")) as (keeper, _, _out):
+    async with keeping(tmp_path, spec("bad", "raise SystemExit(3)")) as (supervisor, _, _out):
         with pytest.raises(SetupError, match="bad ended with exit code 3 before it was ready"):
             async with asyncio.timeout(LIMIT):
-                await keeper.start()
+                await supervisor.start()
 
 
 async def test_what_only_a_person_can_mend_is_not_tried_again(tmp_path: Path) -> None:
-    async with keeping(tmp_path, spec("bad", "raise SystemExit(2)")) as (keeper, _, _out):
+    async with keeping(tmp_path, spec("bad", "raise SystemExit(2)")) as (supervisor, _, _out):
         with pytest.raises(SetupError, match="exit code 2"):
-            await keeper.start()
-        assert keeper.life.failures == 1
+            await supervisor.start()
+        assert supervisor.life.failures == 1
 
 
 async def test_a_child_that_has_done_what_it_was_told_rests_until_it_is_woken(tmp_path: Path) -> None:
     sockets, mark = tmp_path / "sockets", tmp_path / "off"
     sockets.mkdir()
     told = ChildSpec("told", (sys.executable, "-c", DONE), rest_mark=mark)
-    async with keeping(sockets, told) as (keeper, changes, out):
-        await keeper.start()
-        assert keeper.child
-        os.kill(keeper.child.pid, signal.SIGUSR1)
-        await changes.until(lambda: keeper.life.state is ChildState.RESTING)
+    async with keeping(sockets, told) as (supervisor, changes, out):
+        await supervisor.start()
+        assert supervisor.child
+        os.kill(supervisor.child.pid, signal.SIGUSR1)
+        await changes.until(lambda: supervisor.life.state is ChildState.RESTING)
         assert mark.exists()
-        assert keeper.life.restarts == 0
-        keeper.wake()
-        await changes.until(lambda: keeper.life.state is ChildState.READY)
+        assert supervisor.life.restarts == 0
+        supervisor.wake()
+        await changes.until(lambda: supervisor.life.state is ChildState.READY)
         assert not mark.exists()
-        os.kill(keeper.child.pid, signal.SIGUSR1)
-        await changes.until(lambda: keeper.life.state is ChildState.RESTING)
+        os.kill(supervisor.child.pid, signal.SIGUSR1)
+        await changes.until(lambda: supervisor.life.state is ChildState.RESTING)
     said = out.getvalue().decode()
     assert "told has done what it was told, and is not started again by itself" in said
     assert "told is woken" in said
 
-    async with keeping(sockets, told) as (keeper, changes, _out):  # the next `up`
-        await keeper.start()
-        assert (keeper.life.state, keeper.child) == (ChildState.RESTING, None)
-        keeper.wake()
-        keeper.wake()
-        await changes.until(lambda: keeper.life.state is ChildState.READY)
+    async with keeping(sockets, told) as (supervisor, changes, _out):  # the next `up`
+        await supervisor.start()
+        assert (supervisor.life.state, supervisor.child) == (ChildState.RESTING, None)
+        supervisor.wake()
+        supervisor.wake()
+        await changes.until(lambda: supervisor.life.state is ChildState.READY)
 
 
 async def test_a_child_that_ends_with_code_0_for_no_reason_is_started_again(tmp_path: Path) -> None:
     code = READY + "say('READY=1'); signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nwhile True: signal.pause()"
-    async with keeping(tmp_path, spec("good", code)) as (keeper, changes, _out):
-        await keeper.start()
-        assert keeper.child
-        os.kill(keeper.child.pid, signal.SIGTERM)
-        await changes.until(lambda: keeper.life.restarts == 1 and keeper.life.state is ChildState.READY)
+    async with keeping(tmp_path, spec("good", code)) as (supervisor, changes, _out):
+        await supervisor.start()
+        assert supervisor.child
+        os.kill(supervisor.child.pid, signal.SIGTERM)
+        await changes.until(lambda: supervisor.life.restarts == 1 and supervisor.life.state is ChildState.READY)
 
 
 async def test_a_child_that_ignores_sigterm_is_killed_at_its_limit(tmp_path: Path) -> None:
-    async with keeping(tmp_path, spec("stubborn", STUBBORN, stop_within=0.2)) as (keeper, _, out):
-        await keeper.start()
-        await keeper.stop()
+    async with keeping(tmp_path, spec("stubborn", STUBBORN, stop_within=0.2)) as (supervisor, _, out):
+        await supervisor.start()
+        await supervisor.stop()
     assert "stubborn did not stop in time and was killed" in out.getvalue().decode()
 
 
 async def test_somebody_in_a_hurry_does_not_wait_for_the_limit(tmp_path: Path) -> None:
-    async with keeping(tmp_path, spec("stubborn", STUBBORN, stop_within=600)) as (keeper, _, _out):
-        await keeper.start()
-        stopping = asyncio.create_task(keeper.stop())
-        keeper.hurry()
+    async with keeping(tmp_path, spec("stubborn", STUBBORN, stop_within=600)) as (supervisor, _, _out):
+        await supervisor.start()
+        stopping = asyncio.create_task(supervisor.stop())
+        supervisor.hurry()
         async with asyncio.timeout(LIMIT):
             await stopping
 

@@ -17,7 +17,17 @@ from pupitre.config import Settings
 from pupitre.errors import MessageError, NoAnswer, Unavailable
 from pupitre.pki import issuing
 from pupitre.wire.connection import BrokerConnection
-from pupitre.wire.messages import MAX_SIZE, AnyMessage, Done, GetPage, Heartbeat, Hello, Mark, Refused, decode
+from pupitre.wire.messages import (
+    MAX_SIZE,
+    AnyMessage,
+    Done,
+    GetPage,
+    Heartbeat,
+    Refused,
+    StatusPosition,
+    StatusQuery,
+    decode,
+)
 from pupitre.wire.subjects import Subjects, inbox
 from tests.rigs.cluster_rig import Broker, eventually, small_settings, wire_link
 
@@ -150,9 +160,9 @@ async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_lin
         async def answer(message: AnyMessage) -> AnyMessage:
             if isinstance(message, GetPage):
                 raise KeyError("a fault of ours")
-            if not isinstance(message, Hello):
+            if not isinstance(message, StatusQuery):
                 raise MessageError("not here")
-            return Mark(epoch=1, sequence=2)
+            return StatusPosition(epoch=1, sequence=2)
 
         def aside() -> float | None:
             return registry.get_sample_value("pupitre_messages_set_aside_total", {"subject": SUBJECTS.commands})
@@ -165,7 +175,7 @@ async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_lin
 
             async def is_heard() -> bool:
                 try:
-                    return bool(await endpoint.request(SUBJECTS.commands, Hello(), Mark))
+                    return bool(await endpoint.request(SUBJECTS.commands, StatusQuery(), StatusPosition))
                 except NoAnswer:
                     return False
 
@@ -181,17 +191,19 @@ async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_lin
             with pytest.raises(NoAnswer, match=r"No answer within 0\.2 s"):
                 await endpoint.request(SUBJECTS.commands, GetPage(section="x"), Done, timeout=0.2)
             await eventually(lambda: aside() == 7)
-            with pytest.raises(MessageError, match="Asked for Done, got Mark"):
-                await endpoint.request(SUBJECTS.commands, Hello(), Done)
-            assert await endpoint.request(SUBJECTS.commands, Hello(), Mark) == Mark(epoch=1, sequence=2)
+            with pytest.raises(MessageError, match="Asked for Done, got StatusPosition"):
+                await endpoint.request(SUBJECTS.commands, StatusQuery(), Done)
+            assert await endpoint.request(SUBJECTS.commands, StatusQuery(), StatusPosition) == StatusPosition(
+                epoch=1, sequence=2
+            )
 
 
 async def test_nobody_there_and_too_large_and_not_yet(tmp_path: Path) -> None:
     async with broker(tmp_path) as (settings, _), wire_link(settings, "endpoint") as endpoint:
         with pytest.raises(NoAnswer, match="Nobody is there"):
-            await endpoint.request(SUBJECTS.commands, Hello(), Mark)
+            await endpoint.request(SUBJECTS.commands, StatusQuery(), StatusPosition)
         with pytest.raises(MessageError, match="over the limit"):
-            await endpoint.request(SUBJECTS.commands, GetPage(section="x" * MAX_SIZE), Mark)
+            await endpoint.request(SUBJECTS.commands, GetPage(section="x" * MAX_SIZE), StatusPosition)
 
         async def not_yet(_message: AnyMessage) -> AnyMessage:
             raise Unavailable("the database is away")
@@ -200,7 +212,7 @@ async def test_nobody_there_and_too_large_and_not_yet(tmp_path: Path) -> None:
             await cluster.serve(SUBJECTS.commands, not_yet)
             await cluster._client.flush()
             with pytest.raises(NoAnswer, match="No answer"):
-                await endpoint.request(SUBJECTS.commands, Hello(), Mark, timeout=0.2)
+                await endpoint.request(SUBJECTS.commands, StatusQuery(), StatusPosition, timeout=0.2)
 
 
 async def test_messages_of_one_sender_are_handled_in_order_where_it_matters(tmp_path: Path) -> None:
@@ -239,7 +251,7 @@ async def test_a_broker_that_is_killed_and_returns_finds_the_link_again(tmp_path
         await endpoint.open()
 
         async def hello(_message: AnyMessage) -> AnyMessage:
-            return Mark(epoch=1, sequence=2)
+            return StatusPosition(epoch=1, sequence=2)
 
         async with wire_link(settings, "cluster") as cluster:
             await cluster.serve(SUBJECTS.commands, hello)
@@ -247,13 +259,13 @@ async def test_a_broker_that_is_killed_and_returns_finds_the_link_again(tmp_path
                 await server.kill()
                 await eventually(lambda: not endpoint.connected)
                 with pytest.raises(NoAnswer, match="broker is not reached"):
-                    await endpoint.request(SUBJECTS.commands, Hello(), Mark)
-                await endpoint.publish(SUBJECTS.commands, Hello())  # lost, and nothing worse
+                    await endpoint.request(SUBJECTS.commands, StatusQuery(), StatusPosition)
+                await endpoint.publish(SUBJECTS.commands, StatusQuery())  # lost, and nothing worse
                 await server.start()
 
                 async def answered() -> bool:
                     try:
-                        return bool(await endpoint.request(SUBJECTS.commands, Hello(), Mark))
+                        return bool(await endpoint.request(SUBJECTS.commands, StatusQuery(), StatusPosition))
                     except NoAnswer:
                         return False
 

@@ -25,7 +25,7 @@ from pupitre.config import Settings
 from pupitre.domain.command import BootDesktop, CommandState, ConfigureHost, DestroyDesktop, Order, RegisterHost
 from pupitre.errors import MessageError
 from pupitre.pki import issuing
-from pupitre.wire.messages import Abandon, Hello, Mark, Submit, decode, encode
+from pupitre.wire.messages import Abandon, StatusPosition, StatusQuery, Submit, decode, encode
 from pupitre.wire.subjects import Subjects, inbox
 from tests import ROOT
 from tests.rigs.cluster_rig import Room, eventually, room
@@ -146,10 +146,12 @@ class Fuzzed:
 
         async def answers() -> bool:
             try:
-                answer = await self.peers.clients["endpoint"].request(SUBJECTS.commands, encode(Hello()), timeout=2)
+                answer = await self.peers.clients["endpoint"].request(
+                    SUBJECTS.commands, encode(StatusQuery()), timeout=2
+                )
             except (nats.errors.Error, TimeoutError):
                 return False
-            return isinstance(decode(answer.data), Mark)
+            return isinstance(decode(answer.data), StatusPosition)
 
         await eventually(answers)
         for name in ("cluster", "endpoint"):
@@ -172,9 +174,9 @@ def test_no_message_stops_a_process(tmp_path: Path) -> None:
             await here.running()
             peers = Peers(here.settings)
             await peers.open(stack)
-            answer = await peers.clients["endpoint"].request(SUBJECTS.commands, encode(Hello()), timeout=5)
+            answer = await peers.clients["endpoint"].request(SUBJECTS.commands, encode(StatusQuery()), timeout=5)
             mark = decode(answer.data)
-            assert isinstance(mark, Mark)
+            assert isinstance(mark, StatusPosition)
             return Fuzzed(here, peers, mark.epoch)
 
         async def goes_on(fuzzed: Fuzzed) -> None:

@@ -15,7 +15,7 @@ from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.pki import issuing
 from pupitre.timings import BROKER_RECONNECT
 from pupitre.wire.connection import BrokerConnection, _pause
-from pupitre.wire.messages import AnyMessage, Hello, Mark
+from pupitre.wire.messages import AnyMessage, StatusPosition, StatusQuery
 from pupitre.wire.subjects import Subjects
 from tests.rigs.cluster_rig import Broker, Room, eventually, room, small_settings, until, wire_link
 from tests.rigs.database_servers import Provisioned
@@ -129,14 +129,14 @@ async def test_a_link_that_its_client_gave_up_is_opened_anew_with_all_that_it_se
         await cluster.open()
 
         async def hello(_message: AnyMessage) -> AnyMessage:
-            return Mark(epoch=1, sequence=2)
+            return StatusPosition(epoch=1, sequence=2)
 
         await cluster.serve(SUBJECTS.commands, hello)
         async with wire_link(settings, "endpoint") as endpoint:
 
             async def answered() -> bool:
                 try:
-                    return bool(await endpoint.request(SUBJECTS.commands, Hello(), Mark))
+                    return bool(await endpoint.request(SUBJECTS.commands, StatusQuery(), StatusPosition))
                 except NoAnswer:
                     return False
 

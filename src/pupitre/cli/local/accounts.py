@@ -26,7 +26,7 @@ ORIGIN = "this machine"
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class AccountDatabases:
     """What is kept of users."""
 
     accounts: Accounts
@@ -42,13 +42,13 @@ class Books:
 
 
 @asynccontextmanager
-async def open_books(settings: Settings) -> AsyncIterator[Books]:
+async def open_account_databases(settings: Settings) -> AsyncIterator[AccountDatabases]:
     """Raises `SetupError` when a database is missing."""
     accounts = open_database(settings, "portal", "accounts")
     try:
         commands = open_database(settings, "portal", "commands")
         try:
-            yield Books(Accounts(accounts), Failures(accounts), Commands(commands), AuditLog(commands))
+            yield AccountDatabases(Accounts(accounts), Failures(accounts), Commands(commands), AuditLog(commands))
         finally:
             await commands.close()
     finally:
@@ -67,18 +67,18 @@ async def open_session(settings: Settings, name: str, seconds: float, act: Act) 
     """A bearer token that is good for ``seconds``; the database keeps its SHA-256 only."""
     token = secrets.token_urlsafe(32)
     now = time.time()
-    async with open_books(settings) as books:
-        user = await find_user(books.accounts, name)
-        await books.accounts.open_session(
+    async with open_account_databases(settings) as databases:
+        user = await find_user(databases.accounts, name)
+        await databases.accounts.open_session(
             _digest(token), user.id, SessionKind.BEARER, now=int(now * 1000), expires=int((now + seconds) * 1000)
         )
-        await books.note(act, user.name, "on the command line")
+        await databases.note(act, user.name, "on the command line")
     return token
 
 
 async def close_session(settings: Settings, token: str) -> None:
-    async with open_books(settings) as books:
-        await books.accounts.close_session(_digest(token), watched=False)
+    async with open_account_databases(settings) as databases:
+        await databases.accounts.close_session(_digest(token), watched=False)
 
 
 def _digest(token: str) -> str:

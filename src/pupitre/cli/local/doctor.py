@@ -26,6 +26,6 @@ def run(as_json: Json = False) -> None:
             mark, colour = ("✓", 32) if finding.well else ("!", 33) if finding.minor else ("✗", 31)
             shown = f"\x1b[{colour}m{mark}\x1b[0m" if colours else mark
             print(f"{shown} {finding.check}: {finding.found}")
-            if finding.mend and not finding.well:
-                print(f"    → {finding.mend}")
+            if finding.remedy and not finding.well:
+                print(f"    → {finding.remedy}")
     raise typer.Exit(0 if well else 1)

@@ -154,57 +154,57 @@ def _password(from_input: bool, ask: bool) -> tuple[str, bool]:
 async def _add(name: str, role: Role, display_name: str, given: str, shown: bool, as_json: bool) -> None:
     import uuid_utils
 
-    from pupitre.cli.local.accounts import open_books
+    from pupitre.cli.local.accounts import open_account_databases
     from pupitre.domain.people.username import checked, checked_display
     from pupitre.portal.identity.passwords import hash_password
     from pupitre.store.audit import Act
 
     user = User(str(uuid_utils.uuid7()), checked(name), role, checked_display(display_name))
     hashed = hash_password(given, user.name, user.display_name)
-    async with open_books(config.load()) as books:
-        await books.accounts.add_user(user, hashed, now=now_ms())
-        await books.note(Act.USER_ADDED, user.name, role)
+    async with open_account_databases(config.load()) as databases:
+        await databases.accounts.add_user(user, hashed, now=now_ms())
+        await databases.note(Act.USER_ADDED, user.name, role)
     _print_user(user, given if shown else None, as_json, "Added")
 
 
 async def _set_password(name: str, given: str, shown: bool, as_json: bool) -> None:
-    from pupitre.cli.local.accounts import find_user, open_books
+    from pupitre.cli.local.accounts import find_user, open_account_databases
     from pupitre.portal.identity.passwords import hash_password
     from pupitre.store.audit import Act
 
-    async with open_books(config.load()) as books:
-        user = await find_user(books.accounts, name)
-        await books.accounts.set_password(user.id, hash_password(given, user.name, user.display_name))
-        await books.note(Act.PASSWORD_CHANGED, user.name)
+    async with open_account_databases(config.load()) as databases:
+        user = await find_user(databases.accounts, name)
+        await databases.accounts.set_password(user.id, hash_password(given, user.name, user.display_name))
+        await databases.note(Act.PASSWORD_CHANGED, user.name)
     _print_user(user, given if shown else None, as_json, "A new password for")
 
 
 async def _set_role(name: str, role: Role) -> User:
-    from pupitre.cli.local.accounts import find_user, open_books
+    from pupitre.cli.local.accounts import find_user, open_account_databases
     from pupitre.store.audit import Act
 
-    async with open_books(config.load()) as books:
-        user = await find_user(books.accounts, name)
-        await books.accounts.set_role(user.id, role)
-        await books.note(Act.ROLE_CHANGED, user.name, f"from {user.role} to {role}")
+    async with open_account_databases(config.load()) as databases:
+        user = await find_user(databases.accounts, name)
+        await databases.accounts.set_role(user.id, role)
+        await databases.note(Act.ROLE_CHANGED, user.name, f"from {user.role} to {role}")
     return replace(user, role=role)
 
 
 async def _set_display_name(name: str, text: str) -> User:
-    from pupitre.cli.local.accounts import find_user, open_books
+    from pupitre.cli.local.accounts import find_user, open_account_databases
     from pupitre.domain.people.username import checked_display
     from pupitre.store.audit import Act
 
     shown = checked_display(text)
-    async with open_books(config.load()) as books:
-        user = await find_user(books.accounts, name)
-        await books.accounts.set_display_name(user.id, shown)
-        await books.note(Act.DISPLAY_NAME_CHANGED, user.name, shown)
+    async with open_account_databases(config.load()) as databases:
+        user = await find_user(databases.accounts, name)
+        await databases.accounts.set_display_name(user.id, shown)
+        await databases.note(Act.DISPLAY_NAME_CHANGED, user.name, shown)
     return replace(user, display_name=shown)
 
 
 async def _remove(name: str) -> User:
-    from pupitre.cli.local.accounts import find_user, open_books
+    from pupitre.cli.local.accounts import find_user, open_account_databases
     from pupitre.portal.identity.users import stop_desktops
     from pupitre.portal.live.status_mirror import StatusMirror
     from pupitre.store.audit import Act
@@ -214,44 +214,44 @@ async def _remove(name: str) -> User:
     settings = config.load()
     status = open_database(settings, "portal", "status", read_only=True)
     try:
-        async with open_books(settings) as books:
-            user = await find_user(books.accounts, name)
-            await books.accounts.remove_user(user.id)
-            await books.note(Act.USER_REMOVED, user.name, user.role)
-            await stop_desktops(settings, books.commands, StatusMirror(Status(status)), user)
+        async with open_account_databases(settings) as databases:
+            user = await find_user(databases.accounts, name)
+            await databases.accounts.remove_user(user.id)
+            await databases.note(Act.USER_REMOVED, user.name, user.role)
+            await stop_desktops(settings, databases.commands, StatusMirror(Status(status)), user)
         return user
     finally:
         await status.close()
 
 
 async def _locks() -> list[Tally]:
-    from pupitre.cli.local.accounts import open_books
+    from pupitre.cli.local.accounts import open_account_databases
 
     settings = config.load()
     now, table = now_ms(), limits(settings.sign_in_per_minute)
-    async with open_books(settings) as books:
-        return [tally for tally in await books.failures.in_force(now=now) if is_locked(tally, table, now)]
+    async with open_account_databases(settings) as databases:
+        return [tally for tally in await databases.failures.in_force(now=now) if is_locked(tally, table, now)]
 
 
 async def _unlock(typed: str | None) -> int:
-    from pupitre.cli.local.accounts import open_books
+    from pupitre.cli.local.accounts import open_account_databases
     from pupitre.domain.people.username import checked
     from pupitre.store.audit import Act
 
     name = None if typed is None else checked(typed)
     lifted = [lock.counter for lock in await _locks() if name in (None, lock.counter.name)]
-    async with open_books(config.load()) as books:
-        await books.failures.forget(lifted)
+    async with open_account_databases(config.load()) as databases:
+        await databases.failures.forget(lifted)
         for counter in lifted:
-            await books.note(Act.LOCK_LIFTED, counter.name or counter.address, counter.kind)
+            await databases.note(Act.LOCK_LIFTED, counter.name or counter.address, counter.kind)
     return len(lifted)
 
 
 async def _users() -> list[User]:
-    from pupitre.cli.local.accounts import open_books
+    from pupitre.cli.local.accounts import open_account_databases
 
-    async with open_books(config.load()) as books:
-        return await books.accounts.users()
+    async with open_account_databases(config.load()) as databases:
+        return await databases.accounts.users()
 
 
 def _item(user: User) -> dict[str, str]:

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pupitre.domain import ticket as tickets
 from pupitre.domain.ticket import Purpose, Ticket, TicketRefused
 from pupitre.errors import LimitReached
-from pupitre.host.console.used_tickets import BurnedTickets
+from pupitre.host.console.used_tickets import UsedTickets
 from pupitre.net.listener import Slot
-from pupitre.net.splice import End
+from pupitre.net.splice import StreamEnd
 from pupitre.timings import CLOSE_GRACE, TICKET_LIFE
 
 CONSOLES_PER_DESKTOP = 4
@@ -46,37 +46,37 @@ class Screens(Protocol):
         ...
 
 
-class Viewing(End):
-    """A viewer's side of one screen; counts against its desktop from `Audience.seat` until it is lost."""
+class ConsoleSession(StreamEnd):
+    """A viewer's side of one screen; counts against its desktop from `ConsoleSessions.open` until it is lost."""
 
-    def __init__(self, audience: "Audience", slot: Slot) -> None:
+    def __init__(self, sessions: "ConsoleSessions", slot: Slot) -> None:
         super().__init__()
         self.slot = slot
         self.ticket: Ticket | None = None
-        self.curfew: asyncio.TimerHandle | None = None
+        self.expiry_timer: asyncio.TimerHandle | None = None
         self.until = 0.0
         """Unix second at which the sign-in ends by which this one watches, as far as a ticket has said."""
-        self._audience = audience
+        self._sessions = sessions
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        self._audience.leave(self)
+        self._sessions.leave(self)
 
 
-class Audience:
+class ConsoleSessions:
     """``host`` is this host's name, ``state`` a folder for what must outlive the process."""
 
     def __init__(self, host: str, key: Ed25519PublicKey, screens: Screens, state: Path) -> None:
         self.screens = screens
         self._host = host
         self._key = key
-        self._burned = BurnedTickets(state / "burned-tickets")
-        self._seated: set[Viewing] = set()
+        self._used = UsedTickets(state / "burned-tickets")
+        self._open: set[ConsoleSession] = set()
         self._of_desktop: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """Screens watched now."""
-        return len(self._seated)
+        return len(self._open)
 
     def admit(self, text: str, *purposes: Purpose, desktop: str | None = None) -> Ticket:
         """The good ticket in ``text``, which is then used up. Raises `TicketRefused` and `Unavailable`."""
@@ -87,29 +87,29 @@ class Audience:
             raise TicketRefused("The ticket is for something else.")
         if desktop is not None and not hmac.compare_digest(desktop.encode(), ticket.desktop.encode()):
             raise TicketRefused("The ticket is for another desktop.")
-        if ticket.until <= time.time() or self._burned.has(_over(ticket.bearer)):
+        if ticket.until <= time.time() or self._used.has(_revocation_id(ticket.bearer)):
             raise TicketRefused("The sign-in that asked for this ticket has ended. Sign in again.")
         if ticket.purpose is not Purpose.SCREENSHOT:
-            self._burned.burn(ticket.id, ticket.expires + tickets.LEEWAY)
+            self._used.consume(ticket.id, ticket.expires + tickets.LEEWAY)
         self._extend(ticket)
         return ticket
 
-    async def seat(self, viewing: Viewing, ticket: Ticket) -> End:
-        """The guest's side of the screen, for ``viewing`` to be joined with; the seat is taken.
+    async def open(self, session: ConsoleSession, ticket: Ticket) -> StreamEnd:
+        """The guest's side of the screen, for ``session`` to be joined with; the seat is taken.
 
         Raises `LimitReached`, and what `Screens.open_console` raises.
         """
         if self._of_desktop[ticket.desktop] >= CONSOLES_PER_DESKTOP:
             raise LimitReached(f"This desktop has {CONSOLES_PER_DESKTOP} consoles open. Close one of them.")
-        if not viewing.lost:
-            viewing.ticket = ticket
+        if not session.lost:
+            session.ticket = ticket
             self._of_desktop[ticket.desktop] += 1
-            self._seated.add(viewing)
-            _close_at(viewing, ticket.until)
+            self._open.add(session)
+            _close_at(session, ticket.until)
         guest = await self.screens.open_console(ticket.desktop, ticket.boot)
         guest.setblocking(False)
         try:
-            _, screen = await asyncio.get_running_loop().create_connection(End, sock=guest)
+            _, screen = await asyncio.get_running_loop().create_connection(StreamEnd, sock=guest)
         except BaseException:
             guest.close()
             raise
@@ -117,67 +117,67 @@ class Audience:
 
     def _extend(self, ticket: Ticket) -> None:
         """Whoever watches by the same sign-in may do so for as long as its newest ticket says: it was extended."""
-        for viewing in self._seated:
-            if viewing.ticket and viewing.ticket.bearer == ticket.bearer and viewing.until < ticket.until:
-                _close_at(viewing, ticket.until)
+        for session in self._open:
+            if session.ticket and session.ticket.bearer == ticket.bearer and session.until < ticket.until:
+                _close_at(session, ticket.until)
 
-    def leave(self, viewing: Viewing) -> None:
-        """``viewing`` is gone."""
-        if viewing.curfew is not None:
-            viewing.curfew.cancel()
-        if viewing in self._seated and viewing.ticket is not None:
-            self._seated.discard(viewing)
-            self._of_desktop[viewing.ticket.desktop] -= 1
-            if not self._of_desktop[viewing.ticket.desktop]:
-                del self._of_desktop[viewing.ticket.desktop]
+    def leave(self, session: ConsoleSession) -> None:
+        """``session`` is gone."""
+        if session.expiry_timer is not None:
+            session.expiry_timer.cancel()
+        if session in self._open and session.ticket is not None:
+            self._open.discard(session)
+            self._of_desktop[session.ticket.desktop] -= 1
+            if not self._of_desktop[session.ticket.desktop]:
+                del self._of_desktop[session.ticket.desktop]
 
-    def desktop_ended(self, desktop: str) -> None:
+    def close_desktop(self, desktop: str) -> None:
         """Show out who watches ``desktop``."""
-        self._show_out(viewing for viewing in self._seated if viewing.ticket and viewing.ticket.desktop == desktop)
+        self._disconnect(session for session in self._open if session.ticket and session.ticket.desktop == desktop)
 
-    def sign_ins_ended(self, bearers: Collection[str]) -> None:
+    def revoke(self, bearers: Collection[str]) -> None:
         """Show out who came by these sign-ins; their tickets are good no more.
 
         May be repeated. Raises `Unavailable` when that cannot be noted.
         """
         ended = frozenset(bearers)
-        shown = self._show_out(v for v in self._seated if v.ticket and v.ticket.bearer in ended)
+        shown = self._disconnect(v for v in self._open if v.ticket and v.ticket.bearer in ended)
         if shown:
             log.info("consoles were closed: their sign-in ended", consoles=shown)
         for bearer in ended:
-            if not self._burned.has(_over(bearer)):
-                self._burned.burn(_over(bearer), time.time() + TICKET_LIFE)
+            if not self._used.has(_revocation_id(bearer)):
+                self._used.consume(_revocation_id(bearer), time.time() + TICKET_LIFE)
 
     async def close(self) -> None:
         """Show everyone out; the guests go on."""
-        self._burned.close()
-        ends = [end for viewing in self._seated for end in (viewing, viewing.peer) if end is not None]
+        self._used.close()
+        ends = [end for session in self._open for end in (session, session.peer) if end is not None]
         for end in ends:
             end.finish()
-        await asyncio.gather(*(end.gone.wait() for end in ends))  # within LINGER, see `End.finish`
+        await asyncio.gather(*(end.gone.wait() for end in ends))  # within LINGER, see `StreamEnd.finish`
 
-    def _show_out(self, viewings: Iterable[Viewing]) -> int:
-        going = list(viewings)
-        for viewing in going:
-            _show_out(viewing)
-        return len(going)
-
-
-def _close_at(viewing: Viewing, until: float) -> None:
-    if viewing.curfew is not None:
-        viewing.curfew.cancel()
-    viewing.until = until
-    viewing.curfew = asyncio.get_running_loop().call_later(until - time.time(), _show_out, viewing)
+    def _disconnect(self, sessions: Iterable[ConsoleSession]) -> int:
+        disconnected = list(sessions)
+        for session in disconnected:
+            _disconnect(session)
+        return len(disconnected)
 
 
-def _show_out(viewing: Viewing) -> None:
-    if viewing.peer is not None:
-        viewing.peer.finish()  # not a byte more, in either direction
-    viewing.finish()
-    if not viewing.lost:
-        asyncio.get_running_loop().call_later(CLOSE_GRACE, viewing.transport.abort)
+def _close_at(session: ConsoleSession, until: float) -> None:
+    if session.expiry_timer is not None:
+        session.expiry_timer.cancel()
+    session.until = until
+    session.expiry_timer = asyncio.get_running_loop().call_later(until - time.time(), _disconnect, session)
 
 
-def _over(bearer: str) -> str:
+def _disconnect(session: ConsoleSession) -> None:
+    if session.peer is not None:
+        session.peer.finish()  # not a byte more, in either direction
+    session.finish()
+    if not session.lost:
+        asyncio.get_running_loop().call_later(CLOSE_GRACE, session.transport.abort)
+
+
+def _revocation_id(bearer: str) -> str:
     """Under which id it is noted that this sign-in has ended."""
     return f"over-{bearer}"

@@ -17,7 +17,7 @@ from pupitre.domain import console_link
 from pupitre.domain.ticket import Purpose, Ticket
 from pupitre.errors import MessageError, PupitreError
 from pupitre.host.console.pixel_format import bounded
-from pupitre.host.console.sessions import Audience, Screens, Viewing
+from pupitre.host.console.sessions import ConsoleSession, ConsoleSessions, Screens
 from pupitre.host.console.viewer import ViewerServer
 from pupitre.net import limits, listener
 from pupitre.net.listener import Listener, Slot
@@ -30,7 +30,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class ConsoleServer:
-    """Listens on ``address``:``port`` between `start` and `stop`. ``audience``: who watches a screen here."""
+    """Listens on ``address``:``port`` between `start` and `stop`. ``sessions``: who watches a screen here."""
 
     def __init__(
         self,
@@ -43,13 +43,13 @@ class ConsoleServer:
         viewer_port: int | None = None,
     ) -> None:
         """``host`` is this host's name, ``state`` a folder for the ids of burned tickets; port 0 takes a free one."""
-        self.audience = Audience(host, issuing.load_ticket_verifier(certificates), screens, state)
+        self.sessions = ConsoleSessions(host, issuing.load_ticket_verifier(certificates), screens, state)
         self._role, self._certificates = issuing.host_role(host), certificates
         self._context: ssl.SSLContext = issuing.server_context(certificates, self._role)
         self._address = (address, port)
         self._listener: Listener | None = None
         self._viewers = (
-            None if viewer_port is None else ViewerServer(host, certificates, self.audience, address, viewer_port)
+            None if viewer_port is None else ViewerServer(host, certificates, self.sessions, address, viewer_port)
         )
 
     @property
@@ -66,7 +66,7 @@ class ConsoleServer:
     @property
     def consoles(self) -> int:
         """Consoles open now."""
-        return len(self.audience)
+        return len(self.sessions)
 
     async def start(self) -> None:
         """Listen. Raises `OSError` when the address or a port is not to be had."""
@@ -89,14 +89,14 @@ class ConsoleServer:
             await self._listener.wait_closed()
         if self._viewers:
             await self._viewers.stop()
-        await self.audience.close()
+        await self.sessions.close()
 
     async def disconnect(self, desktop: str) -> None:
         """Close every console of ``desktop``."""
-        self.audience.desktop_ended(desktop)
+        self.sessions.close_desktop(desktop)
 
     async def _serve(self, connection: socket.socket, slot: Slot) -> None:
-        end = Viewing(self.audience, slot)  # what uvloop's connect_accepted_socket returns is not the protocol
+        end = ConsoleSession(self.sessions, slot)  # what uvloop's connect_accepted_socket returns is not the protocol
         try:
             async with timeout(HANDSHAKE_LIMIT):
                 await asyncio.get_running_loop().connect_accepted_socket(
@@ -117,21 +117,21 @@ class ConsoleServer:
             end.transport.abort()
             raise
 
-    async def _greet(self, end: Viewing, slot: Slot) -> None:
+    async def _greet(self, end: ConsoleSession, slot: Slot) -> None:
         role = issuing.peer_role(end.transport.get_extra_info("ssl_object"))
         if role != "gateway":
             raise MessageError(f"Role {role or 'unknown'} has no business on the console port.")
         async with timeout(HANDSHAKE_LIMIT):
             hello = console_link.decode_hello(await end.read_line(console_link.MAX_LINE))
-        ticket = self.audience.admit(hello.ticket, Purpose.CONSOLE, Purpose.SCREENSHOT)
+        ticket = self.sessions.admit(hello.ticket, Purpose.CONSOLE, Purpose.SCREENSHOT)
         slot.settle()
         if ticket.purpose is Purpose.SCREENSHOT:
-            await self._show(end, ticket)
+            await self._send_picture(end, ticket)
         else:
             await self._open_console(end, ticket)
 
-    async def _show(self, end: Viewing, ticket: Ticket) -> None:
-        picture = await self.audience.screens.screenshot(ticket.desktop, ticket.boot)
+    async def _send_picture(self, end: ConsoleSession, ticket: Ticket) -> None:
+        picture = await self.sessions.screens.screenshot(ticket.desktop, ticket.boot)
         if len(picture) > console_link.MAX_PICTURE:
             picture = await asyncio.to_thread(bounded, picture)
         end.send(
@@ -139,8 +139,8 @@ class ConsoleServer:
         )
         end.finish()
 
-    async def _open_console(self, end: Viewing, ticket: Ticket) -> None:
-        screen = await self.audience.seat(end, ticket)
+    async def _open_console(self, end: ConsoleSession, ticket: Ticket) -> None:
+        screen = await self.sessions.open(end, ticket)
         end.send(console_link.encode(console_link.Reply(ok=True)))
         join(end, screen)
         log.debug("console opened", desktop=ticket.desktop, user=ticket.user)

@@ -19,7 +19,7 @@ REWRITE_AT = 4096
 """Lines beyond the remembered ids at which the file is written anew."""
 
 
-class BurnedTickets:
+class UsedTickets:
     """The set of used ids, in memory and in ``path``."""
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class BurnedTickets:
         self._forget(time.time())
         self._rewrite()
 
-    def burn(self, ident: str, expires: float) -> None:
+    def consume(self, ident: str, expires: float) -> None:
         """Use up ``ident``, which expires at Unix second ``expires``. Raises `TicketRefused`, `Unavailable`."""
         now = time.time()
         self._forget(now)

@@ -16,10 +16,10 @@ import structlog
 from pupitre.domain.ticket import Purpose
 from pupitre.errors import MessageError, PupitreError, Unavailable
 from pupitre.host.console import rfb
-from pupitre.host.console.sessions import Audience, Viewing
+from pupitre.host.console.sessions import ConsoleSession, ConsoleSessions
 from pupitre.net import limits, listener
 from pupitre.net.listener import Listener, Slot
-from pupitre.net.splice import End, join
+from pupitre.net.splice import StreamEnd, join
 from pupitre.pki import issuing
 from pupitre.runtime.timeouts import timeout
 from pupitre.timings import VIEWER_GUEST_LIMIT, VIEWER_LIMIT
@@ -28,13 +28,13 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class ViewerServer:
-    """Listens on ``address``:``port`` between `start` and `stop`; ``audience`` is shared with the console port."""
+    """Listens on ``address``:``port`` between `start` and `stop`; ``sessions`` is shared with the console port."""
 
     def __init__(
-        self, host: str, certificates: Path, audience: Audience, address: str = "127.0.0.1", port: int = 0
+        self, host: str, certificates: Path, sessions: ConsoleSessions, address: str = "127.0.0.1", port: int = 0
     ) -> None:
         """``host`` is this host's name; port 0 takes a free one."""
-        self._audience = audience
+        self._sessions = sessions
         self._role, self._certificates = issuing.host_role(host), certificates
         self.reload()
         self._address = (address, port)
@@ -57,20 +57,20 @@ class ViewerServer:
         self._context: ssl.SSLContext = issuing.viewer_context(self._certificates, self._role)
 
     async def stop(self) -> None:
-        """Close the port. Who watches goes when the `Audience` closes."""
+        """Close the port. Who watches goes when the `ConsoleSessions` closes."""
         if self._listener:
             self._listener.close()
             await self._listener.wait_closed()
 
     async def _serve(self, connection: socket.socket, slot: Slot) -> None:
-        end = Viewing(self._audience, slot)
+        end = ConsoleSession(self._sessions, slot)
         try:
             async with timeout(VIEWER_LIMIT):
                 await rfb.agree_on_tls(rfb.Plain(connection))
                 await asyncio.get_running_loop().connect_accepted_socket(
                     lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=VIEWER_LIMIT
                 )
-                await self._let_in(end, slot)
+                await self._admit(end, slot)
         except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
             log.debug("a connection to the viewer port ended early", reason=str(error) or "time is up")
             _drop(end, connection)
@@ -82,11 +82,11 @@ class ViewerServer:
             _drop(end, connection)
             raise
 
-    async def _let_in(self, end: Viewing, slot: Slot) -> None:
+    async def _admit(self, end: ConsoleSession, slot: Slot) -> None:
         name, password = await rfb.read_credentials(end)
-        ticket = self._audience.admit(password, Purpose.VIEWER, desktop=name)
+        ticket = self._sessions.admit(password, Purpose.VIEWER, desktop=name)
         slot.settle()
-        screen = await self._audience.seat(end, ticket)
+        screen = await self._sessions.open(end, ticket)
         await _shake_hands(screen)
         end.send(rfb.ACCEPTED)
         try:
@@ -99,7 +99,7 @@ class ViewerServer:
         log.debug("viewer let in", desktop=ticket.desktop, user=ticket.user)
 
 
-async def _shake_hands(screen: End) -> None:
+async def _shake_hands(screen: StreamEnd) -> None:
     """Raises `Unavailable`."""
     try:
         async with timeout(VIEWER_GUEST_LIMIT):
@@ -112,7 +112,7 @@ async def _shake_hands(screen: End) -> None:
         raise
 
 
-def _drop(end: Viewing, connection: socket.socket) -> None:
+def _drop(end: ConsoleSession, connection: socket.socket) -> None:
     if hasattr(end, "transport"):
         end.transport.abort()
     else:

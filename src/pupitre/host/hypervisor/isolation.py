@@ -58,15 +58,15 @@ class Paths:
     isolated: bool = False
 
 
-def plain(settings: Settings) -> Paths:
+def host_paths(settings: Settings) -> Paths:
     """The folders where they lie, made if they are not there; by a short way where libvirt's sockets need one."""
     paths = _make(settings)
     fits = len(os.fsencode(settings.host_dir / DEEPEST)) <= LONGEST
-    return paths if fits else _below(_short_way(settings.host_dir), settings)
+    return paths if fits else _paths_under(_short_link(settings.host_dir), settings)
 
 
 def _make(settings: Settings) -> Paths:
-    paths = _below(settings.host_dir, settings)
+    paths = _paths_under(settings.host_dir, settings)
     for folder in (paths.embed, paths.overlays, paths.serials):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o711)  # to be passed through by QEMU's user, not listed
@@ -75,7 +75,7 @@ def _make(settings: Settings) -> Paths:
     return paths
 
 
-def _below(host: Path, settings: Settings) -> Paths:
+def _paths_under(host: Path, settings: Settings) -> Paths:
     return Paths(host / "embed", host / "overlays", host / "serial", settings.images_dir)
 
 
@@ -86,17 +86,17 @@ def enter(settings: Settings) -> Paths:
     another hypervisor) or none is allowed. Raises `SetupError`.
     """
     if os.geteuid() != 0 or not settings.hypervisor.startswith("qemu:///embed"):
-        return plain(settings)
+        return host_paths(settings)
     if os.environ.pop(_MARK, None) == str(os.getpid()):
-        return _furnish(settings, _make(settings))
+        return _fill_namespace(settings, _make(settings))
     require_qemu_user()
     if refusal := _refusal():
         _log.warning("QEMU runs as root: no mount namespace of our own is allowed here", reason=refusal)
-        return plain(settings)
-    return _start_anew()
+        return host_paths(settings)
+    return _restart_in_namespace()
 
 
-def _short_way(folder: Path) -> Path:
+def _short_link(folder: Path) -> Path:
     """A link to ``folder``, always the same for the same user and folder. In /tmp only its owner can replace it."""
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
     link = Path("/tmp") / f"pupitre-{os.geteuid()}-{digest}"
@@ -109,7 +109,7 @@ def _short_way(folder: Path) -> Path:
     return link
 
 
-def _start_anew() -> NoReturn:
+def _restart_in_namespace() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ[_MARK] = str(os.getpid())
@@ -139,7 +139,7 @@ def _refusal() -> str | None:
     return done.stderr.strip() or "unshare failed" if done.returncode else None
 
 
-def _furnish(settings: Settings, there: Paths) -> Paths:
+def _fill_namespace(settings: Settings, there: Paths) -> Paths:
     here = Paths(SHORT / "embed", SHORT / "overlays", SHORT / "serial", SHORT / "images", isolated=True)
     if not there.images.stat().st_mode & stat.S_IXOTH:
         raise SetupError(f"QEMU's user may not enter {there.images}.", f"Mend it with: chmod o+x {there.images}")
@@ -152,11 +152,11 @@ def _furnish(settings: Settings, there: Paths) -> Paths:
     ):
         target.mkdir()
         _mount("-o", options, str(source), str(target))
-    _furnish_kvm(settings)
+    _fill_namespace_for_kvm(settings)
     return here
 
 
-def _furnish_kvm(settings: Settings) -> None:
+def _fill_namespace_for_kvm(settings: Settings) -> None:
     """A /dev/kvm that QEMU's user may open, if guests run on it; otherwise one that no one can."""
     if not kvm.DEVICE.exists():
         return

@@ -11,51 +11,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Happening = Literal["run", "end"]
+EventKind = Literal["run", "end"]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    happened: Happening
+class GuestLogEntry:
+    kind: EventKind
     desktop: str
     boot: int
 
 
-class Ledger:
+class SimulatedGuestLog:
     """One host's; a file that is not there is an empty one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, happened: Happening, desktop: str, boot: int) -> None:
+    def write(self, kind: EventKind, desktop: str, boot: int) -> None:
         """Raises `OSError`."""
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            os.write(file, f"{happened} {desktop} {boot}\n".encode())
+            os.write(file, f"{kind} {desktop} {boot}\n".encode())
         finally:
             os.close(file)
 
-    def lines(self) -> Iterator[Line]:
+    def entries(self) -> Iterator[GuestLogEntry]:
         """Everything that happened, oldest first."""
         if not self._path.exists():
             return
         for text in self._path.read_text().splitlines(keepends=True):
             match text.split():
                 case ["run", desktop, boot] if text.endswith("\n"):
-                    yield Line("run", desktop, int(boot))
+                    yield GuestLogEntry("run", desktop, int(boot))
                 case ["end", desktop, boot] if text.endswith("\n"):
-                    yield Line("end", desktop, int(boot))
+                    yield GuestLogEntry("end", desktop, int(boot))
 
     def running(self) -> dict[str, int]:
         """The guests that run, with their boot generations."""
         found: dict[str, int] = {}
-        for line in self.lines():
-            if line.happened == "run":
-                found[line.desktop] = line.boot
+        for entry in self.entries():
+            if entry.kind == "run":
+                found[entry.desktop] = entry.boot
             else:
-                found.pop(line.desktop, None)
+                found.pop(entry.desktop, None)
         return found
 
 
-def ledger_path(host_dir: Path) -> Path:
+def guest_log_path(host_dir: Path) -> Path:
     return host_dir / "guests.log"

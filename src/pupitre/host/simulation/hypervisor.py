@@ -3,7 +3,7 @@
 It misbehaves by name: ``prompt`` does not, ``slow`` takes its time, ``never_boots`` is still
 starting when the caller gives up, ``dies_at_start`` fails, ``deaf`` does not hear its power
 button. A test that passes ``delay=None`` decides with `step` when a start goes on, and with `crash` when a guest ends.
-With a ``ledger`` its guests outlive the process, as real ones do; without, they are lost with it.
+With a ``guest_log`` its guests outlive the process, as real ones do; without, they are lost with it.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from pupitre.domain.host import HostFacts
 from pupitre.errors import HypervisorError, NoSuchDomain, SetupError
 from pupitre.host.hypervisor.domain_xml import desktop_id
 from pupitre.host.hypervisor.port import Guest, GuestState, SeenGuest
-from pupitre.host.simulation.guest_log import Ledger, ledger_path
+from pupitre.host.simulation.guest_log import SimulatedGuestLog, guest_log_path
 from pupitre.host.simulation.screen import Screen
 from pupitre.timings import SIMULATED_SLOW_START
 
@@ -49,12 +49,12 @@ class SimulatedHypervisor:
         serials: Path,
         delay: float | None = SIMULATED_SLOW_START,
         memory_mib: int = 65536,
-        ledger: Ledger | None = None,
+        guest_log: SimulatedGuestLog | None = None,
     ) -> None:
         self.behaviour = behaviour
         self.pressed: dict[str, int] = {}
         """How often each guest's power button was pressed."""
-        self._ledger = ledger
+        self._guest_log = guest_log
         self._serials = serials
         self._delay = delay
         self._memory_mib = memory_mib
@@ -76,12 +76,12 @@ class SimulatedHypervisor:
             raise SetupError(
                 f"There is no simulated hypervisor {name!r}.", f"Choose one of: {', '.join(Behaviour)}."
             ) from None
-        ledger = Ledger(ledger_path(serials.parent))
-        return SimulatedHypervisor(behaviour, serials, delay, memory_mib or 65536, ledger)
+        guest_log = SimulatedGuestLog(guest_log_path(serials.parent))
+        return SimulatedHypervisor(behaviour, serials, delay, memory_mib or 65536, guest_log)
 
     async def open(self) -> None:
         self._serials.mkdir(parents=True, exist_ok=True)
-        for desktop, boot in (self._ledger.running() if self._ledger else {}).items():
+        for desktop, boot in (self._guest_log.running() if self._guest_log else {}).items():
             there = self._guests[desktop] = _Simulated(desktop, boot, Screen(desktop), GuestState.RUNNING)
             there.go.set()
 
@@ -186,8 +186,8 @@ class SimulatedHypervisor:
     def _run(self, there: _Simulated) -> None:
         if self._guests.get(there.desktop) is there and there.state is GuestState.STARTING:
             try:
-                if self._ledger:
-                    self._ledger.write("run", there.desktop, there.boot)
+                if self._guest_log:
+                    self._guest_log.write("run", there.desktop, there.boot)
             except OSError:  # as QEMU on a full disk: it does not come to be, and who waits for it is told
                 self._guests.pop(there.desktop)
                 there.go.set()
@@ -198,8 +198,8 @@ class SimulatedHypervisor:
 
     def _end(self, there: _Simulated, reason: str, *, orderly: bool = False) -> None:
         self._guests.pop(there.desktop)
-        if self._ledger and there.state is GuestState.RUNNING:
-            self._ledger.write("end", there.desktop, there.boot)
+        if self._guest_log and there.state is GuestState.RUNNING:
+            self._guest_log.write("end", there.desktop, there.boot)
         there.go.set()
         self._hang_up(there.desktop)
         self._tell(there, GuestState.STOPPED, reason, orderly)

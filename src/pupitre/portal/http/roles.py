@@ -9,13 +9,13 @@ from pupitre.errors import Forbidden
 from pupitre.portal.identity.sessions import Caller, SignedIn
 
 
-async def _host_keeper(caller: SignedIn) -> Caller:
+async def _host_admin(caller: SignedIn) -> Caller:
     if not may_manage_hosts(caller.user):
         raise Forbidden("Only administrators see and change hosts. Ask yours.")
     return caller
 
 
-async def _user_keeper(caller: SignedIn) -> Caller:
+async def _user_admin(caller: SignedIn) -> Caller:
     if not may_manage_users(caller.user):
         raise Forbidden("Only administrators see and add users. Ask yours.")
     return caller
@@ -27,6 +27,6 @@ async def _auditor(caller: SignedIn) -> Caller:
     return caller
 
 
-HostKeeper = Annotated[Caller, Depends(_host_keeper)]
-UserKeeper = Annotated[Caller, Depends(_user_keeper)]
+HostAdmin = Annotated[Caller, Depends(_host_admin)]
+UserAdmin = Annotated[Caller, Depends(_user_admin)]
 Auditor = Annotated[Caller, Depends(_auditor)]

@@ -50,7 +50,7 @@ def templates(assets: Assets) -> Jinja2Templates:
         "state_words": labels.STATE_WORDS,
         "host_words": labels.HOST_WORDS,
         "ended_words": labels.OUTCOME_WORDS,
-        "mends": labels.MENDS,
+        "remedies": labels.REMEDIES,
     }
     return Jinja2Templates(env=environment)
 

@@ -50,7 +50,7 @@ def _is_common(password: str) -> bool:
     return is_bad_password(password)
 
 
-class Checker:
+class PasswordVerifier:
     """Checks and makes hashes in threads, `PARALLEL` at a time."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pupitre.runtime.workers import persist
+from pupitre.runtime.workers import retry_loop
 from pupitre.store.accounts import SESSIONS, Accounts
 from pupitre.store.revocations import Revocations
 
@@ -26,11 +26,11 @@ async def passing_on_revocations(accounts: Accounts, revocations: Revocations) -
     async def hear() -> None:
         while True:
             due.set()
-            await sessions.heard()
+            await sessions.wait()
 
     due = asyncio.Event()
     async with accounts.database.listen(SESSIONS) as sessions, asyncio.TaskGroup() as tasks:
-        workers = [tasks.create_task(hear()), tasks.create_task(persist(pass_on, due))]
+        workers = [tasks.create_task(hear()), tasks.create_task(retry_loop(pass_on, due))]
         try:
             yield
         finally:

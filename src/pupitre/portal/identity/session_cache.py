@@ -26,7 +26,7 @@ class _Answer(NamedTuple):
     until: float
 
 
-class Presence:
+class SessionCache:
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
         self._kept: dict[str, _Answer] = {}
@@ -34,7 +34,7 @@ class Presence:
         self._generation = 0
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator["Presence"]:
+    async def listening(self) -> AsyncIterator["SessionCache"]:
         async with self._accounts.database.listen(SESSIONS) as ended, asyncio.TaskGroup() as tasks:
             hearing = tasks.create_task(self._hear(ended))
             try:
@@ -69,5 +69,5 @@ class Presence:
 
     async def _hear(self, ended: Listening) -> None:
         while True:
-            await ended.heard()
+            await ended.wait()
             self.forget()

@@ -70,7 +70,7 @@ async def caller_of(request: Request) -> Caller | None:
         return None
     token, browser = found
     kind = SessionKind.COOKIE if browser else SessionKind.BEARER
-    session = await portal_of(request).presence.session(digest(token))
+    session = await portal_of(request).session_cache.session(digest(token))
     if session is None or session.kind is not kind:
         return None
     return Caller(session.user, session.token_hash, browser, address_of(request), session.expires, session.created)
@@ -163,7 +163,7 @@ async def end_session(portal: Portal, caller: Caller, token_hash: str) -> None:
     session = next((session for session in sessions if session.token_hash == token_hash), None)
     if session is None or not await portal.accounts.close_session(token_hash):
         return
-    portal.presence.forget()
+    portal.session_cache.forget()
     act = Act.SIGN_OUT if token_hash == caller.bearer else Act.TOKEN_REVOKED
     detail = _KINDS[session.kind]
     await note(portal, act, user=caller.user, origin=caller.origin, subject=mark(token_hash), detail=detail)
@@ -192,7 +192,7 @@ async def extend_session(portal: Portal, caller: Caller) -> Caller:
     if until > caller.until:
         if not await portal.accounts.extend_session(caller.bearer, until, now=now):
             raise NotSignedIn("The sign-in has ended. Sign in again.")
-        portal.presence.forget()
+        portal.session_cache.forget()
         await note(portal, Act.SIGN_IN_EXTENDED, user=caller.user, origin=caller.origin, subject=mark(caller.bearer))
     return replace(caller, until=until)
 
@@ -218,7 +218,7 @@ async def change_password(portal: Portal, caller: Caller, current: str, new: str
         raise Invalid("The new password is the old one. Choose another.")
     hashed = await portal.passwords.hash(new, user.name, user.display_name)
     await portal.accounts.set_password(user.id, hashed)
-    portal.presence.forget()
+    portal.session_cache.forget()
     await note(portal, Act.PASSWORD_CHANGED, user=user, origin=caller.origin, subject=user.name)
 
 

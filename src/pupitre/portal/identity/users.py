@@ -43,7 +43,7 @@ async def set_role(portal: Portal, caller: Caller, name: str, role: Role) -> Use
     """Every sign-in and token of the user ends. Raises `NotFound`, and `Conflict` for one's own account."""
     user = await _other(portal, caller, name)
     await portal.accounts.set_role(user.id, role)
-    portal.presence.forget()
+    portal.session_cache.forget()
     detail = f"from {user.role} to {role}"
     await note(portal, Act.ROLE_CHANGED, user=caller.user, origin=caller.origin, subject=user.name, detail=detail)
     return replace(user, role=role)
@@ -54,7 +54,7 @@ async def set_display_name(portal: Portal, caller: Caller, name: str, display_na
     shown = checked_display(display_name)
     user = await _named(portal, caller, name)
     await portal.accounts.set_display_name(user.id, shown)
-    portal.presence.forget()
+    portal.session_cache.forget()
     act = Act.DISPLAY_NAME_CHANGED
     await note(portal, act, user=caller.user, origin=caller.origin, subject=user.name, detail=shown)
     return replace(user, display_name=shown)
@@ -64,7 +64,7 @@ async def remove_user(portal: Portal, caller: Caller, name: str) -> None:
     """Remove the account and stop its desktops. Raises `NotFound`, and `Conflict` for one's own account."""
     user = await _other(portal, caller, name)
     await portal.accounts.remove_user(user.id)
-    portal.presence.forget()
+    portal.session_cache.forget()
     await note(portal, Act.USER_REMOVED, user=caller.user, origin=caller.origin, subject=user.name, detail=user.role)
     await stop_desktops(portal.settings, portal.commands, portal.status, user)
 

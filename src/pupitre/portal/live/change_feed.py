@@ -20,7 +20,7 @@ from pupitre.portal.http.metrics import Metrics
 from pupitre.portal.live.status_mirror import MirrorChanges, StatusMirror
 from pupitre.portal.live.watched_commands import WatchedCommands
 from pupitre.runtime.batch import Batch
-from pupitre.runtime.workers import until_available
+from pupitre.runtime.workers import retry_until_available
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.sql.dialect import Listening
 from pupitre.store.status import CHANGED
@@ -152,7 +152,7 @@ class ChangeFeed:
             finally:
                 tried.set()
 
-        await until_available(begin)
+        await retry_until_available(begin)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(answered, self._tell_commands))
             tasks.create_task(self._follow(changed, self._status.refresh))
@@ -209,11 +209,11 @@ class ChangeFeed:
         for stream in self._streams:
             stream.end()
 
-    async def _follow(self, bell: Listening, tell: Callable[[], Awaitable[int]]) -> None:
+    async def _follow(self, listening: Listening, tell: Callable[[], Awaitable[int]]) -> None:
         """Tell what is new at every notification; many changes at once make the next ones wait for each other."""
         while True:
-            await bell.heard()
-            told = await until_available(tell)
+            await listening.wait()
+            told = await retry_until_available(tell)
             if told > 1:
                 await asyncio.sleep(GATHER_EVENTS)
             if told >= MANY:

@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse
 from pupitre.errors import PupitreError
 from pupitre.portal.context import REFRESHED, portal_of
 from pupitre.portal.hosts import halt, hosts_of
-from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.http.roles import HostAdmin
 from pupitre.portal.http.templates import render
 from pupitre.portal.pages.refusals import Refusal, refusal_of
 
@@ -16,14 +16,14 @@ router = APIRouter(dependencies=[REFRESHED])
 
 
 @router.get("/admin/halt")
-async def confirm_halt(request: Request, _caller: HostKeeper) -> Response:
+async def confirm_halt(request: Request, _caller: HostAdmin) -> Response:
     return await _page(request)
 
 
 @router.post("/admin/halt")
 async def halt_cluster(
     request: Request,
-    caller: HostKeeper,
+    caller: HostAdmin,
     cluster: Annotated[str, Form(max_length=64)] = "",
     hosts: Annotated[bool, Form()] = False,
 ) -> Response:

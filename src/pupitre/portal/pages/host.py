@@ -13,7 +13,7 @@ from pupitre.domain.people.access import User
 from pupitre.errors import PupitreError
 from pupitre.portal.context import REFRESHED, Portal, portal_of
 from pupitre.portal.hosts import SeenHost, boot_up_host, configure_host, host_called, retire_host
-from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.http.roles import HostAdmin
 from pupitre.portal.http.templates import render
 from pupitre.portal.pages.form_page import form_page
 from pupitre.portal.pages.host_forms import HostForm, change, form_of
@@ -24,7 +24,7 @@ from pupitre.portal.pages.refusals import Refusal, refusal_of
 router = APIRouter(dependencies=[REFRESHED])
 
 
-class WayOut(StrEnum):
+class RetireMode(StrEnum):
     """How a host leaves service, as its page's address says it."""
 
     SHUT_DOWN = "shut-down"
@@ -42,13 +42,13 @@ async def host_board(portal: Portal, user: User, seen: SeenHost) -> dict[str, An
 
 
 @router.get("/admin/hosts/{host}")
-async def host(request: Request, caller: HostKeeper, host: str) -> Response:
+async def host(request: Request, caller: HostAdmin, host: str) -> Response:
     seen = host_called(portal_of(request), host)
     return await _page(request, caller.user, seen, form_of(seen.host))
 
 
 @router.post("/admin/hosts/{host}")
-async def configure(request: Request, caller: HostKeeper, host: str, form: Annotated[HostForm, Form()]) -> Response:
+async def configure(request: Request, caller: HostAdmin, host: str, form: Annotated[HostForm, Form()]) -> Response:
     """Only what differs is asked of the cluster; nothing, when nothing does."""
     portal = portal_of(request)
     seen = host_called(portal, host)
@@ -65,7 +65,7 @@ async def configure(request: Request, caller: HostKeeper, host: str, form: Annot
 
 
 @router.post("/admin/hosts/{host}/boot-up")
-async def boot_up(request: Request, caller: HostKeeper, host: str) -> Response:
+async def boot_up(request: Request, caller: HostAdmin, host: str) -> Response:
     portal = portal_of(request)
     seen = host_called(portal, host)
     try:
@@ -76,7 +76,7 @@ async def boot_up(request: Request, caller: HostKeeper, host: str) -> Response:
 
 
 @router.get("/admin/hosts/{host}/{way}")
-async def confirm(request: Request, caller: HostKeeper, host: str, way: WayOut) -> Response:
+async def confirm(request: Request, caller: HostAdmin, host: str, way: RetireMode) -> Response:
     """What will happen, to how many desktops."""
     return await _confirmation(request, host_called(portal_of(request), host), way)
 
@@ -84,21 +84,21 @@ async def confirm(request: Request, caller: HostKeeper, host: str, way: WayOut) 
 @router.post("/admin/hosts/{host}/{way}")
 async def retire(
     request: Request,
-    caller: HostKeeper,
+    caller: HostAdmin,
     host: str,
-    way: WayOut,
+    way: RetireMode,
     pace: Annotated[Literal["orderly", "at_once"], Form()] = "orderly",
 ) -> Response:
     portal = portal_of(request)
     seen = host_called(portal, host)
     try:
         await retire_host(
-            portal, caller, seen.host.name, unregister=way is WayOut.UNREGISTER, at_once=pace == "at_once"
+            portal, caller, seen.host.name, unregister=way is RetireMode.UNREGISTER, at_once=pace == "at_once"
         )
     except PupitreError as error:
         return await _confirmation(request, seen, way, pace, refusal_of(error))
     # The page of a host that was unregistered goes away; the list tells the outcome.
-    return RedirectResponse("/admin/hosts" if way is WayOut.UNREGISTER else f"/admin/hosts/{seen.host.name}", 303)
+    return RedirectResponse("/admin/hosts" if way is RetireMode.UNREGISTER else f"/admin/hosts/{seen.host.name}", 303)
 
 
 async def _page(
@@ -116,7 +116,7 @@ async def _page(
 
 
 async def _confirmation(
-    request: Request, seen: SeenHost, way: WayOut, pace: str = "orderly", refusal: Refusal | None = None
+    request: Request, seen: SeenHost, way: RetireMode, pace: str = "orderly", refusal: Refusal | None = None
 ) -> Response:
     settings = portal_of(request).settings
     context = {

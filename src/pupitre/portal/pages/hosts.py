@@ -14,7 +14,7 @@ from pupitre.domain.people.access import User
 from pupitre.errors import PupitreError
 from pupitre.portal.context import REFRESHED, Portal, portal_of
 from pupitre.portal.hosts import hosts_of, register_host
-from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.http.roles import HostAdmin
 from pupitre.portal.pages.form_page import form_page
 from pupitre.portal.pages.host_forms import HostForm, registration
 from pupitre.portal.pages.link import freshness
@@ -43,12 +43,12 @@ async def hosts_board(portal: Portal, user: User) -> dict[str, Any]:
 
 
 @router.get("/admin/hosts")
-async def hosts(request: Request, caller: HostKeeper) -> Response:
+async def hosts(request: Request, caller: HostAdmin) -> Response:
     return await _page(request, caller.user, HostForm())
 
 
 @router.post("/admin/hosts")
-async def add_host(request: Request, caller: HostKeeper, form: Annotated[HostForm, Form()]) -> Response:
+async def add_host(request: Request, caller: HostAdmin, form: Annotated[HostForm, Form()]) -> Response:
     asked = registration(form)
     if not isinstance(asked, RegisterHost):
         return await _page(request, caller.user, form, errors=asked)

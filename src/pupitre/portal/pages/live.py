@@ -9,7 +9,7 @@ from pupitre.domain.people.access import User
 from pupitre.errors import NotFound
 from pupitre.portal.context import REFRESHED, portal_of
 from pupitre.portal.hosts import host_called
-from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.http.roles import HostAdmin
 from pupitre.portal.http.templates import fragment
 from pupitre.portal.identity.sessions import Caller, SignedIn, caller_of
 from pupitre.portal.live.change_feed import Changes
@@ -41,7 +41,7 @@ async def desktops(request: Request, caller: SignedIn) -> AsyncIterator[ServerSe
 
 
 @router.get("/live/hosts", response_class=EventSourceResponse, dependencies=[REFRESHED])
-async def hosts(request: Request, caller: HostKeeper) -> AsyncIterator[ServerSentEvent]:
+async def hosts(request: Request, caller: HostAdmin) -> AsyncIterator[ServerSentEvent]:
     portal = portal_of(request)
 
     async def pieces(changes: Changes | None) -> list[ServerSentEvent]:
@@ -57,7 +57,7 @@ async def hosts(request: Request, caller: HostKeeper) -> AsyncIterator[ServerSen
 
 
 @router.get("/live/hosts/{host}", response_class=EventSourceResponse, dependencies=[REFRESHED])
-async def one_host(request: Request, caller: HostKeeper, host: str) -> AsyncIterator[ServerSentEvent]:
+async def one_host(request: Request, caller: HostAdmin, host: str) -> AsyncIterator[ServerSentEvent]:
     portal = portal_of(request)
 
     async def pieces(changes: Changes | None) -> list[ServerSentEvent]:

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 
 from pupitre.portal import hosts
 from pupitre.portal.context import REFRESHED, portal_of
-from pupitre.portal.http.roles import HostKeeper
+from pupitre.portal.http.roles import HostAdmin
 from pupitre.portal.identity.sessions import SignedIn
 from pupitre.portal.live.freshness import cluster_freshness
 from pupitre.portal.rest.hosts import accepted
@@ -20,6 +20,6 @@ async def status(request: Request, _caller: SignedIn) -> StatusOut:
 
 
 @router.post("/cluster/halt", status_code=202)
-async def halt(request: Request, response: Response, caller: HostKeeper, body: HaltRequest) -> Accepted:
+async def halt(request: Request, response: Response, caller: HostAdmin, body: HaltRequest) -> Accepted:
     """Stop endpoint and cluster, and the hosts too if asked. Commands without an outcome are cancelled."""
     return accepted(response, await hosts.halt(portal_of(request), caller, hosts=body.hosts))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import BigInteger, BindParameter, ColumnElement, Table, and_, bindparam, delete, exists, false, select
 from sqlalchemy.sql import Select
 
-from pupitre.domain.command import FINAL_STATES, UNENDED_STATES
+from pupitre.domain.command import FINAL_STATES, PENDING_STATES
 from pupitre.store.schema import audit, commands
 from pupitre.store.sql.engine import Database
 from pupitre.timings import PRUNE_PAUSE
@@ -34,7 +34,7 @@ def _old_rows(table: Table, *conditions: ColumnElement[bool]) -> Select[tuple[st
 
 
 _BEFORE: BindParameter[int] = bindparam("before", type_=BigInteger())
-_IS_NEEDED = exists().where(and_(commands.c.id == audit.c.command, commands.c.state.in_(sorted(UNENDED_STATES))))
+_IS_NEEDED = exists().where(and_(commands.c.id == audit.c.command, commands.c.state.in_(sorted(PENDING_STATES))))
 _OLD_LINES = _old_rows(audit, audit.c.at < _BEFORE, ~_IS_NEEDED).order_by(audit.c.at)
 _OLD_COMMANDS = _old_rows(
     commands,

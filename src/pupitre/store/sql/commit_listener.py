@@ -32,7 +32,7 @@ class RemoteListener(ABC):
 
     @abstractmethod
     async def _follow(self) -> None:
-        """Connect, call `_begun`, then `_ring` at each change until the connection is lost (returns or raises)."""
+        """Connect, call `_begun`, then `_notify` at each change until the connection is lost (returns or raises)."""
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name=f"listen to {self._name}")
@@ -48,7 +48,7 @@ class RemoteListener(ABC):
             self._task.cancel()
             await asyncio.wait([self._task], timeout=1)
 
-    async def heard(self) -> None:
+    async def wait(self) -> None:
         await self._rung.wait()
         if self._task and self._task.done():
             self._task.result()  # what nobody foresaw is not waited out in silence
@@ -56,16 +56,16 @@ class RemoteListener(ABC):
 
     def _ended(self, _task: object) -> None:
         self._tried.set()
-        self._ring()
+        self._notify()
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         self._rung.set()
 
     def _begun(self) -> None:
         """From now on no change is missed; what came before may have been."""
         if self._away:
             log.info("Listening to the database again.", database=self._name)
-            self._ring()
+            self._notify()
         self._away = False
         self._tried.set()
 

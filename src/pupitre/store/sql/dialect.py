@@ -60,7 +60,7 @@ class Listening(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def heard(self) -> None: ...
+    async def wait(self) -> None: ...
 
 
 class Dialect(Protocol):
@@ -91,7 +91,7 @@ class Dialect(Protocol):
         It only reads since another one leads, it shuts down, or it has closed the connection.
         """
 
-    def announced(self, topics: Sequence[str]) -> None:
+    def notify(self, topics: Sequence[str]) -> None:
         """Just after a commit: wake who listens to ``topics``, if the commit did not. Never raises."""
 
     def listen(self, topic: str) -> Listening:

@@ -29,36 +29,36 @@ KINDS = ("sqlite", "postgresql", "mariadb")
 class Database:
     """One database. ``write`` is one transaction, ``read`` one consistent look, ``listen`` waits for news.
 
-    ``bells`` is the folder in which processes of one machine wake each other, where the database itself cannot;
+    ``notify_dir`` is the folder in which processes of one machine wake each other, where the database itself cannot;
     ``poll`` the longest pause (s) between two looks for news where neither can; ``patience`` how long (s) one
     statement may take on a server.
     """
 
     def __init__(
-        self, url: str, *, bells: Path, read_only: bool = False, poll: float = 0.5, patience: float = 30
+        self, url: str, *, notify_dir: Path, read_only: bool = False, poll: float = 0.5, patience: float = 30
     ) -> None:
         self.url = make_url(url)
         self.read_only = read_only
         self.health = Health()
-        self._dialect = self._open(bells, poll, patience)
+        self._dialect = self._open(notify_dir, poll, patience)
         self._under_way = 0
         self._ended = asyncio.Event()
 
-    def _open(self, bells: Path, poll: float, patience: float) -> Dialect:
+    def _open(self, notify_dir: Path, poll: float, patience: float) -> Dialect:
         # Each process imports the one driver that it uses.
         match self.kind:
             case "sqlite":
                 from pupitre.store.sql.backends.sqlite import Sqlite
 
-                return Sqlite(self.url, bells=bells, patience=patience, read_only=self.read_only)
+                return Sqlite(self.url, notify_dir=notify_dir, patience=patience, read_only=self.read_only)
             case "postgresql":
                 from pupitre.store.sql.backends.postgresql import Postgres
 
                 return Postgres(self.url, patience=patience, read_only=self.read_only)
             case "mariadb":
-                from pupitre.store.sql.backends.mariadb import Maria
+                from pupitre.store.sql.backends.mariadb import MariaDB
 
-                return Maria(self.url, poll=poll, patience=patience, read_only=self.read_only)
+                return MariaDB(self.url, poll=poll, patience=patience, read_only=self.read_only)
             case other:
                 raise SetupError(f"{other} is not a database that Pupitre knows.", f"Use one of {', '.join(KINDS)}.")
 
@@ -81,7 +81,7 @@ class Database:
                         yield connection
                         await connection.commit(topics)
                 self.health.works()
-            self._dialect.announced(topics)
+            self._dialect.notify(topics)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Connection]:
@@ -186,7 +186,7 @@ def open_database(settings: Settings, role: DatabaseRole, name: DatabaseName, *,
     """The database ``name`` as ``role`` may use it. Raises `SetupError` when it does not exist."""
     return Database(
         settings.database_url(name, role),
-        bells=settings.bells_dir,
+        notify_dir=settings.notify_dir,
         read_only=read_only,
         poll=settings.database_poll,
     )

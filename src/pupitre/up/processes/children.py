@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pupitre.config import Settings
 from pupitre.errors import SetupError
-from pupitre.up.hosts import OwnHost, own_hosts
+from pupitre.up.hosts import LocalHost, local_hosts
 from pupitre.up.processes.child import ChildSpec
 from pupitre.up.processes.ports import free_port
 
@@ -59,7 +59,7 @@ def _ops_port(settings: Settings, number: int) -> dict[str, str]:
     return {"PUPITRE_OPS_PORT": str(settings.ops_port + number)} if settings.ops_port else {}
 
 
-def child_name(settings: Settings, host: OwnHost) -> str:
+def child_name(settings: Settings, host: LocalHost) -> str:
     """One alone is simply the host."""
     return host.name if settings.hosts > 1 else "host"
 
@@ -67,7 +67,7 @@ def child_name(settings: Settings, host: OwnHost) -> str:
 def _hosts(settings: Settings, shared: dict[str, str]) -> list[ChildSpec]:
     taken = {settings.portal_port, settings.console_port}
     found: list[ChildSpec] = []
-    for host in own_hosts(settings):
+    for host in local_hosts(settings):
         host.folder.mkdir(parents=True, exist_ok=True)
         environment = {"PUPITRE_CONSOLE_PORT": str(settings.console_port), **shared, "PUPITRE_HOST_NAME": host.name}
         if host.memory_mib:
@@ -87,7 +87,7 @@ def _broker(settings: Settings, shared: dict[str, str]) -> ChildSpec:
     from pupitre.wire.broker import write_config
 
     port = urlsplit(settings.nats_url.split(",")[0].strip()).port or 4222
-    config = write_config(settings, port=port, hosts=[host.name for host in own_hosts(settings)])
+    config = write_config(settings, port=port, hosts=[host.name for host in local_hosts(settings)])
     return ChildSpec(
         "nats",
         (str(program("nats-server")), "-c", str(config)),

@@ -52,7 +52,7 @@ CHILD_LIFE: Machine[ChildState, ChildEvent] = Machine(
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class ChildLifecycle:
     """Where a child stands. ``since`` is when the state began, in seconds of any steady clock.
 
     ``failures`` counts ends in a row that came before `CHILD_HEALTHY`; ``restarts`` counts all.
@@ -65,7 +65,7 @@ class Life:
     restarts: int = 0
     was_ready: bool = False
 
-    def after(self, event: ChildEvent, now: float) -> "Life":
+    def after(self, event: ChildEvent, now: float) -> "ChildLifecycle":
         """The life after ``event``. Raises `ForbiddenTransition`."""
         state = CHILD_LIFE.next(self.state, event)
         life = replace(self, state=state, since=self.since if state is self.state else now)

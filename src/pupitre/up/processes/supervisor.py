@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pupitre.errors import SetupError
-from pupitre.runtime.workers import rung, ungrouped
+from pupitre.runtime.workers import ungrouped, wait_or_timeout
 from pupitre.timings import CHILD_HURRIED
 from pupitre.up.processes.child import Child, ChildSpec, describe_exit
-from pupitre.up.processes.lifecycle import CHILD_LIFE, ChildEvent, ChildState, Life
+from pupitre.up.processes.lifecycle import CHILD_LIFE, ChildEvent, ChildLifecycle, ChildState
 from pupitre.up.processes.stream import LogStream
 
 SETUP_FAULT = 2
 """Exit code of a Pupitre process that lacks something which only a person can mend."""
 
 
-class Keeper:
+class ChildSupervisor:
     """Keeps one child alive. ``on_change`` hears of every change of its life."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Keeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
-        self.life = Life()
+        self.life = ChildLifecycle()
         self.child: Child | None = None
         self._sockets = sockets
         self._stream = stream
@@ -148,7 +148,7 @@ class Keeper:
             self._say(f"{self.spec.name} did not stop in time and was killed")
 
     async def _pause(self, seconds: float) -> None:
-        await rung(self._stopping, seconds)
+        await wait_or_timeout(self._stopping, seconds)
 
     def _became_ready(self) -> None:
         if CHILD_LIFE.allows(self.life.state, ChildEvent.READY):
@@ -178,43 +178,44 @@ class Supervisor:
         on_change: Callable[[], None],
     ) -> None:
         self._stages = [
-            [Keeper(spec, sockets=sockets, stream=stream, on_change=on_change) for spec in stage] for stage in stages
+            [ChildSupervisor(spec, sockets=sockets, stream=stream, on_change=on_change) for spec in stage]
+            for stage in stages
         ]
 
     @property
-    def keepers(self) -> list[Keeper]:
-        return [keeper for stage in self._stages for keeper in stage]
+    def supervisors(self) -> list[ChildSupervisor]:
+        return [supervisor for stage in self._stages for supervisor in stage]
 
     async def start(self, on_ready: Callable[[str, float], None]) -> None:
         """``on_ready`` hears each child's name and the seconds it took. Raises `SetupError`."""
         for stage in self._stages:
             with ungrouped(SetupError):
                 async with asyncio.TaskGroup() as starting:
-                    for keeper in stage:
-                        starting.create_task(self._start(keeper, on_ready))
+                    for supervisor in stage:
+                        starting.create_task(self._start(supervisor, on_ready))
 
-    async def _start(self, keeper: Keeper, on_ready: Callable[[str, float], None]) -> None:
+    async def _start(self, supervisor: ChildSupervisor, on_ready: Callable[[str, float], None]) -> None:
         begun = time.monotonic()
-        await keeper.start()
-        on_ready(keeper.spec.name, time.monotonic() - begun)
+        await supervisor.start()
+        on_ready(supervisor.spec.name, time.monotonic() - begun)
 
     async def stop(self) -> None:
         """One after the other, the last one first."""
-        for keeper in reversed(self.keepers):
-            await keeper.stop()
+        for supervisor in reversed(self.supervisors):
+            await supervisor.stop()
 
     def wake(self, name: str) -> None:
         """Start the child of this name if it rests."""
-        for keeper in self.keepers:
-            if keeper.spec.name == name:
-                keeper.wake()
+        for supervisor in self.supervisors:
+            if supervisor.spec.name == name:
+                supervisor.wake()
 
     def reload(self, name: str) -> None:
         """Have the child of this name read its files again, if it runs."""
-        for keeper in self.keepers:
-            if keeper.spec.name == name and keeper.child:
-                keeper.child.reload()
+        for supervisor in self.supervisors:
+            if supervisor.spec.name == name and supervisor.child:
+                supervisor.child.reload()
 
     def hurry(self) -> None:
-        for keeper in self.keepers:
-            keeper.hurry()
+        for supervisor in self.supervisors:
+            supervisor.hurry()

@@ -37,7 +37,7 @@ _ENDS_SESSIONS = frozenset(_READ_ONLY | _KILLED | _SHUTDOWN)
 """What the server says of itself or of a connection (its own numbers are from 1000 to 1999, and above 3000)."""
 
 
-class Maria:
+class MariaDB:
     def __init__(self, url: URL, *, poll: float, patience: float, read_only: bool = False) -> None:
         url = url.set(drivername="mariadb+asyncmy")
         dialect = url.get_dialect()()
@@ -85,7 +85,7 @@ class Maria:
     def ends_sessions(self, error: Exception) -> bool:
         return isinstance(error, MySQLError) and _number(error) in _ENDS_SESSIONS
 
-    def announced(self, topics: Sequence[str]) -> None:
+    def notify(self, topics: Sequence[str]) -> None:
         pass
 
     def listen(self, topic: str) -> Listening:
@@ -240,7 +240,7 @@ class MariaListener(RemoteListener):
                 pause = min(pause * 1.5, max(self._longest, MARIADB_POLL))
             else:
                 seen, pause = now, MARIADB_POLL
-                self._ring()
+                self._notify()
 
 
 async def _news(connection: Any, deadline: Deadline) -> int:

@@ -189,7 +189,7 @@ class Postgres:
         state = str(getattr(error, "sqlstate", None) or "")
         return state in _ENDS_SESSIONS or state.startswith("08")
 
-    def announced(self, topics: Sequence[str]) -> None:
+    def notify(self, topics: Sequence[str]) -> None:
         pass
 
     def listen(self, topic: str) -> Listening:
@@ -298,7 +298,7 @@ class PostgresListener(RemoteListener):
             lost = asyncio.Event()
             connection.add_termination_listener(lambda *_: lost.set())
             with deadline:
-                await connection.add_listener(self._topic, lambda *_: self._ring())
+                await connection.add_listener(self._topic, lambda *_: self._notify())
             self._begun()
             await _until_lost(connection, deadline, lost)
         finally:

@@ -20,7 +20,7 @@ from sqlalchemy import URL, Column, Executable, Table, Update
 from sqlalchemy.dialects import sqlite
 
 from pupitre.errors import SetupError, Unavailable
-from pupitre.runtime.notifier import Bell
+from pupitre.runtime.notifier import Notifier
 from pupitre.runtime.timeouts import timeout
 from pupitre.store.sql.deadline import Deadline
 from pupitre.store.sql.dialect import DriverConnection, Listening
@@ -54,9 +54,9 @@ T = TypeVar("T")
 
 
 class Sqlite:
-    def __init__(self, url: URL, *, bells: Path, patience: float, read_only: bool = False) -> None:
+    def __init__(self, url: URL, *, notify_dir: Path, patience: float, read_only: bool = False) -> None:
         self._path = url.database or ""
-        self._bells = bells
+        self._notify_dir = notify_dir
         self._read_only = read_only
         self._patience = patience
         if not Path(self._path).exists():
@@ -104,12 +104,12 @@ class Sqlite:
     def ends_sessions(self, error: Exception) -> bool:
         return isinstance(error, Moved) or _is_of_no_use(error)
 
-    def announced(self, topics: Sequence[str]) -> None:
+    def notify(self, topics: Sequence[str]) -> None:
         for topic in topics:
-            Bell(self._bells, topic).ring()
+            Notifier(self._notify_dir, topic).notify()
 
     def listen(self, topic: str) -> Listening:
-        return Bell(self._bells, topic).listen()
+        return Notifier(self._notify_dir, topic).listen()
 
     async def close(self) -> None:
         await self.writing.close()
