@@ -157,7 +157,7 @@ class AccessLog:
                     headers.append((b"cache-control", b"no-store"))
                 message["headers"] = headers
                 log.debug(
-                    "Answered.", method=scope["method"], path=quote(scope["path"]), status=message["status"],
+                    "request_answered", method=scope["method"], path=quote(scope["path"]), status=message["status"],
                     ms=round((time.monotonic() - begun) * 1000, 1),
                 )  # fmt: skip
             await send(message)

@@ -13,7 +13,7 @@ from pupitre.host.hypervisor import isolation
 from pupitre.host.hypervisor.overlays import Overlays
 from pupitre.host.hypervisor.port import Guest, Hypervisor
 from pupitre.host.hypervisor.selection import choose
-from pupitre.runtime import log
+from pupitre.runtime.log import set_up_logging
 from tests.rigs.hypervisor_backends import SPEC
 
 
@@ -61,5 +61,5 @@ async def serve(settings: Settings, paths: isolation.Paths) -> None:
 
 if __name__ == "__main__":
     loaded = load()
-    log.setup(loaded, "host")
+    set_up_logging(loaded, "host")
     asyncio.run(serve(loaded, isolation.enter(loaded)))

@@ -16,7 +16,7 @@ from pupitre import config
 from pupitre.host.console.tickets import ConsoleServer
 from pupitre.net.splice import StreamEnd, prepare_process
 from pupitre.pki import issuing
-from pupitre.runtime import log
+from pupitre.runtime.log import set_up_logging
 
 ORDER = struct.Struct("!cQ")
 CHUNK = os.urandom(128 << 10)
@@ -81,7 +81,7 @@ async def serve_target() -> None:
 
 async def serve_host(target: int) -> None:
     settings = config.load()
-    log.setup(settings, "host")
+    set_up_logging(settings, "host")
     certificates = issuing.directory(settings, issuing.host_role("bench"))
     server = ConsoleServer("bench", certificates, TargetScreens(target), settings.home / "state")
     await server.start()

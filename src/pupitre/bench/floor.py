@@ -18,7 +18,7 @@ from pupitre.host.hypervisor.isolation import Paths
 from pupitre.host.hypervisor.overlays import Overlays
 from pupitre.host.hypervisor.port import Guest, Hypervisor
 from pupitre.images.store import ImageStore
-from pupitre.runtime import log
+from pupitre.runtime.log import set_up_logging
 
 
 async def serve(paths: Paths, image: str) -> None:
@@ -57,5 +57,5 @@ async def _start(hypervisor: Hypervisor, overlays: Overlays, store: ImageStore, 
 
 
 if __name__ == "__main__":
-    log.setup(config.load(), "floor")
+    set_up_logging(config.load(), "floor")
     asyncio.run(serve(isolation.enter(config.load()), sys.argv[1]))

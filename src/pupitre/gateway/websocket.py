@@ -126,7 +126,7 @@ class ConsoleWebSocket(StreamEnd):
             host = await self._admit_and_dial(request)
         except PupitreError as error:
             self.shared.refused.labels(error.code).inc()
-            log.info("console refused", error=error.code, reason=error.reason)
+            log.info("console_refused", error=error.code, reason=error.reason)
             self._refuse(problem.status_of(error), problem.document(error))
             return
         self._opening = None

@@ -196,7 +196,7 @@ class HostAgent:
                 proof=order.proof,
             )
             await self._journal.put(record)
-        log.info("Desktop ordered.", desktop=order.desktop, image=order.spec.id)
+        log.info("desktop_ordered", desktop=order.desktop, image=order.spec.id)
 
     async def _take_away(self, desktop: str, end_by: int = 0, reason: str | None = None) -> None:
         """Want it gone: at ``end_by`` (Unix ms) at the latest if it runs, at once if it does not."""
@@ -218,7 +218,7 @@ class HostAgent:
 
     async def _interrupt(self, desktop: str) -> None:
         """End a guest that is still starting, so that its worker comes back to remove it."""
-        log.info("A start is interrupted.", desktop=desktop)
+        log.info("start_interrupted", desktop=desktop)
         await self._hypervisor.ensure_gone(desktop)
 
     # The worker of one desktop
@@ -238,7 +238,7 @@ class HostAgent:
         except Unavailable:
             raise
         except PupitreError as error:
-            log.warning("A desktop did not start.", desktop=desktop, reason=str(error))
+            log.warning("desktop_start_failed", desktop=desktop, reason=str(error))
             await self._put_if_still(record, record.seen(DesktopState.FAILED, str(error)))
         return None
 
@@ -267,7 +267,7 @@ class HostAgent:
         try:
             await self._hypervisor.ensure_running(guest)
             if await self._put_if_still(record, record.seen(DesktopState.RUNNING)):
-                log.info("Desktop runs.", desktop=record.desktop)
+                log.info("desktop_running", desktop=record.desktop)
                 self._starting.discard(record.desktop)
                 if ended := self._ended_early.get(record.desktop):
                     await self._guest_changed(ended)
@@ -290,13 +290,13 @@ class HostAgent:
             await self._disks.ensure_gone(record.desktop)
             await self._console.disconnect(record.desktop)
         except (HypervisorError, OSError) as error:
-            log.warning("A desktop is not removed yet.", desktop=record.desktop, reason=str(error))
+            log.warning("desktop_not_removed_yet", desktop=record.desktop, reason=str(error))
             if self._still(record):
                 self._note(record.seen(DesktopState.FAILED, str(error)))
             return 2.0
         if self._still(record):
             self._note(record.seen(DesktopState.GONE, record.reason))
-            log.info("Desktop removed.", desktop=record.desktop)
+            log.info("desktop_removed", desktop=record.desktop)
         return None
 
     async def _shut_down(self, record: Record) -> float:
@@ -309,7 +309,7 @@ class HostAgent:
         except NoSuchDomain:
             return 0
         except HypervisorError as error:
-            log.warning("A guest is not asked to shut down.", desktop=record.desktop, reason=str(error))
+            log.warning("guest_shutdown_not_asked", desktop=record.desktop, reason=str(error))
         return min(left, ACPI_RETRY)
 
     # What happens by itself
@@ -321,7 +321,7 @@ class HostAgent:
                     await self._guest_changed(seen)
                     break
                 except Unavailable as error:
-                    log.warning("What became of a guest is not written down yet.", reason=str(error))
+                    log.warning("guest_end_not_written_yet", reason=str(error))
                     await asyncio.sleep(1)
 
     def _paused(self) -> list[str]:
@@ -354,7 +354,7 @@ class HostAgent:
             await self._console.disconnect(seen.desktop)
 
     async def _guest_ended(self, record: Record, seen: SeenGuest) -> None:
-        log.info("A guest ended.", desktop=seen.desktop, reason=seen.reason)
+        log.info("guest_ended", desktop=seen.desktop, reason=seen.reason)
         if seen.orderly:
             await self._want_gone(record, "It was shut down from inside.")
             self._show(self._journal.records[seen.desktop])
@@ -373,7 +373,7 @@ class HostAgent:
             try:
                 listener = await stack.enter_async_context(images_notifier(self._settings.images_dir).listen())
             except OSError as error:
-                log.warning("No bell can be hung up in the image store; it is looked at instead.", error=str(error))
+                log.warning("image_store_polled", error=str(error))
             self._reporter.copies()
             while True:
                 try:

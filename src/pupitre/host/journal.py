@@ -251,9 +251,7 @@ class Journal:
         rows = self._connection.execute("SELECT key, value, checksum FROM kept").fetchall()
         damaged = [row for row in rows if not self._load(*row)]
         if damaged:
-            log.error(
-                "Records of the host's journal are damaged and set aside; what runs says more.", count=len(damaged)
-            )
+            log.error("journal_records_damaged", count=len(damaged))
             self._keep_without(damaged)
 
     def _load(self, key: object, value: object, checksum: object) -> bool:
@@ -286,7 +284,7 @@ class Journal:
 
     def _set_aside(self, reason: str) -> None:
         aside = self._path.with_suffix(f".damaged-{time.time_ns()}")
-        log.error("The host's journal is damaged and is begun anew.", kept_as=str(aside), reason=reason)
+        log.error("journal_damaged", kept_as=str(aside), reason=reason)
         for suffix in ("", "-wal", "-shm"):
             damaged = self._path.with_name(self._path.name + suffix)
             if damaged.exists():

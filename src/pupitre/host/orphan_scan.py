@@ -92,7 +92,7 @@ class OrphanScan:
             try:
                 await self.look()
             except (PupitreError, OSError) as error:
-                log.warning("What is here was not compared with what should be.", reason=str(error))
+                log.warning("orphan_scan_failed", reason=str(error))
 
     async def recover(self) -> None:
         """The first look, before any order is taken: guests go on when their host process dies."""
@@ -101,7 +101,7 @@ class OrphanScan:
             await self._fail(record, AWAY)
         await self._settle(orphans)
         if self._journal.records:
-            log.info("Desktops found again.", count=len(self._journal.records))
+            log.info("desktops_recovered", count=len(self._journal.records))
 
     async def look(self) -> None:
         """Find strays and settle them."""
@@ -121,7 +121,7 @@ class OrphanScan:
     async def _fail(self, record: Record, reason: str) -> None:
         async with self._journal.turn(record.desktop):
             if self._journal.records.get(record.desktop) == record:
-                log.warning("A desktop has no guest any more.", desktop=record.desktop)
+                log.warning("guest_missing", desktop=record.desktop)
                 await self._put(record.seen(DesktopState.FAILED, reason))
 
     async def _settle(self, orphans: ScanResult) -> None:
@@ -129,14 +129,14 @@ class OrphanScan:
             async with self._journal.turn(guest.desktop):
                 if guest.desktop in self._journal.records:
                     continue
-                log.warning("There is a guest without a record.", desktop=guest.desktop)
+                log.warning("guest_without_record", desktop=guest.desktop)
                 state = DesktopState.FAILED if guest.state is GuestState.STOPPED else DesktopState.RUNNING
                 await self._put(Record(guest.desktop, guest.boot, DesktopState.RUNNING, state, reason=guest.reason))
         for desktop in sorted(orphans.overlays):
             async with self._journal.turn(desktop):
                 if desktop in self._journal.records:
                     continue
-                log.warning("An overlay without a desktop is removed.", desktop=desktop)
+                log.warning("orphan_overlay_removed", desktop=desktop)
                 await self._disks.ensure_gone(desktop)
             removed = HostFinding(
                 id=str(uuid_utils.uuid7()), at=now_ms(), action=HostAct.OVERLAY_REMOVED, desktop=desktop[:64],

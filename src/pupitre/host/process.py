@@ -111,7 +111,7 @@ def _warning(certificate: str, days_left: float) -> HostWarning:
 
 async def shut_machine_down(command: tuple[str, ...]) -> None:
     """Run what shuts this machine down; without it, only this process ends. Raises `SetupError`."""
-    log.info("This host is down.", command=list(command))
+    log.info("host_down", command=list(command))
     if not command:
         return
     run = functools.partial(subprocess.run, command, stdin=subprocess.DEVNULL, check=False)

@@ -177,7 +177,7 @@ class Reporter:
                 self._subjects.reports(self._name), HostShutdownNotice(host=self._name, run=self._run), Done
             )
         except (NoAnswer, MessageError) as error:
-            log.debug("The farewell was not heard.", reason=str(error))
+            log.debug("shutdown_notice_not_taken", reason=str(error))
             return False
         return True
 
@@ -225,7 +225,7 @@ class Reporter:
         try:
             found = self._images.copies()
         except SetupError as error:
-            log.warning("The image store cannot be used.", reason=str(error))
+            log.warning("image_store_unusable", reason=str(error))
             found = []
         signed = {copy.image.id: read_signed(self._images.root, copy.image.id) for copy in found}
         return tuple(
@@ -252,7 +252,7 @@ class Reporter:
         try:
             facts = await self._hypervisor.facts()
         except HypervisorError as error:
-            log.warning("The host's facts are not known.", reason=str(error))
+            log.warning("host_facts_unknown", reason=str(error))
             return
         self.warn("capacity", *shortages(facts, await asyncio.to_thread(self._growth)))
         if self._told is not None and _differs(self._told, facts):

@@ -55,7 +55,7 @@ class HostShutdown:
         """Begin; a repeat at once hurries. Raises `Unavailable`, `HypervisorError`."""
         await self._want_all_gone(SHUT_DOWN, 0 if order.at_once else after(self._grace))
         if not self.is_on:
-            log.info("This host is to be shut down.", desktops=len(self._journal.records))
+            log.info("host_shutdown_begun", desktops=len(self._journal.records))
             self._told.set()
         return Done()
 
@@ -67,7 +67,7 @@ class HostShutdown:
                 await self._remove_all(SHUT_DOWN, after(self._grace))
                 break
             except PupitreError as error:
-                log.warning("Not everything can be removed yet.", reason=str(error))
+                log.warning("desktops_not_removed_yet", reason=str(error))
                 await asyncio.sleep(1)
         try:
             async with timeout(HOST_SHUTDOWN_LIMIT):
@@ -75,7 +75,7 @@ class HostShutdown:
                     self.moved.clear()
                     await wait_or_timeout(self.moved, 1.0)
         except TimeoutError:
-            log.warning("This host shuts down, and the cluster has not heard it.")
+            log.warning("host_shutdown_without_cluster")
         raise PoweredOff
 
     async def remove_all_guests(self) -> None:
@@ -87,7 +87,7 @@ class HostShutdown:
                     if await self._reporter.send():
                         break
         except TimeoutError:
-            log.error("Not everything is removed.", desktops=sorted(self._journal.records))
+            log.error("desktops_not_removed", desktops=sorted(self._journal.records))
 
     async def _want_all_gone(self, reason: str, end_by: int = 0) -> None:
         for desktop in self._journal.records.keys() | (await self._hypervisor.guests()).keys():

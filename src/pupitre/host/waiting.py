@@ -49,4 +49,4 @@ class Waiting:
             try:
                 await self._hypervisor.resume(desktop)
             except HypervisorError as error:
-                log.warning("A guest cannot go on.", desktop=desktop, reason=str(error))
+                log.warning("guest_not_resumed", desktop=desktop, reason=str(error))

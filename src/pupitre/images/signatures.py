@@ -84,7 +84,7 @@ def ensure_signed(root: Path, images: Iterable[str] | None = None) -> list[str]:
                 sign_image(root, path.stem)
                 done.append(path.stem)
         except (OSError, UnicodeDecodeError, PupitreError) as error:
-            log.warning("An image is not signed, so no cluster takes it.", image=path.stem, reason=str(error))
+            log.warning("image_not_signed", image=path.stem, reason=str(error))
     return done
 
 

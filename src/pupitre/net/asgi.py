@@ -61,7 +61,7 @@ class EventServer(uvicorn.Server):
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection, **tls)
         except OSError as error:  # ssl.SSLError and TimeoutError are two
-            log.debug("A connection made no TLS handshake.", reason=str(error) or "time is up")
+            log.debug("tls_handshake_failed", reason=str(error) or "time is up")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

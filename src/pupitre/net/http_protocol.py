@@ -254,7 +254,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, status: http.HTTPStatus) -> None:
         """Answer and end; where another answer is on its way, only end."""
-        log.debug("A request was refused.", status=int(status), address=self.slot.address)
+        log.debug("request_refused", status=int(status), address=self.slot.address)
         cycle = self._unanswered()
         if self.pipeline or (cycle is not None and cycle.response_started):
             self.transport.abort()

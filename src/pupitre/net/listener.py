@@ -171,7 +171,7 @@ class Listener:
             except OSError as error:
                 if error.errno not in _PASSING:
                     raise
-                log.warning("a connection was not accepted", port=self._name, reason=error.strerror)
+                log.warning("connection_not_accepted", port=self._name, reason=error.strerror)
                 self.crowd.make_room()
                 await asyncio.sleep(ACCEPT_RETRY)
                 continue
@@ -194,7 +194,7 @@ class Listener:
             slot.leave()
             connection.close()  # a task that is cancelled before its first step runs no line of its own
         if not task.cancelled() and (fault := task.exception()):  # of ours, with one caller: seen, and no more
-            log.error("a caller could not be greeted", port=self._name, exc_info=fault)
+            log.error("connection_failed_unexpectedly", port=self._name, exc_info=fault)
 
     def _turn_away(self, connection: socket.socket, address: str) -> None:
         with contextlib.suppress(OSError):
@@ -205,7 +205,7 @@ class Listener:
         now = time.monotonic()
         if now - self._said > TURNED_AWAY_LOG:
             log.warning(
-                "callers were turned away: the port has no room", port=self._name, callers=self._turned_away,
+                "connections_refused_port_full", port=self._name, callers=self._turned_away,
                 open=self.crowd.open, last=address,
             )  # fmt: skip
             self._said, self._turned_away = now, 0

@@ -94,7 +94,7 @@ class Forwarded:
                 scope["client"] = (client, 0)
             elif lines and self._proxies.expected and not self._warned and not self._proxies.trusts(peer[0]):
                 self._warned = True  # once: whoever likes can send it
-                log.warning("A forwarded address is not read: trusted_proxies does not name its proxy.", proxy=peer[0])
+                log.warning("forwarded_address_ignored", proxy=peer[0])
             if self._proxies.trusts(peer[0]):
                 scheme = last_word(_lines(scope, b"x-forwarded-proto")).lower()
                 if scheme in {"http", "https"}:

@@ -34,11 +34,11 @@ from pupitre.config import Settings
 from pupitre.errors import PupitreError, SetupError
 from pupitre.net import limits
 from pupitre.net.asgi import listen, listen_unix, serve
-from pupitre.runtime import log
+from pupitre.runtime.log import set_up_logging
 from pupitre.runtime.timeouts import timeout
 from pupitre.timings import OPS_CHECK_LIMIT
 
-logger = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 DONE = "done"
 """A process's last word (``STATUS=done``) when it has done what it was told, and nobody shall start it again."""
@@ -86,12 +86,12 @@ class Ops:
         if reason is not None and not self._missing:
             self._ready_gauge.set(1)
             notify("READY=1")
-            logger.info("Ready.")
+            log.info("ready")
 
     def lacks(self, part: str, reason: str) -> None:
         """It is not ready, for this reason as for any other, until it `has` ``part`` again."""
         if part not in self._missing:
-            logger.warning("Not ready.", reason=reason)
+            log.warning("not_ready", reason=reason)
         self._missing[part] = reason
         self._ready_gauge.set(0)
 
@@ -224,7 +224,7 @@ def notify(message: str) -> None:
 def run_process(process: str, main: Callable[[Settings, Ops], Awaitable[None]]) -> int:
     """Run ``main`` until it ends or SIGTERM or SIGINT cancels it; the exit code."""
     settings = config.load()
-    log.setup(settings, process)
+    set_up_logging(settings, process)
     limits.raise_descriptors()
     ops = Ops(process)
 
@@ -239,7 +239,7 @@ def run_process(process: str, main: Callable[[Settings, Ops], Awaitable[None]]) 
                 await main(settings, ops)
             notify(f"STATUS={DONE}")
         except asyncio.CancelledError:
-            logger.info("Stopped.")
+            log.info("stopped")
         except PupitreError as error:
             print(f"pupitre {process}: {error}", file=sys.stderr)
             return 2 if isinstance(error, SetupError) else 1

@@ -131,7 +131,7 @@ class Credentials:
                 await asyncio.to_thread(issuing.ensure_certificate, self._settings, one.role)
             except (SetupError, OSError) as error:
                 one.retry_after = utc_now() + _life(one) * RETRY_RENEWAL
-                log.warning("A certificate is not renewed.", certificate=one.name, reason=str(error))
+                log.warning("certificate_not_renewed", certificate=one.name, reason=str(error))
         stamp = _stamp(one.files)
         if stamp != one.stamp:
             one.stamp = stamp
@@ -148,10 +148,10 @@ class Credentials:
             one.on_change()
             certificate = issuing.load_certificate(one.certificate)
         except SetupError as error:
-            log.warning("A new certificate cannot be used.", certificate=one.name, reason=str(error))
+            log.warning("certificate_unusable", certificate=one.name, reason=str(error))
             return
         one.held, one.told = certificate, None
-        log.info("A new certificate is in use.", certificate=one.name, days_left=round(_left(one), 1))
+        log.info("certificate_replaced", certificate=one.name, days_left=round(_left(one), 1))
 
     def _speak(self, one: _Watched, *, always: bool = False) -> None:
         """Once a day, and at each threshold."""
@@ -160,11 +160,11 @@ class Credentials:
         if passed is not None and passed != one.told:
             one.told, one.spoken = passed, utc_now()
             remedy = f"pupitre pki issue {one.role}" if one.role else "renew it where it was issued"
-            says = "A certificate has expired." if left <= 0 else "A certificate expires soon."
-            log.warning(says, certificate=one.name, days_left=round(left, 1), remedy=remedy)
+            event = "certificate_expired" if left <= 0 else "certificate_expires_soon"
+            log.warning(event, certificate=one.name, days_left=round(left, 1), remedy=remedy)
         elif always or utc_now() - one.spoken >= _DAY:
             one.spoken = utc_now()
-            log.info("A certificate is good.", certificate=one.name, days_left=round(left, 1))
+            log.info("certificate_valid", certificate=one.name, days_left=round(left, 1))
 
 
 def _left(one: _Watched) -> float:

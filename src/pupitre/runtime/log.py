@@ -27,7 +27,7 @@ def _one_line(_logger: object, _method: str, event: structlog.typing.EventDict) 
 _OURS = frozenset({"exception", "stack"})
 
 
-def setup(settings: Settings, process: str) -> None:
+def set_up_logging(settings: Settings, process: str) -> None:
     """Log to standard error. ``process`` names the source in JSON; `up` prefixes text lines itself."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[structlog.typing.Processor] = [

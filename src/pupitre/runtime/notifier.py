@@ -40,7 +40,7 @@ class Notifier:
                 except BlockingIOError:
                     pass  # its queue is full of rings: it will look again anyway
                 except OSError as error:
-                    log.warning("A listener was not woken.", bell=f"{self.folder}/{name}", error=str(error))
+                    log.warning("listener_not_woken", bell=f"{self.folder}/{name}", error=str(error))
 
     def listen(self) -> "Listener":
         return Listener(self.folder)

@@ -110,23 +110,23 @@ class BrokerConnection:
 
     async def _reopen(self) -> None:
         """Begin anew after the broker has said something upon which its client gives up for good."""
-        log.warning("The connection to the message broker was closed; it is opened anew.")
+        log.warning("broker_connection_closed")
         await asyncio.sleep(_pause(0))
         self._client = Client()
         await self._connect()
         for subject, handler in self._served:
             await self._client.subscribe(subject, cb=handler)
-        log.info("The message broker is back.")
+        log.info("broker_back")
         self._changed(True)
 
     async def _connect(self) -> None:
         async def lost() -> None:
             if not self._closing:
-                log.warning("The message broker is away.")
+                log.warning("broker_away")
             self._changed(False)
 
         async def back() -> None:
-            log.info("The message broker is back.")
+            log.info("broker_back")
             self._changed(True)
 
         async def closed() -> None:
@@ -139,9 +139,9 @@ class BrokerConnection:
             nonlocal said
             if not self._client.is_connected and str(error) != said and not self._closing:
                 said = str(error)
-                log.warning("The message broker is not reached.", servers=self._servers, error=said)
+                log.warning("broker_not_reached", servers=self._servers, error=said)
             else:
-                log.debug("The message broker said.", error=str(error))
+                log.debug("broker_error", error=str(error))
 
         tries = 0
         while True:
@@ -164,7 +164,7 @@ class BrokerConnection:
                     error_cb=failed,
                 )
             except (NatsError, OSError, TimeoutError) as error:
-                log.warning("The message broker does not answer yet.", servers=self._servers, error=str(error))
+                log.warning("broker_not_ready", servers=self._servers, error=str(error))
                 await asyncio.sleep(_pause(tries))
                 tries += 1
                 continue
@@ -236,7 +236,7 @@ class BrokerConnection:
             try:
                 await self._client.publish(subject, encode(message))
             except NatsError as error:
-                log.debug("A notice was lost.", subject=subject, error=str(error))
+                log.debug("message_not_sent", subject=subject, error=str(error))
 
     async def serve(
         self,
@@ -265,15 +265,15 @@ class BrokerConnection:
                 return await handler(received) or Done()
             except MessageError as error:
                 self._set_aside.labels(subject=subject).inc()
-                log.warning("A message was set aside.", subject=due, reason=str(error)[:500])
+                log.warning("message_refused", subject=due, reason=str(error)[:500])
                 on_refused(due, str(error))
                 return Refused(code=error.code, reason=str(error)[:500])
             except PupitreError as error:
                 # No answer: the sender keeps the message and sends it again.
-                log.warning("A message could not be handled yet.", subject=due, reason=str(error))
+                log.warning("message_not_handled_yet", subject=due, reason=str(error))
             except Exception:  # a fault of ours with one message must neither end the connection nor go unseen
                 self._set_aside.labels(subject=subject).inc()
-                log.exception("A message was set aside: it could not be handled.", subject=due)
+                log.exception("message_failed_unexpectedly", subject=due)
                 on_refused(due, "the cluster could not handle it; its log says why")
             return None
 
@@ -289,7 +289,7 @@ class BrokerConnection:
                 try:
                     await self._client.publish(message.reply, encode(said))
                 except NatsError as error:
-                    log.debug("An answer was lost.", subject=message.subject, error=str(error))
+                    log.debug("answer_not_sent", subject=message.subject, error=str(error))
 
         async def beside(message: Msg) -> None:
             self.spawn(one(message))
@@ -333,9 +333,9 @@ class BrokerConnection:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, PupitreError):
-            log.warning("Something could not be done.", reason=str(error))
+            log.warning("task_failed", reason=str(error))
         elif error:
-            log.error("Something could not be done, for no reason we know.", exc_info=error)
+            log.error("task_failed_unexpectedly", exc_info=error)
 
     def _changed(self, connected: bool) -> None:
         if self._on_change and not self._closing:

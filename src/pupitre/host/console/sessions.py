@@ -143,7 +143,7 @@ class ConsoleSessions:
         ended = frozenset(bearers)
         shown = self._disconnect(v for v in self._open if v.ticket and v.ticket.bearer in ended)
         if shown:
-            log.info("consoles were closed: their sign-in ended", consoles=shown)
+            log.info("consoles_closed_by_revocation", consoles=shown)
         for bearer in ended:
             if not self._used.has(_revocation_id(bearer)):
                 self._used.consume(_revocation_id(bearer), time.time() + TICKET_LIFE)

@@ -103,12 +103,12 @@ class ConsoleServer:
                     lambda: end, connection, ssl=self._context, ssl_shutdown_timeout=HANDSHAKE_LIMIT
                 )
         except OSError as error:  # ssl.SSLError and TimeoutError are two
-            log.info("a connection to the console port made no TLS handshake", reason=str(error) or "time is up")
+            log.info("console_tls_handshake_failed", reason=str(error) or "time is up")
             return
         try:
             await self._greet(end, slot)
         except (OSError, MessageError) as error:
-            log.info("a connection to the console port ended early", reason=str(error) or "time is up")
+            log.info("console_handshake_failed", reason=str(error) or "time is up")
             end.transport.abort()
         except PupitreError as error:
             end.send(console_link.encode(console_link.Reply(ok=False, error=error.code, reason=error.reason)))
@@ -143,4 +143,4 @@ class ConsoleServer:
         screen = await self.sessions.open(end, ticket)
         end.send(console_link.encode(console_link.Reply(ok=True)))
         join(end, screen)
-        log.debug("console opened", desktop=ticket.desktop, user=ticket.user)
+        log.debug("console_opened", desktop=ticket.desktop, user=ticket.user)

@@ -72,10 +72,10 @@ class ViewerServer:
                 )
                 await self._admit(end, slot)
         except (OSError, MessageError) as error:  # ssl.SSLError and TimeoutError are OSErrors
-            log.debug("a connection to the viewer port ended early", reason=str(error) or "time is up")
+            log.debug("viewer_handshake_failed", reason=str(error) or "time is up")
             _drop(end, connection)
         except PupitreError as error:
-            log.info("a viewer was refused", error=error.code, reason=error.reason)
+            log.info("viewer_refused", error=error.code, reason=error.reason)
             end.send(rfb.refusal(error.reason))
             end.finish()
         except asyncio.CancelledError:
@@ -96,7 +96,7 @@ class ViewerServer:
             raise
         screen.send(rfb.SHARED)
         join(end, screen)
-        log.debug("viewer let in", desktop=ticket.desktop, user=ticket.user)
+        log.debug("viewer_opened", desktop=ticket.desktop, user=ticket.user)
 
 
 async def _shake_hands(screen: StreamEnd) -> None:

@@ -41,7 +41,7 @@ _UNSHARE = ["unshare", "--mount", "--propagation", "private", "--"]
 DEEPEST = "embed/lib/qemu/domain-99999-01234567-89ab-cdef-0/monitor.sock"
 """A socket that libvirt makes below a host's folder; it knows no way around the limit of a socket's path."""
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def enter(settings: Settings) -> Paths:
         return _fill_namespace(settings, _make(settings))
     require_qemu_user()
     if refusal := _refusal():
-        _log.warning("QEMU runs as root: no mount namespace of our own is allowed here", reason=refusal)
+        log.warning("qemu_runs_as_root", reason=refusal)
         return host_paths(settings)
     return _restart_in_namespace()
 
@@ -163,7 +163,7 @@ def _fill_namespace_for_kvm(settings: Settings) -> None:
     verdict = kvm.probe()
     ours = SHORT / "kvm"
     if settings.accelerator == "tcg" or not verdict.usable:
-        _log.info("guests run under emulation", reason=verdict.sentence)
+        log.info("kvm_unusable", reason=verdict.sentence)
         ours.touch(mode=0)
     elif stat.S_IMODE(kvm.DEVICE.stat().st_mode) & 0o060 != 0o060:
         device = kvm.DEVICE.stat()

@@ -51,7 +51,7 @@ RESERVED_MIB = 2048
 """Memory that guests do not get, unless the setting says otherwise."""
 SCHEMAS = Path("/usr/share/libvirt/schemas")
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 _STOPPED = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "The guest shut itself down.",
@@ -134,7 +134,7 @@ class LibvirtHypervisor:
             )  # fmt: skip
         except libvirt.libvirtError as error:
             # Starts will fail with the reason; a host without an emulator still has to be seen.
-            _log.error("the emulator does not answer", reason=str(explain(self._machine, None, _said(error))))
+            log.error("emulator_probe_failed", reason=str(explain(self._machine, None, _said(error))))
 
     async def close(self) -> None:
         if self._libvirt is not None:
@@ -215,7 +215,7 @@ class LibvirtHypervisor:
                 pass
             except (libvirt.libvirtError, HypervisorError) as error:
                 self._has_cgroups = False
-                _log.warning("Guests have no limits by cgroups.", reason=str(error))
+                log.warning("cgroup_limits_unavailable", reason=str(error))
 
     async def _taken(self) -> list[tuple[int, int]]:
         """Each guest's own memory and what its emulator takes of this host's, both in MiB."""

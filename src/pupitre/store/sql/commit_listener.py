@@ -64,7 +64,7 @@ class RemoteListener(ABC):
     def _begun(self) -> None:
         """From now on no change is missed; what came before may have been."""
         if self._away:
-            log.info("Listening to the database again.", database=self._name)
+            log.info("database_listening_again", database=self._name)
             self._notify()
         self._away = False
         self._tried.set()
@@ -76,7 +76,7 @@ class RemoteListener(ABC):
                 await self._follow()
             except self.errors as error:
                 if not self._away:
-                    log.warning("The database does not answer.", database=self._name, error=str(error))
+                    log.warning("database_listening_lost", database=self._name, error=str(error))
             if not self._away:
                 backoff.reset()
             self._away = True
