@@ -308,7 +308,7 @@ class Settings(BaseSettings):
 
     @property
     def notify_dir(self) -> Path:
-        """Where processes of this machine wake each other, see `pupitre.runtime.notifier`."""
+        """Folder in which processes of this machine wake each other, see `pupitre.runtime.notifier`."""
         return self.run_dir / "notify"
 
     @property
@@ -364,12 +364,12 @@ class Settings(BaseSettings):
 
     @property
     def session_ms(self) -> int:
-        """How long a sign-in lasts from its beginning or from an extension (ms)."""
+        """Length of a sign-in from its beginning or from an extension (ms)."""
         return int(self.session_hours * 3_600_000)
 
     @property
     def session_most_ms(self) -> int:
-        """How long a sign-in lasts however often it is extended (ms)."""
+        """Longest time that a sign-in lasts, however often it is extended (ms)."""
         most = 2 * self.session_hours if self.session_most_hours is None else self.session_most_hours
         return int(max(most, self.session_hours) * 3_600_000)
 
@@ -378,7 +378,10 @@ class Settings(BaseSettings):
         return self.databases or self.home / "databases.json"
 
     def database_url(self, name: DatabaseName, role: DatabaseRole = "owner") -> str:
-        """With its password. Raises `SetupError` when the file of addresses has none for this role."""
+        """URL of a database, with its password.
+
+        Raises `SetupError` when the file of addresses has none for this role.
+        """
         addresses = self.database_urls()
         if addresses is None:
             return f"sqlite+aiosqlite:///{self.home / 'db' / name}.sqlite"

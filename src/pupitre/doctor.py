@@ -241,7 +241,7 @@ def _databases(settings: Settings) -> Iterator[Finding]:
 
 
 def _hosts(settings: Settings) -> Iterator[Finding]:
-    """What the website was last told of the hosts, where its database is at hand."""
+    """State of the hosts that the website was told last, where its database is at hand."""
     try:
         if settings.database_urls() is None and not (settings.home / "db").is_dir():
             return

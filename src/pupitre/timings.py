@@ -41,7 +41,7 @@ class StatusTimings(NamedTuple):
 
     @property
     def write_confirm_ms(self) -> int:
-        """That the status is whole is written again: a quarter, so that the row is never the reason for stale."""
+        """Interval (ms) at which it is written that all rows hold: a quarter, so that it never makes them stale."""
         return min(STATUS_CONFIRM_MS, int(self.interval * 250))
 
 

@@ -322,7 +322,7 @@ def _p95(values: list[float]) -> float:
 
 
 async def _floor(database: Database, clients: int, seconds: float) -> float:
-    """On PostgreSQL by its driver alone; elsewhere as our own statements go."""
+    """Floor: on PostgreSQL by its driver alone; elsewhere by our own statements."""
     async with database.write() as connection:
         await connection.execute(CreateTable(_FLOOR))
     count = 0

@@ -1,4 +1,4 @@
-"""What stands behind both gateways in the console benchmark: one TCP server, and a host's console port before it.
+"""Target behind both gateways in the console benchmark: one TCP server, and a host's console port before it.
 
 A connection first says what it wants in nine bytes: ``S`` (source: send that many
 bytes), ``K`` (sink: read that many, then send one) or ``E`` (echo), and a number.

@@ -76,7 +76,7 @@ class DatabaseServer:
         raise NotImplementedError
 
     def pid(self) -> int:
-        """Of the server's first process, while it runs."""
+        """Process id of the server's first process, while it runs."""
         raise NotImplementedError
 
     def _end(self) -> None:

@@ -58,7 +58,7 @@ async def gather(
 
 
 async def host(settings: Settings, name: str) -> HostSeen:
-    """What is on the host ``name``."""
+    """State of the host ``name``."""
     folder = settings.home / "hosts" / name
     seen = HostSeen(
         overlays=frozenset(path.name.removesuffix(SUFFIX) for path in (folder / "overlays").glob(f"[!.]*{SUFFIX}")),
@@ -137,7 +137,7 @@ def _state(value: str | None) -> CommandState | None:
 
 
 async def _records(path: Path) -> dict[str, DesktopState] | None:
-    """What a host's journal wants, by desktop; None where there is none, or none that holds still."""
+    """States that a host's journal wants, by desktop; None without a journal that can be read."""
     if not path.exists():
         return None
     with tempfile.TemporaryDirectory(prefix="pupitre-evidence-") as folder:

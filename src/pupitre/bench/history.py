@@ -1,4 +1,4 @@
-"""What happened, judged: after any fault, nothing may be lost, doubled, left over or untrue.
+"""Check of a history: after any fault, nothing may be lost, doubled, left over or untrue.
 
 `violations` is a pure function of `Evidence`, and says in sentences which of these does not hold:
 
@@ -90,7 +90,7 @@ class ShownSeen:
 
 @dataclass(frozen=True, slots=True)
 class HostSeen:
-    """What is on a host. ``guests`` has a desktop as often as it runs there, ``ran`` has all that ever did.
+    """State of a host. ``guests`` has a desktop as often as it runs there, ``ran`` has all that ever did.
 
     ``overlays`` are its disks (None where guests have none), and ``records`` its journal's (None where it
     was not read): by desktop, what is wanted.

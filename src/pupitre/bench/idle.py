@@ -23,7 +23,7 @@ class Idle(TypedDict):
 
 
 def measure(seconds: float) -> Idle:
-    """Of all processes of a private instance without desktops."""
+    """Cost of all processes of a private instance without desktops."""
     with running() as instance:
         _settle(instance)
         family, names = instance.family(), instance.names()
@@ -47,7 +47,7 @@ def measure(seconds: float) -> Idle:
 
 
 def _settle(instance: Measured) -> None:
-    """Until a second goes by in which next to nothing happens."""
+    """Wait for a second in which next to nothing happens."""
     end = time.monotonic() + QUIET_LIMIT
     while time.monotonic() < end:
         before = sum(map(_cpu, instance.family()))

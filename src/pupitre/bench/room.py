@@ -52,7 +52,7 @@ class Part:
         self._child: Child | None = None
 
     def set_environment(self, environment: Mapping[str, str]) -> None:
-        """From its next start on."""
+        """Change its environment from its next start on."""
         self.spec = replace(self.spec, environment=environment)
 
     async def start(self, *, wait: bool = True) -> None:
@@ -89,7 +89,7 @@ class Part:
             self._child = None
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Exit code, once it has ended by itself."""
         assert self._child is not None
         async with timeout(PATIENCE):
             return await self._child.ended()
@@ -154,7 +154,7 @@ class Room:
         return part
 
     async def start(self) -> None:
-        """Everything, and the hosts registered."""
+        """Start everything and register the hosts."""
         await self.parts[BROKER].start()
         others = [part for name, part in self.parts.items() if name != BROKER]
         for part in others:
@@ -263,7 +263,7 @@ class Room:
         return [name for name, part in self.parts.items() if not part.lives]
 
     async def settled(self, seconds: float = PATIENCE) -> list[Violation]:
-        """What still does not hold after ``seconds``; looked at again and again until nothing is left."""
+        """Rules that still do not hold after ``seconds``; looked at again and again until nothing is left."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while (wrong := violations(await self.gather())) and loop.time() < end:  # noqa: ASYNC110 - disks tell nobody
@@ -271,7 +271,7 @@ class Room:
         return wrong
 
     def tail(self, lines: int = 60) -> str:
-        """What the processes said last."""
+        """Last output of the processes."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
@@ -310,7 +310,7 @@ def settings_of(home: Path, **changes: object) -> tuple[Settings, dict[str, str]
 
 
 def furnish(settings: Settings, hosts: Sequence[str], prepare: Callable[[Settings], None]) -> None:
-    """What must be there before the first process starts; ``prepare`` makes databases, certificates and an image."""
+    """Preparation before the first process starts; ``prepare`` makes databases, certificates and an image."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     prepare(settings)
     for role in (BROKER, "endpoint", "cluster", *map(issuing.host_role, hosts)):

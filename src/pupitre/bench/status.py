@@ -139,7 +139,7 @@ class _Portal:
                 await listener.wait()
 
     async def until(self, many: int | None = None, change: str | None = None) -> None:
-        """As soon as so many desktops, or this change, are there."""
+        """Wait until so many desktops, or this change, are there."""
         async with timeout(PATIENCE):
             while (many is not None and len(self.running) < many) or (change is not None and change not in self.seen):
                 self._news.clear()

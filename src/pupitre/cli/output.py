@@ -1,4 +1,4 @@
-"""What every command shares: ``--json``, tables, and seconds that a person can read."""
+"""Output of every command: ``--json``, tables, and seconds that a person can read."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -33,7 +33,7 @@ class ChangePublisher:
         self._removals = False
 
     def add(self, committed: Committed) -> None:
-        """What was just committed."""
+        """Take a change that was just committed."""
         self._committed.append(committed)
         self._removals |= committed.removals
         self.due.set()
@@ -46,7 +46,7 @@ class ChangePublisher:
 
     @property
     def position(self) -> StatusPosition:
-        """Where the changes stand."""
+        """Position of the changes."""
         return StatusPosition(epoch=self._store.epoch, sequence=self.published)
 
     async def publish(self) -> bool:
@@ -78,7 +78,7 @@ class ChangePublisher:
             await self._broker.publish(self._subject, self.position)
 
     async def publish_positions(self, interval: float) -> None:
-        """For ever, so that a lost last change is noticed."""
+        """Publish the position at intervals, so that a lost last change is noticed."""
         while True:
             await self._broker.publish(self._subject, self.position)
             await asyncio.sleep(interval)

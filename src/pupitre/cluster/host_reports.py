@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Applied:
-    """What a report changed, and whether it may be the host's turn for a step."""
+    """Effect of a report: what it changed, and whether it may be the host's turn for a step."""
 
     result: ReportResult
     moves: bool
@@ -200,7 +200,7 @@ class HostReports:
             self._wake_host(report.host)
 
     def _copies_of(self, report: Report) -> Copies | None:
-        """What the host is believed to hold; None: as before, until it has shown what it says it holds."""
+        """Images that the host is believed to hold; None: as before, until it has shown what it says it holds."""
         if report.copies is None:
             return None
         faults, loop_time = self._trust.learn(report.manifests), asyncio.get_running_loop().time()

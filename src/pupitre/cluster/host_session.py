@@ -116,7 +116,7 @@ class HostSession:
         self.applied = report
 
     def forget_reports(self) -> None:
-        """Whatever it says next is new."""
+        """Treat the next report as new."""
         self.applied = ReportNumber()
 
     # Runs that have ended

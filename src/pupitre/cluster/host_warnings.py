@@ -14,7 +14,7 @@ Warnings = tuple[HostWarning, ...]
 
 
 class HostWarnings:
-    """In memory: after a start, each source says anew what it knows."""
+    """Warnings of each host, in memory: after a start, each source says anew what it knows."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._by_host: dict[str, dict[str, Warnings]] = {}
@@ -54,7 +54,7 @@ class HostWarnings:
         return self.of(host)
 
     def of(self, host: str) -> Warnings:
-        """From every source; of one code the first."""
+        """Warnings of a host from every source; of one code the first."""
         every = {one.code: one for said in reversed(self._by_host.get(host, {}).values()) for one in reversed(said)}
         return tuple(sorted(every.values(), key=lambda one: one.code))[:MOST_WARNINGS]
 

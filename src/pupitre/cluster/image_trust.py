@@ -1,4 +1,4 @@
-"""What the cluster believes of images: what a publisher it knows has signed, and nothing that a host says.
+"""Trust in images: the cluster believes what a publisher it knows has signed, and nothing that a host says.
 
 A host says which manifests it holds, by digest, and shows those that the cluster may not know. In memory: after a
 start each host shows what it has.
@@ -80,7 +80,7 @@ class ImageTrust:
 
 
 def _manifest(signed: SignedManifest, keys: frozenset[str]) -> Manifest | str:
-    """What was signed, or why it is not believed."""
+    """Manifest that was signed, or why it is not believed."""
     if fault := signature_fault(signed, keys):
         return fault
     try:

@@ -31,7 +31,7 @@ class OutcomeReporter:
         self._reads = True
 
     def add(self, version: int, outcomes: Outcomes | None) -> None:
-        """What was just committed; None: it has to be read."""
+        """Take the outcomes that were just committed; None: they have to be read."""
         if outcomes is None:
             self._reads = True
         else:

@@ -16,7 +16,7 @@ from pupitre.wire.subjects import Subjects
 async def ask_host(
     broker: BrokerConnection, subjects: Subjects, order: RegisterHost, epoch: int
 ) -> tuple[Report | None, RegistrationFault | None]:
-    """What the host says of itself, or why it cannot be registered."""
+    """Description that the host gives of itself, or why it cannot be registered."""
     where = f"{order.name} ({order.address}:{order.port})"
     try:
         report = await _described(broker, subjects.orders(order.name), Describe(epoch=epoch))

@@ -298,7 +298,7 @@ class ClusterServer:
         return ORDER_RESEND
 
     def _ordered(self, placed: PlacedDesktop, spec: ImageSpec, host: str, sequence: int) -> Ordered:
-        """What is signed of a start."""
+        """Parts of a start that are signed."""
         seen, memory, vcpus = placed.seen, placed.memory_mib, placed.vcpus
         start = (seen.id, seen.boot, seen.owner, seen.image, spec.disk, memory, vcpus)
         return Ordered(host, self._store.epoch, sequence, *start)

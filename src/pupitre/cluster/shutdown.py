@@ -36,7 +36,7 @@ class ClusterShutdown:
         return self._begun.is_set()
 
     def begin(self) -> None:
-        """From here on no command is taken."""
+        """Take no command from here on."""
         self._begun.set()
 
     async def run(self) -> None:

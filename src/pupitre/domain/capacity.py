@@ -1,4 +1,4 @@
-"""What a host is short of, or soon will be: warnings from what it measures of itself."""
+"""Shortages of a host, now or soon: warnings from what it measures of itself."""
 
 from pupitre.domain.host import HostFacts
 from pupitre.domain.warning import HostWarning, WarningCode, warn

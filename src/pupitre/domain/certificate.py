@@ -1,4 +1,4 @@
-"""When a running process looks at its certificates, and when it speaks of the days that they have left."""
+"""Times at which a process looks at its certificates, and at which it speaks of the days that they have left."""
 
 import datetime
 

@@ -189,12 +189,12 @@ class Command:
 
     @property
     def outcome(self) -> str:
-        """How it ended, in the specification's word; empty while it has not."""
+        """Outcome in the specification's word; empty while there is none."""
         return outcome_word(self.kind, self.state, self.fault.code if self.fault else None)
 
     @property
     def subject(self) -> str:
-        """What the command is about: a desktop's id, a host, or nothing by name."""
+        """Subject of the command: a desktop's id, a host, or nothing by name."""
         match self.order:
             case BootDesktop(desktop=desktop) | DestroyDesktop(desktop=desktop):
                 return desktop

@@ -1,4 +1,4 @@
-r"""What gateway and host say to each other on the host's console port, inside mutual TLS.
+r"""Messages between gateway and host on the host's console port, inside mutual TLS.
 
 ::
 

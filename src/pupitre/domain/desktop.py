@@ -55,7 +55,7 @@ COUNTED_STATES = frozenset({_S.REQUESTED, _S.PREPARING, _S.BOOTING, _S.RUNNING, 
 
 @dataclass(frozen=True, slots=True)
 class Desktop:
-    """What the status database says of a desktop.
+    """Row of a desktop in the status database.
 
     ``since`` is when the present state began, ``created`` when it was asked for,
     both in Unix milliseconds. ``boot`` is the boot generation: it grows with every

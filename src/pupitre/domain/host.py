@@ -29,7 +29,7 @@ class HostState(StrEnum):
 
 
 class HostAct(StrEnum):
-    """What a host may say that it settled by itself; the audit log takes nothing else of it."""
+    """Action that a host may report as its own; the audit log takes nothing else of it."""
 
     OVERLAY_REMOVED = "overlay_removed"
 
@@ -63,7 +63,7 @@ HOST_LIFE: Machine[HostState, HostEvent] = Machine(
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What a host says of itself. Memory in MiB, disk in MiB free where overlays go.
+    """Facts that a host reports of itself. Memory in MiB, disk in MiB free where overlays go.
 
     ``guests_mib`` is the memory that its guests' emulators take now, ``over_books_mib`` what of it is more than is
     counted for them.
@@ -103,7 +103,7 @@ class Host:
 
     @property
     def title(self) -> str:
-        """What to call it."""
+        """Label, or else the name."""
         return self.label or self.name
 
 

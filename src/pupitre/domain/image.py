@@ -26,7 +26,7 @@ ID_RULE = "An image's id is 1 to 48 small letters, digits and hyphens, and begin
 
 
 class CopyState(StrEnum):
-    """Of an image on one host, and of the image as a whole (its best copy)."""
+    """State of an image on one host, and of the image as a whole (its best copy)."""
 
     WANTED = "wanted"
     FETCHING = "fetching"
@@ -42,7 +42,7 @@ class DiskFormat(StrEnum):
 
 
 class DiskBus(StrEnum):
-    """What the guest's disk hangs on. Computers of other products know SATA; not all have a driver for virtio."""
+    """Bus of the guest's disk. Computers of other products know SATA; not all have a driver for virtio."""
 
     VIRTIO = "virtio"
     SATA = "sata"
@@ -58,7 +58,7 @@ VIDEO_MODELS = frozenset({"vga", "virtio"})
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What a host must know to boot an image. File names are content digests in the image store.
+    """Specification from which a host boots an image. File names are content digests in the image store.
 
     ``kernel`` and ``initrd`` are set for direct kernel boot; otherwise the
     firmware boots ``disk`` (or the ISO as a CD-ROM).

@@ -20,7 +20,7 @@ MOST_PROOF = 1024
 
 
 class Ordered(msgspec.Struct, frozen=True, array_like=True):
-    """What was ordered of ``host`` when the cluster's changes stood at ``epoch`` and ``sequence``.
+    """Order to ``host`` when the cluster's changes stood at ``epoch`` and ``sequence``.
 
     The fields after ``desktop`` are those of a start. ``digest`` is of its disk. New fields go to the end.
     """
@@ -47,7 +47,7 @@ def prove(ordered: Ordered, key: Ed25519PrivateKey) -> str:
 
 
 def proven(proof: str, key: Ed25519PublicKey, *, host: str) -> Ordered | None:
-    """What ``key`` has signed for ``host``; None for anything else."""
+    """Order that ``key`` has signed for ``host``; None for anything else."""
     claims, _, signature = proof[:MOST_PROOF].partition(".")
     try:
         body = _bytes(claims)

@@ -28,7 +28,7 @@ def guest_overhead_mib(accelerator: str, video: str) -> int:
 
 
 def over_books_mib(guests: Iterable[tuple[int, int]], accelerator: str) -> int:
-    """What guests take beyond what is counted for them; each is its memory and its resident memory in MiB.
+    """Memory that guests take beyond what is counted for them; each is its memory and its resident memory in MiB.
 
     The least overhead is taken of those that a guest may have, so that a doubt never makes room.
     """

@@ -23,7 +23,7 @@ class SignedManifest(msgspec.Struct, frozen=True):
 
     @property
     def digest(self) -> str:
-        """What the manifest is known by."""
+        """Digest by which the manifest is known."""
         return digest_of(self.text)
 
 
@@ -41,7 +41,7 @@ def sign(text: str, key: Ed25519PrivateKey) -> SignedManifest:
 
 
 def signature_fault(signed: SignedManifest, trusted: Collection[str] | None = None) -> str | None:
-    """What is wrong with the signature, as a sentence; None where nothing is.
+    """Fault of the signature, as a sentence; None for a good one.
 
     ``trusted``: the keys that count; without them, the one that it names itself.
     """

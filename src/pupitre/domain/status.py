@@ -1,4 +1,4 @@
-"""What the cluster tells the website: rows, in numbered changes."""
+"""Status: the rows that the cluster tells the website, in numbered changes."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -36,7 +36,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """Where a reader of changes stands: the cluster's epoch and the number of the last change seen.
+    """Position of a reader of changes: the cluster's epoch and the number of the last change seen.
 
     A new epoch (the cluster's database was replaced) makes all earlier numbers void.
     """

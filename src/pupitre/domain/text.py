@@ -18,7 +18,7 @@ def is_shown(character: str) -> bool:
 
 
 def text_fault(text: str, longest: int) -> str | None:
-    """What keeps ``text`` from being shown, as the end of a sentence; None where nothing does."""
+    """Fault that keeps ``text`` from being shown, as the end of a sentence; None for a good text."""
     if not text.strip():
         return "is empty"
     if len(text) > longest:

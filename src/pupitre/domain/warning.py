@@ -1,4 +1,4 @@
-"""What is wrong with a host, or soon will be: a closed list of codes, each with the sentence that people read.
+"""Warnings about a host: a closed list of codes, each with the sentence that people read.
 
 To add a code, add its row to `WarningCode`: status rows, pages, REST, command line, doctor and metrics follow.
 """
@@ -101,7 +101,7 @@ class HostWarning:
     text: Annotated[str, msgspec.Meta(max_length=MOST_TEXT, pattern=r"^[^\x00-\x1f\x7f]*\Z")] = ""
 
     def sentence(self, host: str) -> str:
-        """What people read; ``host`` is what it is called."""
+        """Sentence that people read; ``host`` is the host's label or name."""
         kind = kind_of(self.code)
         if kind is None:
             return f"{host}: {self.code.replace('_', ' ')} {self.number} {self.text}".rstrip()
@@ -112,7 +112,7 @@ _KINDS = {kind.value: kind for kind in WarningCode}
 
 
 def kind_of(code: str) -> WarningCode | None:
-    """None for a code of a newer version."""
+    """Kind of a code; None for a code of a newer version."""
     return _KINDS.get(code)
 
 

@@ -77,7 +77,7 @@ class ClusterContact:
         self._due.set()
 
     async def watch(self, greet: Callable[[], Awaitable[bool]]) -> None:
-        """For ever: ``greet`` the cluster when it was silent too long; it says whether there was an answer."""
+        """Call ``greet`` again and again when the cluster was silent too long; it says whether there was an answer."""
         loop = asyncio.get_running_loop()
         backoff = Backoff(RESEND)
         while True:

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 async def send_revocations(revocations: Revocations, broker: BrokerConnection, subjects: Subjects) -> None:
-    """Until cancelled."""
+    """Send revocations to the cluster until cancelled."""
 
     async def send() -> bool:
         ended = await revocations.to_send()

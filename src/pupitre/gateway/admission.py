@@ -1,4 +1,4 @@
-"""Who may open which screen: the gateway's checks of a request, without I/O.
+"""Admission: the gateway's checks of a request for a screen, without I/O.
 
 A ticket alone is not enough in a browser: the page that shows it must come from an
 allowed origin, and the session cookie it was issued to must come with it.
@@ -41,7 +41,7 @@ class Admission:
 
 
 def _bearers(headers: Mapping[str, str]) -> list[str]:
-    """What the request shows of its sender, hashed as in `Ticket.bearer`."""
+    """Credentials of the request, hashed as in `Ticket.bearer`."""
     shown = []
     for part in headers.get("cookie", "").split(";"):
         name, _, value = part.strip().partition("=")

@@ -1,4 +1,4 @@
-"""What all connections of one gateway process share: keys, rules, figures; and how it dials a host."""
+"""Gateway: what all connections of one process share: keys, rules, figures; and how it dials a host."""
 
 import asyncio
 import ssl

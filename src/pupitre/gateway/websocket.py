@@ -150,7 +150,7 @@ class ConsoleWebSocket(StreamEnd):
         return await self.shared.dial(ticket, offered[1])
 
     def _host_refusal(self, request: Request) -> tuple[int, str] | None:
-        """As `middleware.KnownHosts` refuses requests that are no upgrades."""
+        """Refusal of an unknown host, as `middleware.KnownHosts` refuses requests that are no upgrades."""
         hosts = request.headers.get_all("Host")
         peer, local = self.transport.get_extra_info("peername"), self.transport.get_extra_info("sockname")
         if peer and self.shared.proxies.trusts(peer[0]):

@@ -127,7 +127,7 @@ class HostAgent:
         self._reporter.everything()
 
     def warn(self, source: str, *warnings: HostWarning) -> None:
-        """What ``source`` finds wrong with this host now, see `Reporter.warn`."""
+        """Set the warnings of ``source`` about this host, see `Reporter.warn`."""
         self._reporter.warn(source, *warnings)
 
     # What the console server asks
@@ -174,7 +174,7 @@ class HostAgent:
         return Done()
 
     async def _on_call(self, message: AnyMessage) -> None:
-        """What the cluster says to all hosts at once."""
+        """Handle a message of the cluster to all hosts at once."""
         if not isinstance(message, Describe):
             raise MessageError(f"All hosts together take no {type(message).__name__}.")
         if await self._journal.raise_epoch(message.epoch):
@@ -208,7 +208,7 @@ class HostAgent:
         self._workers.wake(desktop)
 
     async def _want_gone(self, held: Record, reason: str | None, end_by: int = 0) -> None:
-        """In the desktop's turn."""
+        """Record that the desktop shall be gone. Called in the desktop's turn."""
         if held.wanted is not DesktopState.GONE:
             end_by = end_by if held.state is DesktopState.RUNNING else 0
         elif held.desktop in self._journal.records and held.end_by <= end_by:

@@ -37,7 +37,7 @@ def explain(machine: Machine, guest: Guest | None, said: str) -> HypervisorError
 
 
 def disk_fault(disk: Path) -> ImageFault | None:
-    """What is wrong with the overlay, if anything can be seen to be."""
+    """Fault of the overlay, if one can be seen."""
     if not disk.is_file():
         return ImageFault("The desktop's disk is missing on this host. Stop the desktop and start a new one.")
     if shutil.disk_usage(disk.parent).free < LEAST_FREE_MIB * 2**20:

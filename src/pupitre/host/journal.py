@@ -62,7 +62,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class ClusterPositions:
-    """Where the cluster's changes stood: as last heard, and as heard of the process before this one.
+    """Positions of the cluster's changes: as last heard, and as heard from the process before this one.
 
     ``proof`` is that of the order that said so (see `pupitre.domain.order_proof`).
     ``told``: the cluster process of ``epoch`` has kept a report that says what was heard before it.
@@ -170,7 +170,7 @@ class Journal:
         self._queue(_MARKS, positions).add_done_callback(lambda taken: taken.cancelled() or taken.exception())
 
     async def close(self) -> None:
-        """What was put before is on disk when this returns."""
+        """Close the journal; what was put before is on disk when this returns."""
         if self._writing:
             await asyncio.gather(self._writing, return_exceptions=True)
         self._thread.shutdown()
@@ -217,7 +217,7 @@ class Journal:
             self.records[change.value.desktop] = change.value
 
     def _commit(self, changes: list[_Change]) -> None:
-        """In the journal's own thread."""
+        """Write the changes. Runs in the journal's own thread."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for change in changes:

@@ -1,4 +1,4 @@
-"""What is here and should not be, and what should be here and is not: looked for while everything runs.
+"""Orphan scan: it looks for guests and disks without a desktop, and for desktops without a guest, while all runs.
 
 The journal says which desktops this host has; the hypervisor and the overlays' folder say what
 there is. A record is made before its guest and its overlay and is dropped after them, so
@@ -34,7 +34,7 @@ VANISHED = "The desktop's guest vanished from its host."
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """What one look found. ``missing`` are records of desktops that run and have no guest."""
+    """Result of one look. ``missing`` are records of desktops that run and have no guest."""
 
     guests: tuple[SeenGuest, ...]
     overlays: frozenset[str]

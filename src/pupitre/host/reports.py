@@ -1,4 +1,4 @@
-"""What the host tells the cluster: changes until they are taken, everything when it is asked.
+"""Reports of the host to the cluster: changes until they are taken, everything when it is asked.
 
 Reports are numbered within one life of the process, in the order in which their
 content was taken, so that a later number is always the later word.
@@ -106,7 +106,7 @@ class Reporter:
         self.due.set()
 
     async def look_at_copies(self) -> None:
-        """For changes of the images that rang no bell: files that came by rsync, or over a network share."""
+        """Look for changes of the images that notified nobody: files that came by rsync, or over a network share."""
         if await asyncio.to_thread(self._image_copies) != self._told_copies:
             self.copies()
 
@@ -116,7 +116,7 @@ class Reporter:
         self.due.set()
 
     def warn(self, source: str, *warnings: HostWarning) -> None:
-        """What ``source`` finds wrong with this host now, in place of what it found before; each code is `by_host`."""
+        """Set the warnings of ``source`` about this host in place of those before; each code is `by_host`."""
         if self._warnings.get(source, ()) != warnings:
             self._warnings[source] = warnings
             self._warnings_dirty = True

@@ -1,4 +1,4 @@
-"""How a host leaves: nothing of any desktop is left, the cluster knows it, then the process may end.
+"""Shutdown of a host: nothing of any desktop is left, the cluster knows it, then the process ends.
 
 Either because its process stops and takes the guests along, or because the cluster wants the machine
 shut down. Should the process die before its farewell, the cluster, which waits for that, asks again.
@@ -101,5 +101,5 @@ class HostShutdown:
 
 
 def after(seconds: float) -> int:
-    """That many seconds from now, as Unix ms; 0 for at once."""
+    """Time so many seconds from now, as Unix ms; 0 for at once."""
     return now_ms() + int(seconds * 1000) if seconds else 0

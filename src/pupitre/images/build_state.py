@@ -1,4 +1,4 @@
-"""How far the making of an image has come, as a file of the image store."""
+"""Progress of a build, as a file of the image store."""
 
 import os
 import time
@@ -46,7 +46,10 @@ class BuildState:
 
 
 def read_state(path: Path) -> tuple[BuildState | None, float]:
-    """With the seconds since it was written. A file that cannot be read says nothing: the next build replaces it."""
+    """Build state, with the seconds since it was written.
+
+    A file that cannot be read says nothing: the next build replaces it.
+    """
     try:
         quiet = time.time() - path.stat().st_mtime
         return msgspec.json.decode(path.read_bytes(), type=BuildState), quiet

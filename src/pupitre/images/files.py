@@ -21,7 +21,10 @@ def write(path: Path, value: object) -> None:
 
 
 def write_passing(path: Path, value: object) -> None:
-    """For what nobody needs after a power failure. On a full disk what is there is overwritten in its place."""
+    """Write a file that nobody needs after a power failure.
+
+    On a full disk what is there is overwritten in its place.
+    """
     data = encoded(value)
     try:
         _replace(path, data, durable=False)
@@ -60,7 +63,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """With its parents, and open to read whatever the umask: the emulator may run as another user."""
+    """Make a folder with its parents, open to read whatever the umask: the emulator may run as another user."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)

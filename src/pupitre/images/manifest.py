@@ -44,7 +44,10 @@ def manifest_fault(manifest: Manifest, image_id: str) -> str | None:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """None where there is none. Raises `ImageFault` for one that is damaged or asks for what no image may."""
+    """Manifest of an image; None where there is none.
+
+    Raises `ImageFault` for one that is damaged or asks for what no image may.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)

@@ -31,7 +31,7 @@ LINES_IN_REASON = 6
 
 
 def find(program: str) -> str | None:
-    """Its path. An ordinary user's PATH often lacks the folders where mke2fs lives."""
+    """Path of a program. An ordinary user's PATH often lacks the folders where mke2fs lives."""
     return shutil.which(program, path=_path())
 
 
@@ -58,7 +58,7 @@ def run(
     on_line: Callable[[str], None] | None = None,
     reason: Callable[[], str | None] = lambda: None,
 ) -> str:
-    """What the program wrote, standard error included; ``on_line`` hears each line as it comes.
+    """Output of a program, standard error included; ``on_line`` is called with each line as it comes.
 
     ``reason`` is asked, when it has failed, for what the program's last lines do not say.
     Raises `ImageFault` with the program's last words, `SetupError` where the disk is full.

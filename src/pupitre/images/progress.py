@@ -1,4 +1,4 @@
-"""How a long step tells where it is."""
+"""Progress of a long step."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ class Progress(Protocol):
 
 
 def silent(step: str, fraction: float) -> None:
-    """For callers who do not want to know."""
+    """Progress that nobody reads."""
 
 
 def part(progress: Progress, start: float, end: float) -> Progress:

@@ -107,7 +107,7 @@ class ImageStore:
         return manifest
 
     def spec(self, image_id: str) -> ImageSpec:
-        """What a host needs to boot it. Raises as `manifest` does."""
+        """Specification that a host needs to boot it. Raises as `manifest` does."""
         return self.manifest(image_id).spec
 
     def blob(self, digest: str) -> Path:
@@ -244,7 +244,7 @@ class ImageStore:
         return None
 
     def _missing(self, manifest: Manifest) -> tuple[CopyState, str, float | None] | None:
-        """What an image that was copied here still lacks: its state, the reason, how much has come."""
+        """State of an image that was copied here and lacks something: its state, the reason, how much has come."""
         here = total = 0
         whole = True
         for digest in manifest.blobs():
@@ -328,7 +328,7 @@ def _checked(image_id: str) -> str:
 
 
 def _ids(folder: Path) -> list[str]:
-    """Of the images that have a file in ``folder``; what someone else put there is none of ours."""
+    """Ids of the images that have a file in ``folder``; files of other people there are not counted."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:

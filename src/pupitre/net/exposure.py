@@ -1,4 +1,4 @@
-"""Whether browsers reach the web as its settings say: what does not fit together, and the remedy."""
+"""Exposure: settings with which browsers cannot reach the web, each with the remedy."""
 
 from typing import NamedTuple
 from urllib.parse import urlsplit

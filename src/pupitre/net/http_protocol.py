@@ -31,7 +31,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class _Stage(enum.Enum):
-    """What of a request is waited for."""
+    """Part of a request that is waited for."""
 
     NEXT = "the next request"
     HEAD = "the rest of its head"

@@ -1,4 +1,4 @@
-"""What one connection, and all of them together, may cost a process of ours: the same on every port.
+"""Limits of what one connection, and all of them together, may cost a process: the same on every port.
 
 `pupitre.net.listener` counts connections and makes room, `pupitre.net.http_protocol` and
 `pupitre.net.splice` bound what each of them may send, and may leave unread.
@@ -72,7 +72,10 @@ def descriptors() -> int:
 
 
 def of_web(settings: Settings) -> Limits:
-    """Of portal and gateway. A school behind one address is many browsers: by default it may have half of all."""
+    """Limits of portal and gateway.
+
+    A school behind one address is many browsers: by default it may have half of all.
+    """
     usable = descriptors() - _kept_back()
     connections = min(settings.max_connections or MOST_CONNECTIONS, usable)
     return Limits(
@@ -89,7 +92,7 @@ def of_web(settings: Settings) -> Limits:
 
 
 def of_ops(settings: Settings) -> Limits:
-    """Of an ops port: it answers while callers of other ports have all the descriptors they can get."""
+    """Limits of an ops port: it answers while callers of other ports have all the descriptors they can get."""
     return Limits(
         connections=OPS_CONNECTIONS,
         per_address=OPS_CONNECTIONS,
@@ -103,7 +106,7 @@ def of_ops(settings: Settings) -> Limits:
 
 
 def of_host() -> Limits:
-    """Of a host's console port and viewer port: few may wait, and screens are limited by their tickets."""
+    """Limits of a host's console port and viewer port: few may wait, and screens are limited by their tickets."""
     usable = descriptors() - _kept_back()
     return Limits(connections=usable, per_address=usable, last_descriptor=usable, waiting=HANDSHAKES)
 

@@ -51,7 +51,7 @@ class Slot:
             self._crowd.waiting[self] = self._peer.waiting[self] = None
 
     def settle(self) -> None:
-        """What was waited for has come. Idempotent."""
+        """Note that what was waited for has come. Idempotent."""
         if self._crowd is not None:
             self._crowd.waiting.pop(self, None)
             self._peer.waiting.pop(self, None)

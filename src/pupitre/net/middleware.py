@@ -1,4 +1,4 @@
-"""What a request to the web passes before it reaches portal or gateway, and what every answer says."""
+"""Middleware of the web: a request passes it before portal or gateway, and every answer carries its headers."""
 
 import json
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def security_headers(settings: Settings) -> list[tuple[str, str]]:
 
 
 def content_security_policy(origins: Iterable[str]) -> str:
-    """Everything from our own origin; no inline script or style, no eval."""
+    """Policy: everything from our own origin; no inline script or style, no eval."""
     sockets = " ".join(f"ws{origin.removeprefix('http')}" for origin in origins)
     return "; ".join(
         (

@@ -1,4 +1,4 @@
-"""What every process has in common: its loop, its end, and how it says how it is.
+"""Operations of every process: its loop, its end, and its health.
 
 ``/healthz`` answers while the process lives, ``/readyz`` while it can do its work,
 ``/metrics`` in Prometheus's text format: on a Unix socket that its owner alone may open
@@ -67,7 +67,7 @@ class Ops:
         self._registries.append(registry)
 
     def add_check(self, check: Check) -> None:
-        """What is looked at whenever somebody asks whether the process can do its work."""
+        """Add a check that runs whenever somebody asks whether the process can do its work."""
         self._checks.append(check)
 
     def ready(self) -> None:
@@ -78,7 +78,7 @@ class Ops:
         self.lacks("", reason)
 
     def has(self, part: str) -> None:
-        """What `lacks` was said of is there again."""
+        """Withdraw what was said by `lacks`."""
         reason = self._missing.pop(part, None)
         if reason == STARTING:
             _settle_down()  # once: whatever is frozen is never collected
@@ -167,14 +167,17 @@ def ensure_token(home: Path) -> str:
 
 
 def _settle_down() -> None:
-    """What a process is made of stays: the garbage collector need not look at it again and again."""
+    """Freeze the objects of a started process: the garbage collector need not look at them again and again."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 
 def socket_path(settings: Settings, process: str) -> Path:
-    """Where this process answers. Sockets of processes that were killed are removed on the way."""
+    """Path of the socket on which this process answers.
+
+    Sockets of processes that were killed are removed on the way.
+    """
     folder = settings.run_dir / "ops"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)

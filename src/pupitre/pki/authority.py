@@ -29,7 +29,7 @@ CLOCK_SLACK = datetime.timedelta(minutes=5)
 
 
 class Rotation(StrEnum):
-    """Where the replacement of the authority stands."""
+    """State of the replacement of the authority."""
 
     NONE = "none"
     BEGUN = "begun"
@@ -39,7 +39,7 @@ class Rotation(StrEnum):
 
 
 def folder(settings: Settings) -> Path:
-    """Where the authority is on the machine that has it."""
+    """Folder of the authority on the machine that has it."""
     return settings.pki_dir / "ca"
 
 
@@ -103,7 +103,7 @@ def bundle(settings: Settings) -> list[x509.Certificate]:
 
 
 def rotation(settings: Settings) -> Rotation:
-    """Where it stands, read from the files alone."""
+    """State of the rotation, read from the files alone."""
     if (folder(settings) / "next.key").exists():
         return Rotation.BEGUN
     return Rotation.SWITCHED if is_here(settings) and len(bundle(settings)) > 1 else Rotation.NONE
@@ -217,7 +217,7 @@ def lock(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def unchanged(certificates: Path) -> Iterator[None]:
-    """Nobody of this machine writes to the directory ``certificates`` meanwhile: its files belong together."""
+    """Lock: nobody of this machine writes to the directory ``certificates`` meanwhile: its files belong together."""
     try:
         file = open(certificates.parent / ".lock")  # noqa: SIM115 - closed below
     except OSError:  # carried here: no process writes it

@@ -1,4 +1,4 @@
-"""Which certificates the authority has issued last: ``pki/ca/issued.json``, one entry for each role.
+"""Certificates that the authority has issued last: ``pki/ca/issued.json``, one entry for each role.
 
 Certificates on other machines are known here alone: a rotation must not end before each of them is replaced,
 and a renewal keeps the addresses that were asked for. Written in `authority.lock`.

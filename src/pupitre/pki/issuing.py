@@ -324,7 +324,7 @@ def _is_signed(settings: Settings, folder: Path, role: str, wanted: list[x509.Ge
 
 
 def renewal_of(certificate: x509.Certificate) -> datetime.datetime:
-    """When `RENEW_AFTER` of its life is over."""
+    """Time at which `RENEW_AFTER` of its life is over."""
     born, dies = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return born + (dies - born) * RENEW_AFTER
 

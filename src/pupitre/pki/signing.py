@@ -36,7 +36,7 @@ def replace_key(path: Path) -> None:
 
 
 def public_half(key: Ed25519PrivateKey) -> str:
-    """In hex, 64 characters."""
+    """Public key in hex, 64 characters."""
     return key.public_key().public_bytes_raw().hex()
 
 

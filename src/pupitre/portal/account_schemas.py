@@ -91,7 +91,7 @@ class UserOut(BaseModel):
 
 
 class UserChange(BaseModel):
-    """What is left out stays as it is."""
+    """Change of a user; a field that is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
     role: Role | None = None

@@ -67,7 +67,7 @@ def authority(portal: Portal) -> bytes:
 
 
 async def picture_path(portal: Portal, caller: Caller, desktop_id: str) -> str:
-    """Where the gateway has a picture of the screen. Raises `NotFound` and `Conflict`."""
+    """Path at which the gateway has a picture of the screen. Raises `NotFound` and `Conflict`."""
     desktop = await _open_desktop(portal, caller, desktop_id)
     window = int(time.time() // PICTURE_WINDOW)
     key = f"{caller.bearer}:{desktop.id}:{desktop.boot}:{window}"

@@ -1,4 +1,4 @@
-"""What every request needs, opened once per process: databases, the ticket key, live events, counters."""
+"""Portal: what every request needs, opened once per process: databases, the ticket key, live events, counters."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -32,7 +32,7 @@ _UNKNOWN = "There is no such desktop. Your desktops are on the first page, or un
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """Where a native viewer finds the desktop's screen, while its host lets viewers in."""
+    """Address at which a native viewer finds the desktop's screen, while its host lets viewers in."""
 
     address: str
     port: int
@@ -88,7 +88,7 @@ def seen(row: Desktop | None, commands: list[Command], *, now: int) -> SeenDeskt
 
 
 def _before_row(boot: Command, now: int) -> Desktop:
-    """What a boot command alone says of its desktop."""
+    """Row of a desktop as its boot command alone says it."""
     assert isinstance(boot.order, BootDesktop)
     state, since = DesktopState.REQUESTED, boot.created
     if boot.state is CommandState.SUCCEEDED:
@@ -129,7 +129,7 @@ async def desktop_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop
 
 
 async def latest_of(portal: Portal, user: User, desktop_id: str) -> SeenDesktop:
-    """The same for live events: as they were told last."""
+    """Desktop for live events, as it was told last. Raises as `desktop_of` does."""
     commands = await portal.feed.commands_of(desktop_id)
     found = seen(portal.status.desktop(desktop_id), commands, now=now_ms())
     return _connected(portal, _visible(user, found))
@@ -142,7 +142,7 @@ def _visible(user: User, found: SeenDesktop | None) -> SeenDesktop:
 
 
 def _connected(portal: Portal, found: SeenDesktop) -> SeenDesktop:
-    """The same, with how fresh it is and where native viewers find it."""
+    """Desktop with how fresh it is and where native viewers find it."""
     return replace(found, link=cluster_freshness(portal), connection=_connection(portal, found.desktop))
 
 
@@ -208,7 +208,7 @@ def image_named(portal: Portal, image_id: str) -> Image:
 
 
 def limit_of(portal: Portal, user: User) -> int:
-    """How many desktops the user may have at once."""
+    """Number of desktops that the user may have at once."""
     settings = portal.settings
     return {
         Role.STUDENT: settings.student_desktops,

@@ -100,7 +100,7 @@ REMEDIES = {
 
 
 def order_words(order: Order) -> str:
-    """What was asked for, as a line of a list."""
+    """Line of a list that says what was asked for."""
     match order:
         case BootDesktop():
             return f"Start a desktop of {order.image}{' to edit its image' if order.edition else ''}"
@@ -133,7 +133,7 @@ def action_words(action: str) -> str:
 
 
 def outcome_words(command: Command) -> str:
-    """Where a command stands or how it ended, with the reason: one or more sentences."""
+    """State or outcome of a command, with the reason: one or more sentences."""
     took = duration((command.finished or command.created) - command.created)
     match command.state:
         case CommandState.QUEUED:
@@ -154,7 +154,7 @@ def outcome_words(command: Command) -> str:
 
 
 def late_words(command: Command) -> str:
-    """What came after nobody waited any more; empty when nothing did."""
+    """Words on an outcome that came after nobody waited any more; empty when none did."""
     match command.late, command.kind:
         case None, _:
             return ""
@@ -167,7 +167,7 @@ def late_words(command: Command) -> str:
 
 
 def lock_words(counter: Counter) -> str:
-    """What a lock keeps out."""
+    """Words on what a lock keeps out."""
     match counter.kind:
         case Counted.PAIR:
             return f"Sign-ins as {counter.name} from {counter.address}"
@@ -180,7 +180,7 @@ def lock_words(counter: Counter) -> str:
 
 
 def duration(milliseconds: int) -> str:
-    """As pages say it: ``8 s``, ``3 min``, ``2 h 5 min``, ``4 days``."""
+    """Duration as pages say it: ``8 s``, ``3 min``, ``2 h 5 min``, ``4 days``."""
     seconds = max(0, milliseconds // 1000)
     if seconds < 120:
         return f"{seconds} s"
@@ -192,7 +192,7 @@ def duration(milliseconds: int) -> str:
 
 
 def lasting(milliseconds: int) -> str:
-    """How long a whole thing was meant to last: ``12 hours``, ``90 minutes``, ``90 seconds``."""
+    """Planned duration as pages say it: ``12 hours``, ``90 minutes``, ``90 seconds``."""
     seconds = round(milliseconds / 1000)
     for size, unit in ((3600, "hour"), (60, "minute")):
         if seconds >= 2 * size and seconds % size < 2:
@@ -203,7 +203,7 @@ def lasting(milliseconds: int) -> str:
 
 
 def countdown(milliseconds: int) -> str:
-    """What is left, as ``0:42``."""
+    """Time that is left, as ``0:42``."""
     seconds = max(0, -(-milliseconds // 1000))
     return f"{seconds // 60}:{seconds % 60:02}"
 

@@ -80,7 +80,7 @@ class CommandOut(BaseModel):
 
 
 class ConnectionOut(BaseModel):
-    """Where a native viewer finds the screen, with what ``pupitre desktop viewer`` gives it."""
+    """Address at which a native viewer finds the screen, with what ``pupitre desktop viewer`` gives it."""
 
     address: str
     port: int
@@ -142,7 +142,7 @@ class FactsOut(BaseModel):
 
 
 class WarningOut(BaseModel):
-    """What is wrong with a host, or soon will be. ``number`` is in the unit that ``sentence`` says."""
+    """Warning about a host. ``number`` is in the unit that ``sentence`` says."""
 
     code: str
     number: int
@@ -186,7 +186,7 @@ class HostRequest(BaseModel):
 
 
 class HostChange(BaseModel):
-    """What is left out stays as it is; an empty ``label`` or ``mac`` takes it away."""
+    """Change of a host; a field that is left out stays as it is; an empty ``label`` or ``mac`` takes it away."""
 
     model_config = ConfigDict(extra="forbid")
     label: Label | None = None
@@ -255,7 +255,7 @@ class LinkOut(BaseModel):
 
 
 def moment(milliseconds: int) -> datetime:
-    """What no calendar has is shown as its first or last moment."""
+    """Time of the calendar; one outside of it is shown as its first or last moment."""
     return datetime.fromtimestamp(shown(milliseconds) / 1000, UTC)
 
 

@@ -17,7 +17,7 @@ def _redact(_logger: object, _method: str, event: structlog.typing.EventDict) ->
 
 
 def _one_line(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """What people type cannot begin a line of its own, or speak to the terminal."""
+    """Escape control characters: what people type cannot begin a line of its own, or control the terminal."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable() and key not in _OURS:
             event[key] = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in value)

@@ -85,7 +85,7 @@ class Workers:
 
 
 async def retry_loop(work: Callable[[], Awaitable[bool]], due: asyncio.Event, *, pauses: Pauses = RETRY) -> None:
-    """For ever: do ``work`` when ``due`` is set, and again, with growing pauses, until it returns True.
+    """Call ``work`` whenever ``due`` is set, and again, with growing pauses, until it returns True. Never returns.
 
     A `PupitreError` is a try that failed.
     """
@@ -107,7 +107,7 @@ async def retry_loop(work: Callable[[], Awaitable[bool]], due: asyncio.Event, *,
 
 
 async def retry_until_available(work: Callable[[], Awaitable[T]]) -> T:
-    """What ``work`` gives, once the database that it needs answers; until then it is tried again and again."""
+    """Result of ``work`` once the database that it needs answers; until then it is tried again and again."""
     while True:
         try:
             return await work()

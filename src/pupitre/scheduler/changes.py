@@ -33,7 +33,7 @@ MOST_SUBJECT, MOST_DETAIL = 255, 1000
 
 
 class Changes:
-    """What decisions see and change. ``commands`` and ``desktops`` are those that they have to see.
+    """Rows that decisions see and change. ``commands`` and ``desktops`` are those that they have to see.
 
     The maps whose names begin with ``old_`` are as they were before.
     """
@@ -124,7 +124,7 @@ class Changes:
         self.hosts[host.name] = replace(old, host=host, **changes)
 
     def remove_host(self, name: str) -> None:
-        """With its copies; its desktops must be gone."""
+        """Remove a host with its copies; its desktops must be gone."""
         self.hosts.pop(name, None)
         self.removed_hosts.add(name)
         self.conflicts.pop(name, None)
@@ -208,7 +208,7 @@ class Changes:
 
     @property
     def outcomes(self) -> Outcomes | None:
-        """What there is to report; None where that has to be read."""
+        """Outcomes to report; None where they have to be read."""
         if self.repeated:
             return None
         found = []

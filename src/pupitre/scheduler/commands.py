@@ -28,7 +28,7 @@ SUSPENDED = (
 
 
 def read_set_of(command: JournaledCommand, *, is_new: bool = False) -> ReadSet:
-    """What `accept` and `abandon` have to see. ``is_new``: it has most likely never been journalled."""
+    """Read set of `accept` and `abandon`. ``is_new``: it has most likely never been journalled."""
     desktop = desktop_of(command.order)
     new = {command.id} if is_new else set()
     if is_new and isinstance(command.order, BootDesktop):
@@ -85,7 +85,7 @@ def _fault_code(order: object) -> str:
 
 
 def abandon(changes: Changes, command: JournaledCommand, *, now: int) -> None:
-    """Nobody waits for ``command`` any more: what it made, or would make, shall not be."""
+    """Abandon ``command``, for which nobody waits any more: what it made, or would make, shall not be."""
     registered = changes.command(command.id)
     if registered is None:
         cancelled = replace(command, outcome=CommandState.CANCELLED)

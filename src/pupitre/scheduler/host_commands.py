@@ -1,4 +1,4 @@
-"""What a command about a host changes where it is journalled: what is wanted of the host, or how it is configured.
+"""Commands about hosts: each changes what is wanted of the host, or how it is configured.
 
 The rest is `host_life`'s, which works on the difference between wanted and seen. Of two commands that want
 different things of one host, the later one holds, and the earlier one ends as overtaken.
@@ -53,7 +53,7 @@ def decide(
 
 
 def withdraw(changes: Changes, command: JournaledCommand) -> None:
-    """Nobody waits for ``command`` any more: what it wanted of its host is not wanted any more."""
+    """Withdraw ``command``, for which nobody waits any more: what it wanted of its host is not wanted any more."""
     order = command.order
     if not isinstance(order, RetireHost):
         return
@@ -67,7 +67,7 @@ def withdraw(changes: Changes, command: JournaledCommand) -> None:
 
 
 def wanted_by(order: object) -> str | None:
-    """What the order wants of its host."""
+    """State that the order wants of its host."""
     match order:
         case RetireHost(unregister=unregister):
             return UNREGISTERED if unregister else SHUT_DOWN

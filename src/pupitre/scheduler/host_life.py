@@ -19,7 +19,7 @@ from pupitre.timings import BEFORE_DEADLINE_MS, HOST_RECHECK, WAKE_EVERY
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """In ms: how long a host may be silent before it is given up, and one without a MAC may take to answer."""
+    """Limits in ms: how long a host may be silent before it is given up, and one without a MAC may take to answer."""
 
     give_up: int
     answer: int
@@ -27,7 +27,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is to be done now, once what was decided is on disk; ``again`` in seconds."""
+    """Step to take once the decision is on disk; ``again`` in seconds."""
 
     again: float | None = None
     wake: frozenset[str] = frozenset()
@@ -179,7 +179,7 @@ def _leave(changes: Changes, registered: RegisteredHost) -> Step:
 
 
 def _fail_if_deadline_near(changes: Changes, registered: RegisteredHost, now: int) -> Step | None:
-    """Before its commands would time out, a host that does not leave goes on as before, and they say why."""
+    """Fail its commands before they time out: a host that does not leave goes on as before, and they say why."""
     waiting = open_commands(changes, registered.host.name, registered.wanted)
     if not waiting or now < max(command.deadline for command in waiting) - BEFORE_DEADLINE_MS:
         return None

@@ -1,4 +1,4 @@
-"""Where a desktop goes: a snapshot in; a host out, or one reason for each host.
+"""Placement of a desktop: a snapshot in; a host out, or one reason for each host.
 
 A host fits when *everything* fits: state, edition flag, image copy, memory, vCPUs and disk. Among
 those that fit, the one with the largest share of memory left is taken, then the first by name.
@@ -15,7 +15,7 @@ from pupitre.domain.host import HostState
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What the desktop asks of a host."""
+    """Needs of a desktop."""
 
     image: str
     memory_mib: int
@@ -50,12 +50,12 @@ class Candidate:
 
     @property
     def title(self) -> str:
-        """What to call it."""
+        """Label, or else the name."""
         return self.label or self.name
 
     @property
     def free_memory_mib(self) -> int:
-        """By the books, or by what is measured where that is more."""
+        """Free memory by what is counted, or by what is measured where more is used."""
         return self.memory_mib - self.used_memory_mib - self.over_books_mib
 
 

@@ -42,7 +42,7 @@ class ReportResult:
 
 
 def report_read_set(report: HostReport) -> ReadSet:
-    """What `apply_report` has to see."""
+    """Read set of `apply_report`."""
     return ReadSet(
         desktops=frozenset(reported.desktop for reported in report.desktops),
         hosts=frozenset({report.host} if report.full else ()),
@@ -128,7 +128,7 @@ def _event_id(host: str, finding: str, at: int) -> str:
 
 
 def _lose_or_end(changes: Changes, placed: PlacedDesktop, policy: ReportPolicy, *, since: int, now: int) -> None:
-    """Its host, which knows more than this database, does not have it."""
+    """End a desktop that its host, which knows more than this database, does not have."""
     if policy is ReportPolicy.SUSPENDED:
         if placed.seen.state is not DesktopState.LOST and DESKTOP_LIFE.allows(placed.seen.state, DesktopEvent.LOSE):
             observe(changes, placed, DesktopEvent.LOSE, reason=WAITS, now=now)

@@ -122,7 +122,7 @@ def forget_unknown_guests(changes: Changes, report: HostReport) -> None:
 
 
 def conflict_warnings(changes: Changes, host: str) -> tuple[HostWarning, ...]:
-    """What people are told of the host's guests that the cluster does not know."""
+    """Warnings about the host's guests that the cluster does not know."""
     if host in changes.conflicts:
         return (warn(WarningCode.KNOWS_MORE),)
     left = sum(1 for of, _ in changes.unknown_guests if of == host)

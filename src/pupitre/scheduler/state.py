@@ -101,7 +101,7 @@ class AuditEvent:
 
 @dataclass(frozen=True, slots=True)
 class ReadSet:
-    """What a decision has to see besides all hosts and images: it is there, or known not to be.
+    """Rows that a decision has to see besides all hosts and images: each is there, or known not to be.
 
     ``desktops`` come with their open commands; ``hosts`` are hosts of which every desktop is needed;
     ``host_commands`` says whether open commands about hosts matter. ``new`` are ids of commands and desktops
@@ -130,7 +130,7 @@ Outcomes = list[tuple[JournaledCommand, Rows]]
 
 @dataclass(slots=True)
 class ClusterState:
-    """As of ``version``: every host, every copy, every desktop that is not gone, every command without outcome.
+    """State of the cluster as of ``version``: every host, copy, desktop that is not gone, and command without outcome.
 
     What is not here is gone, has ended, or was never there. ``version`` -1 says that all has to be read. ``images`` are
     those that a host has ready, by host and id; ``specs`` those of all copies that ever were; ``starting`` is how many
@@ -159,7 +159,7 @@ class ClusterState:
         return [self.commands[id] for id in self._about.get(desktop, ())]
 
     def spec(self, placed: PlacedDesktop) -> ImageSpec | None:
-        """What its host would start a desktop from."""
+        """Specification from which its host would start a desktop."""
         return self.specs.get((placed.seen.host or "", placed.seen.image))
 
     @property

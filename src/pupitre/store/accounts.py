@@ -112,7 +112,7 @@ class Accounts:
         return bool(changed.rowcount)
 
     async def run_out(self, token_hash: str, *, now: int) -> int | None:
-        """How long the sign-in lasted (ms) that ended by itself within the last day; None of others."""
+        """Length (ms) of a sign-in that ended by itself within the last day; None of others."""
         query = select(sessions.c.created, sessions.c.expires).where(
             sessions.c.token_hash == token_hash, sessions.c.expires <= now
         )

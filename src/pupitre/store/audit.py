@@ -32,7 +32,7 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Act(StrEnum):
-    """What is written down besides commands, whose kind is their action."""
+    """Action that is written down besides commands, whose kind is their action."""
 
     SIGN_IN = "sign_in"
     SIGN_IN_EXTENDED = "sign_in_extended"
@@ -94,7 +94,7 @@ def audit_values(entry: AuditEntry) -> dict[str, object]:
 
 
 def bounded(text: str, length: int) -> str:
-    """At most ``length`` characters, each printable: no line breaks, terminal sequences or halves of characters."""
+    """Text of at most ``length`` characters, all printable: no line break, terminal sequence or half character."""
     cut = text if len(text) <= length else f"{text[: length - 1]}…"
     if cut.isprintable():
         return cut

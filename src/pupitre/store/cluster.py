@@ -56,7 +56,7 @@ Decision = Callable[[Changes], Any]
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a transaction wrote: its version, rows and outcomes (None: read them), and what else there is to tell."""
+    """Commit: its version, rows and outcomes (None: read them), and what else there is to tell."""
 
     version: int
     rows: Rows | None
@@ -143,7 +143,7 @@ class ClusterStore:
         return await restore_conflicts.confirm(self.database, now=now, hosts=hosts)
 
     async def change(self, decide: Callable[[Changes], R], reads: ReadSet = NOTHING) -> R:
-        """What ``decide`` says, once what it changed is on disk.
+        """Result of ``decide``, once what it changed is on disk.
 
         It decides in memory, sees what ``reads`` names, and raises before it changes anything, if it does.
         Raises `Deposed` once another cluster server has begun an epoch, `Unavailable`.
@@ -156,7 +156,7 @@ class ClusterStore:
         await self.change(lambda _: None)
 
     async def catch_up(self) -> None:
-        """After a commit whose answer was lost: it has been made when this returns, or never will be.
+        """Wait for a commit whose answer was lost: it has been made when this returns, or never will be.
 
         The state is as the database is.
         """
@@ -260,7 +260,7 @@ class ClusterStore:
             await connection.execute(_REPORTED, {"ids": list(command_ids)})
 
     async def audit_events(self) -> list[AuditEvent]:
-        """What the audit log has yet to be told, oldest first."""
+        """Events that the audit log has yet to be told, oldest first."""
         async with self.database.read() as connection:
             rows = await connection.execute(select(notes).order_by(notes.c.id).limit(PAGE))
         return [AuditEvent(*row) for row in rows]
@@ -330,7 +330,7 @@ class ClusterStore:
 
 
 def _result(decide: Decision, changes: Changes) -> Any:
-    """What it says, or its own error."""
+    """Result, or its own error."""
     try:
         return decide(changes)
     except PupitreError as error:

@@ -153,7 +153,7 @@ class Commands:
         return await self._moves.do(CommandTransition(command_id, event, now, fault, abandon))
 
     async def catch_up(self) -> None:
-        """After a write whose answer was lost: it has been made when this returns, or never will be."""
+        """Wait for a write whose answer was lost: it has been made when this returns, or never will be."""
         async with self.database.write() as connection:
             await next_version(connection, commands_counter)  # after whoever still holds it
             await connection.rollback()

@@ -49,7 +49,7 @@ def host_from_row(row: AnyRow) -> Host:
 
 
 def _shown(text: str | None, kind: type[T]) -> T | None:
-    """What was written as JSON; None for what an earlier version took and nobody can use."""
+    """Value that was written as JSON; None for one that an earlier version took and nobody can use."""
     try:
         return msgspec.json.decode(text, type=kind) if text else None
     except msgspec.MsgspecError:

@@ -34,7 +34,7 @@ class Failures:
         self.database = database
 
     async def tallies(self, counters: Sequence[Counter]) -> list[Tally]:
-        """What stands in these, whether or not their window is over."""
+        """Tallies of these counters, whether or not their window is over."""
         rows = await self.database.select(_TALLIES, {"ids": [counter.id for counter in counters]})
         return [_tally(row) for row in rows]
 

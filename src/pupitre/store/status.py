@@ -172,7 +172,7 @@ class Status:
         return changed
 
     async def retain(self, cluster_name: str, named: SeenKeys, position: Position) -> None:
-        """After a full set of pages: what they did not name is gone, and this is how far they bring us."""
+        """End a full set of pages: what they did not name is gone, and the position is theirs."""
         async with self.database.write(CHANGED) as connection:
             version = await next_version(connection, status_counter)
             held = {(str(name),) for (name,) in await connection.execute(select(hosts.c.name))}

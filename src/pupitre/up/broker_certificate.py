@@ -35,7 +35,7 @@ class BrokerCertificate:
         self._reload = reload
 
     async def keep(self) -> None:
-        """Until cancelled."""
+        """Renew the broker's certificate in time, until cancelled."""
         stamp, retry_at = self._stamp(), 0.0
         while True:
             due = self._due()

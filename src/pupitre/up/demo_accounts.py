@@ -1,4 +1,4 @@
-"""Where the demonstration accounts are written down, and how to read them back."""
+"""File of the demonstration accounts."""
 
 from pathlib import Path
 

@@ -47,7 +47,7 @@ class LocalHost:
 
 
 def local_hosts(settings: Settings) -> list[LocalHost]:
-    """As many as the setting ``hosts`` says; the first has the name that the settings give."""
+    """Hosts of this machine, as many as the setting ``hosts`` says; the first has the name that the settings give."""
     names = [settings.host_name]
     stem = settings.host_name.removesuffix("-1")
     names += [f"{stem}-{number}" for number in range(2, settings.hosts + 1)]
@@ -67,7 +67,7 @@ def _mac(number: int) -> str:
 
 
 def wake_socket() -> socket.socket:
-    """Where this machine's made-up cards listen."""
+    """Socket on which this machine's made-up network cards listen."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     listener.setblocking(False)
     listener.bind(("127.0.0.1", 0))

@@ -1,1 +1,1 @@
-"""What travels between endpoint, cluster and hosts: typed messages over NATS."""
+"""Typed messages between endpoint, cluster and hosts, over NATS."""

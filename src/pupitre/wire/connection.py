@@ -255,7 +255,7 @@ class BrokerConnection:
         """
 
         async def answer(data: bytes, due: str) -> AnyMessage | None:
-            """What ``handler`` says to one message; None while it cannot be handled."""
+            """Answer of ``handler`` to one message; None while it cannot be handled."""
             try:
                 received = decode(data)
                 if isinstance(received, MessageBatch):

@@ -259,7 +259,7 @@ class Done(Message, frozen=True, tag="done"):
 
 
 class Refused(Message, frozen=True, tag="refused"):
-    """Not taken; sending it again will not help."""
+    """Refusal: not taken, and sending it again will not help."""
 
     code: Name
     reason: Said
@@ -324,7 +324,7 @@ def _salvaged(data: bytes) -> Report | None:
 
 
 def _check(order: Order) -> None:
-    """What no subject, no path and no database could hold is no order."""
+    """Refuse an order that no subject, path or database could hold."""
     desktop = desktop_of(order)
     if desktop is not None and not _IS_ID.match(desktop):
         raise MessageError(f"{desktop[:50]!r} is not the id of a desktop.")

@@ -30,7 +30,7 @@ class Subjects:
 
     @property
     def all_hosts(self) -> str:
-        """From the cluster to every host."""
+        """Subject from the cluster to every host."""
         return f"{self._root}.hosts"
 
     def orders(self, host: str) -> str:
@@ -64,7 +64,7 @@ def inbox(role: str) -> str:
 
 
 def permissions(subjects: Subjects, role: str) -> Permissions:
-    """What ``role`` may do: ``endpoint``, ``cluster`` or ``host-<name>``."""
+    """Permissions of ``role``: ``endpoint``, ``cluster`` or ``host-<name>``."""
     answers = f"{inbox(role)}.>"
     if role == "endpoint":
         return Permissions((subjects.commands,), (subjects.status, subjects.outcomes, answers))

@@ -27,7 +27,7 @@ ORIGIN = "this machine"
 
 @dataclass(frozen=True, slots=True)
 class AccountDatabases:
-    """What is kept of users."""
+    """Databases that hold something of users."""
 
     accounts: Accounts
     failures: Failures

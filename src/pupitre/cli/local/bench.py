@@ -28,7 +28,7 @@ def idle(
     seconds: Annotated[float, typer.Option(min=1, help="How long to look.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """What all processes cost while nobody uses them."""
+    """Cost of all processes while nobody uses them."""
     from pupitre.bench.idle import measure
 
     found = measure(seconds)
@@ -45,7 +45,7 @@ def start(
     count: Annotated[int, typer.Option(min=1, max=1000, help="Starts of each kind.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """How much of a desktop's start is ours, against libvirt alone; and from a click to the first picture."""
+    """Time of a desktop's start, against libvirt alone; and from a click to the first picture."""
     from pupitre.bench.start import measure
 
     found = measure(count)
@@ -63,7 +63,7 @@ def status(
     seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """What one change of one desktop costs cluster, endpoint and status database."""
+    """Cost of one change of one desktop for cluster, endpoint and status database."""
     import uvloop
 
     from pupitre.bench.status import measure
@@ -110,7 +110,7 @@ def commands(
     seconds: Annotated[float, typer.Option(min=1, help="How long they go on.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """How many empty commands a second go the whole way, against the bare database; where the time goes."""
+    """Rate of empty commands that go the whole way, against the bare database; where the time goes."""
     from pupitre.bench.commands import DATABASES
 
     if database == "all":

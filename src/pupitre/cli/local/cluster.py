@@ -45,7 +45,7 @@ def confirm(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """After a backup of the cluster's database was restored: go on from it. To be run where the cluster server runs.
+    """Go on after a backup of the cluster's database was restored. To be run where the cluster server runs.
 
     Shows, host by host, which desktops the database has lost. Those that the cluster's own key has signed for that
     host are taken over from it as they run; the others stay as they are. Those that have ended since are marked as
@@ -85,7 +85,7 @@ def confirm(
 
 
 def _plan(waiting: "Sequence[ConflictingHost]") -> str:
-    """What would be taken over, host by host."""
+    """Plan of a take-over, host by host."""
     if not waiting:
         return "There is nothing to confirm: the cluster does not wait for it."
     lines = []

@@ -35,7 +35,7 @@ app = typer.Typer(
 
 
 class Format(StrEnum):
-    """What may be imported."""
+    """Format that may be imported."""
 
     QCOW2 = DiskFormat.QCOW2
     RAW = DiskFormat.RAW
@@ -180,7 +180,7 @@ def _as_dict(copy: ImageCopy) -> dict[str, Any]:
 
 @contextmanager
 def _outcome(as_json: bool) -> Iterator[None]:
-    """With --json an error is an object on standard output too; the sentence and the exit code are `cli.main`'s."""
+    """Outcome as JSON: an error is an object on standard output too; `cli.main` adds sentence and exit code."""
     signal.signal(signal.SIGTERM, _stop)
     try:
         yield

@@ -87,6 +87,6 @@ def _print_csv(entries: Iterable[dict[str, Any]]) -> None:
 
 
 def _cell(value: object) -> str:
-    """What a spreadsheet shows and does not run: some of it was typed by people who could not sign in."""
+    """Text that a spreadsheet shows and does not run: some of it was typed by people who could not sign in."""
     text = "" if value is None else str(value)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

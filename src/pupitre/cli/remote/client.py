@@ -29,7 +29,7 @@ LONGEST_NAME = 255
 
 
 class ApiError(RequestError):
-    """What the portal refused, in its own words."""
+    """Refusal by the portal, in its own words."""
 
 
 class Client:

@@ -45,7 +45,7 @@ def status(as_json: Json = False) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `up` wrote; empty when it does not run, even if it was killed and could not clean up.
+    """Record that `up` wrote; empty when it does not run, even if it was killed and could not clean up.
 
     Raises `SetupError` for a damaged one.
     """

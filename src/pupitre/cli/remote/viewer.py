@@ -1,4 +1,4 @@
-"""What ``pupitre desktop viewer`` writes: a connection file that only its owner can read, and our authority.
+"""Files that ``pupitre desktop viewer`` writes: a connection file that only its owner can read, and our authority.
 
 remote-viewer knows the hosts of VNC connections by ``.pki/CA/cacert.pem`` in the home that the
 user database names (never ``$HOME``), which may hold several authorities; ours is added to it,
@@ -15,7 +15,7 @@ AUTHORITIES = Path(".pki/CA/cacert.pem")
 
 
 def home() -> Path:
-    """Where remote-viewer of this user looks for `AUTHORITIES`. Raises `SetupError`."""
+    """Folder in which remote-viewer of this user looks for `AUTHORITIES`. Raises `SetupError`."""
     try:
         return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:

@@ -1,4 +1,4 @@
-"""Who may do what: one policy for pages, REST and CLI."""
+"""Access policy: one for pages, REST and CLI."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,7 +27,7 @@ class User:
 
     @property
     def title(self) -> str:
-        """What people read."""
+        """Name that people read."""
         return self.display_name or self.name
 
 
@@ -51,7 +51,7 @@ def may_manage_hosts(user: User) -> bool:
 
 
 def may_edit_images(user: User) -> bool:
-    """To start a desktop on a host where images are edited."""
+    """Permission to start a desktop on a host where images are edited."""
     return user.role in {Role.ADMIN, Role.TEACHER}
 
 

@@ -1,4 +1,4 @@
-"""What may be a password: NIST SP 800-63B, 3.1.1.2. Length counts, and no one's first guess; there are no other rules.
+"""Rules for passwords: NIST SP 800-63B, 3.1.1.2. Length counts, and no one's first guess; there are no other rules.
 
 One password typed in two ways is one password: NFKC, as the same document asks for.
 """

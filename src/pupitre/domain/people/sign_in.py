@@ -1,4 +1,4 @@
-"""How long a sign-in lasts: its end, how far it can be put off, and when people are warned of it (WCAG 2.2.1).
+"""Length of a sign-in: its end, how far it can be put off, and when people are warned of it (WCAG 2.2.1).
 
 All times are in milliseconds, moments since 1970.
 """
@@ -15,5 +15,5 @@ def extended(created: int, expires: int, *, now: int, length: int, most: int) ->
 
 
 def warning(length: int) -> int:
-    """How long before its end a sign-in of ``length`` is warned of."""
+    """Time before its end (ms) at which a sign-in of ``length`` is warned of."""
     return min(WARNING, length // 3)

@@ -1,4 +1,4 @@
-"""How many wrong passwords are taken before the next attempt is refused unseen, and for how long.
+"""Limits of wrong passwords: how many are taken before the next attempt is refused unseen, and for how long.
 
 Failures are counted in windows: one begins with its first failure and lasts for a period; when its limit is reached,
 attempts are refused until it ends. With ``n`` failures a minute (``sign_in_per_minute``):
@@ -65,7 +65,7 @@ def limits(per_minute: int) -> Mapping[Counted, Limit]:
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """What failures are counted by. ``name`` or ``address`` is empty where it does not matter.
+    """Counter of failures. ``name`` or ``address`` is empty where it does not matter.
 
     A browser's ``address`` is the id in its cookie.
     """

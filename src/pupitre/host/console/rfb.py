@@ -27,7 +27,7 @@ _NUMBER = struct.Struct("!I")
 
 
 class Source(Protocol):
-    """Where the bytes of a connection come from."""
+    """Source of the bytes of a connection."""
 
     async def read_exactly(self, size: int) -> bytes:
         """Raises `OSError` when the link ends before."""

@@ -1,4 +1,4 @@
-"""Who watches this host's screens: everyone who came in by the gateway's door or by the viewers'.
+"""Console sessions: all viewers of this host's screens, by the gateway or by a native viewer.
 
 A ticket opens one screen, once, for the desktop and the boot generation it names, and
 only while the sign-in that asked for it lasts. When that ends, or the desktop does,
@@ -31,7 +31,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class Screens(Protocol):
-    """What is needed of the agent.
+    """Access to screens that the agent gives.
 
     Both raise a `PupitreError` (`NotFound`, say) unless the desktop runs on this host
     now under boot generation ``boot``.
@@ -116,7 +116,7 @@ class ConsoleSessions:
         return screen
 
     def _extend(self, ticket: Ticket) -> None:
-        """Whoever watches by the same sign-in may do so for as long as its newest ticket says: it was extended."""
+        """Extend the sessions of the same sign-in to the time that its newest ticket says."""
         for session in self._open:
             if session.ticket and session.ticket.bearer == ticket.bearer and session.until < ticket.until:
                 _close_at(session, ticket.until)
@@ -179,5 +179,5 @@ def _disconnect(session: ConsoleSession) -> None:
 
 
 def _revocation_id(bearer: str) -> str:
-    """Under which id it is noted that this sign-in has ended."""
+    """Id under which a revoked sign-in is remembered among the used tickets."""
     return f"over-{bearer}"

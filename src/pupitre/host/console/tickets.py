@@ -60,7 +60,7 @@ class ConsoleServer:
 
     @property
     def viewer_port(self) -> int | None:
-        """Where native viewers are let in; None where they are not."""
+        """Port for native viewers; None where they are not let in."""
         return self._viewers.port if self._viewers else None
 
     @property

@@ -1,4 +1,4 @@
-"""How well guests have to be confined before this host takes any: the setting ``require_confinement``.
+"""Confinement that guests need before this host takes any: the setting ``require_confinement``.
 
 A guest that breaks out of QEMU has what QEMU has. Whatever the setting, QEMU's system calls are filtered
 (seccomp), and as root it runs as a user of its own where a mount namespace is allowed.

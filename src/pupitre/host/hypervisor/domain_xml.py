@@ -33,7 +33,7 @@ TRANSLATION_CACHE_MIB = 128
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this host gives to every guest.
+    """Properties that this host gives to every guest.
 
     ``accelerator`` is libvirt's word: ``kvm``, ``qemu`` (emulation) or ``test``.
     ``shared_images`` keeps libvirt from changing the owner of image files, which

@@ -34,7 +34,7 @@ _GUEST_ADDRESS = 0x1000
 
 
 class Kvm(StrEnum):
-    """What was found."""
+    """Result of the probe."""
 
     WORKS = "works"
     NO_DEVICE = "no_device"
@@ -110,7 +110,7 @@ def _cpu_flags(cpuinfo: Path) -> set[str]:
 
 
 def _trial(device: str) -> None:
-    """In the child: make a virtual machine of one page and one CPU and run it to its ``hlt``."""
+    """Trial in the child: make a virtual machine of one page and one CPU and run it to its ``hlt``."""
     kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     vm = fcntl.ioctl(kvm, _CREATE_VM, 0)
     fcntl.ioctl(vm, _SET_TSS_ADDR, 0x7000_0000)  # Intel without "unrestricted guest" wants three pages, anywhere

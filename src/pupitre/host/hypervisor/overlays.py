@@ -27,7 +27,7 @@ class Disks(Protocol):
     """Desktops' own disks. `Overlays` in earnest; `NoDisks` beside a hypervisor that has no guests."""
 
     async def ensure(self, desktop: str, backing: Path | None, backing_format: str | None, size_gib: int) -> Path:
-        """Where the desktop's disk is. Raises `ImageFault`."""
+        """Path of the desktop's disk. Raises `ImageFault`."""
 
     async def ensure_gone(self, desktop: str) -> None: ...
 
@@ -35,10 +35,10 @@ class Disks(Protocol):
         """The desktops that have a disk here."""
 
     def growth_mib(self) -> int:
-        """What all of them together may still grow by."""
+        """MiB by which all of them together may still grow."""
 
     def free_mib(self) -> int:
-        """What is free where they are."""
+        """Free MiB where they are."""
 
 
 class NoDisks:

@@ -25,7 +25,7 @@ DISK_FULL = "Paused: the disk of its host is full or cannot be written. It goes 
 
 
 class GuestState(StrEnum):
-    """What the hypervisor says of a guest, now."""
+    """State of a guest as the hypervisor sees it now."""
 
     ABSENT = "absent"
     STARTING = "starting"
@@ -76,7 +76,7 @@ class Hypervisor(Protocol):
         """Let go. Guests go on."""
 
     async def facts(self) -> HostFacts:
-        """What this host has to give."""
+        """Facts about what this host has to give."""
 
     async def ensure_running(self, guest: Guest) -> None:
         """Return when the guest runs. Raises `HypervisorError`, and then it does not."""

@@ -1,4 +1,4 @@
-"""Which `Hypervisor` and which `Disks` a setting means, and libvirt's own settings for the embedded one."""
+"""Selection of the `Hypervisor` and the `Disks` by a setting, and libvirt's own settings for the embedded one."""
 
 import os
 import shutil
@@ -21,7 +21,10 @@ WITH_DISKS = "?disks"
 
 
 def choose(settings: Settings, paths: Paths) -> Hypervisor:
-    """Not yet open. Raises `SetupError` when the machine lacks what the setting needs."""
+    """Hypervisor that the settings choose, not yet open.
+
+    Raises `SetupError` when the machine lacks what the setting needs.
+    """
     uri = settings.hypervisor
     if uri.startswith("simulated://"):
         name = uri.removeprefix("simulated://").removesuffix(WITH_DISKS)
@@ -50,7 +53,7 @@ def choose(settings: Settings, paths: Paths) -> Hypervisor:
 
 
 def disks(settings: Settings, paths: Paths) -> Disks:
-    """Where the desktops' disks are, ready to use."""
+    """Disks of the desktops, ready to use."""
     if settings.hypervisor.startswith("simulated://") and not settings.hypervisor.endswith(WITH_DISKS):
         return NoDisks(paths.overlays)
     overlays = Overlays(paths.overlays)

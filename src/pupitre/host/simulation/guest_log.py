@@ -1,4 +1,4 @@
-"""What outlives a process that simulates guests: which of them run, as a log of starts and ends.
+"""Log of simulated guests, which outlives their process: their starts and ends.
 
 One line for each, written in one piece, so that a process killed at any moment leaves whole
 lines only; a last line cut short by a full disk is left out. Nothing is ever rewritten: who
@@ -36,7 +36,7 @@ class SimulatedGuestLog:
             os.close(file)
 
     def entries(self) -> Iterator[GuestLogEntry]:
-        """Everything that happened, oldest first."""
+        """Entries, oldest first."""
         if not self._path.exists():
             return
         for text in self._path.read_text().splitlines(keepends=True):

@@ -65,7 +65,7 @@ class SimulatedHypervisor:
 
     @staticmethod
     def named(name: str, serials: Path, memory_mib: int | None = None) -> "SimulatedHypervisor":
-        """As a process has it, with a ledger beside ``serials``; ``slow:0.5`` says how slow, in seconds.
+        """Hypervisor of a process, with a guest log beside ``serials``; ``slow:0.5`` says how slow, in seconds.
 
         Raises `SetupError` for an unknown behaviour.
         """

@@ -24,7 +24,7 @@ _BODY = {0: 19, 2: 3, 3: 9, 4: 7, 5: 5, 6: 7}
 
 @dataclass(frozen=True, slots=True)
 class PixelFormat:
-    """How 32-bit pixels are put together. RFC 6143, 7.4."""
+    """Layout of 32-bit pixels. RFC 6143, 7.4."""
 
     big_endian: bool = False
     shifts: tuple[int, int, int] = (16, 8, 0)

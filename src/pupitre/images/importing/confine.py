@@ -29,7 +29,7 @@ ENVIRONMENT = {"LC_ALL": "C", "MALLOC_ARENA_MAX": "1", "PATH": os.defpath}
 
 
 def image_info(file: Path, disk_format: AnyFormat) -> dict[str, Any]:
-    """What ``qemu-img info`` says of a world-readable file. Raises `HostileImage`."""
+    """Answer of ``qemu-img info`` about a world-readable file. Raises `HostileImage`."""
     answer = json.loads(_qemu_img(file, ["info", "-f", driver(disk_format), "--output=json", STDIN]))
     if not isinstance(answer, dict):
         raise ImageFault("qemu-img info gave an answer that is no object.")
@@ -71,7 +71,7 @@ def _qemu_img(file: Path, arguments: list[str]) -> str:
 
 
 def confined(cpu_seconds: int, file_bytes: int) -> list[str]:
-    """What is put in front of a command that reads a stranger's file; it may write ``file_bytes`` to a file."""
+    """Prefix of a command that reads a stranger's file; it may write ``file_bytes`` to a file."""
     command = [
         *_without_network(),
         str(find("prlimit")),

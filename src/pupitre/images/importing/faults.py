@@ -1,4 +1,4 @@
-"""What the operating system says of an image store, as one sentence with the path and the remedy."""
+"""Errors of the operating system about an image store, as one sentence with the path and the remedy."""
 
 import contextlib
 import errno

@@ -98,7 +98,7 @@ SEEN: tuple[tuple[int, bytes, AnyFormat], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a harmless image says of itself."""
+    """Header of a harmless image."""
 
     disk_format: DiskFormat
     virtual_bytes: int

@@ -44,7 +44,7 @@ MOST_HOLES = 64 << 20
 
 
 def image_name(file: Path, name: str | None) -> str:
-    """What people see: ``name`` as it was given, or the file's name as it can be shown. Raises `Invalid`."""
+    """Name that people see: ``name`` as it was given, or the file's name as it can be shown. Raises `Invalid`."""
     if name is None:
         name = shown(file.stem, LONGEST_NAME)
     if fault := name_fault(name):
@@ -59,7 +59,7 @@ def image_id(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the importing person says; None is what the file says, else what is usual."""
+    """Wishes of the importing person; None is what the file says, else what is usual."""
 
     name: str | None = None
     new_id: str | None = None
@@ -178,7 +178,7 @@ def _judge(disk: Path, disk_format: AnyFormat, max_virtual_bytes: int) -> int:
 
 
 def _is_to_be_converted(disk: Path, disk_format: AnyFormat) -> bool:
-    """What is no format of guests', and a disk with large holes: in a qcow2 they take no time to read either."""
+    """Test for a format that no guest takes, and for a disk with large holes: in a qcow2 they are read at once."""
     status = disk.stat()
     holes = status.st_size - allocated(status)
     return disk_format in frozenset(Foreign) or (disk_format is DiskFormat.RAW and holes > MOST_HOLES)

@@ -1,4 +1,4 @@
-"""What every request passes before a route of the portal sees it: size, origin, counting.
+"""Checks of every request before a route of the portal sees it: size, origin, counting.
 
 A cookie alone proves nothing about who made the browser send it. So a request that
 may change something and comes with a cookie, or to a page, has to say that one of

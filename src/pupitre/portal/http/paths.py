@@ -1,4 +1,4 @@
-"""Where on this site a person was, and where they go back to. Nothing leads elsewhere."""
+"""Paths of this site: where a person was, and where they go back to. Nothing leads elsewhere."""
 
 from urllib.parse import quote, urlsplit
 

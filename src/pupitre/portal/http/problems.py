@@ -126,7 +126,7 @@ async def on_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """What routing and parsing refuse."""
+    """Answer to what routing and parsing refuse."""
     assert isinstance(error, HTTPException)
     code, detail = _WORDS.get(error.status_code, ("error", str(error.detail)))
     if error.status_code == 404 and not is_api(request):
@@ -135,7 +135,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_invalid(request: Request, error: Exception) -> Response:
-    """What the types of a route refuse."""
+    """Answer to what the types of a route refuse."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if any(item["type"] == "json_invalid" for item in found):

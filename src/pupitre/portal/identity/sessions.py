@@ -1,4 +1,4 @@
-"""Who is asking: cookies for browsers, bearer tokens for programs, and where requests may come from.
+"""Sign-ins: cookies for browsers, bearer tokens for programs, and where requests may come from.
 
 A token is 256 random bits; the database holds its SHA-256 only. A request with an
 ``Authorization`` header is judged by that header alone and never by its cookie.
@@ -35,7 +35,7 @@ _KINDS = {SessionKind.COOKIE: "in a browser", SessionKind.BEARER: "for programs"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent the request. ``bearer`` is the SHA-256 (hex) of the cookie or token; ``browser``: it was a cookie.
+    """Sender of a request. ``bearer`` is the SHA-256 (hex) of the cookie or token; ``browser``: it was a cookie.
 
     ``origin`` is the address it came from. The sign-in began at ``since`` and ends at ``until`` (Unix ms) at the
     latest, unless it is extended.
@@ -170,7 +170,7 @@ async def end_session(portal: Portal, caller: Caller, token_hash: str) -> None:
 
 
 def mark(token_hash: str) -> str:
-    """What tells one token from another in lists and in the audit log, and opens nothing."""
+    """Mark that tells one token from another in lists and in the audit log, and opens nothing."""
     return token_hash[:8]
 
 

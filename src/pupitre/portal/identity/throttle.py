@@ -23,7 +23,7 @@ class Throttle:
         self._pruned = time.monotonic()
 
     async def check(self, name: str, address: str, device: str | None) -> tuple[Counter, ...]:
-        """Where a failure would be counted. ``device`` is the id of a browser that this account knows.
+        """Counters in which a failure would be counted. ``device`` is the id of a browser that this account knows.
 
         Raises `TooEarly`, before any password is looked at.
         """
@@ -50,7 +50,7 @@ class Throttle:
         return [tally for tally in tallies if tally.failures == self._limits[tally.counter.kind].failures]
 
     async def locks(self) -> list[Tally]:
-        """What is locked now, the one that ends first first."""
+        """Locks in force, the one that ends first first."""
         now = now_ms()
         return [tally for tally in await self._failures.in_force(now=now) if is_locked(tally, self._limits, now)]
 

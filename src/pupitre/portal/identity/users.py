@@ -30,7 +30,7 @@ async def add_user(
 
 
 async def change_user(portal: Portal, caller: Caller, name: str, role: Role | None, display_name: str | None) -> User:
-    """What is None stays. Raises `NotFound`, `Conflict` and `Invalid`."""
+    """Change a user; what is None stays. Raises `NotFound`, `Conflict` and `Invalid`."""
     user = await _named(portal, caller, name)
     if role is not None:
         user = await set_role(portal, caller, name, role)

@@ -32,7 +32,7 @@ MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.015
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """How far commands and status have been told; written as the id of an event."""
+    """Versions of commands and status that have been told; written as the id of an event."""
 
     commands: int
     status: int
@@ -43,7 +43,7 @@ class Versions:
 
 @dataclass(slots=True)
 class Changes:
-    """What changed, by id; commands as they are now. ``resync``: too much was missed, look at everything."""
+    """Changes by id; commands as they are now. ``resync``: too much was missed, look at everything."""
 
     versions: Versions
     commands: dict[str, Command] = field(default_factory=dict)
@@ -187,7 +187,7 @@ class ChangeFeed:
 
     @property
     def versions(self) -> Versions:
-        """How far streams have been told."""
+        """Versions up to which streams have been told."""
         return Versions(self._version, self._status.version)
 
     async def commands_of(self, desktop_id: str) -> list[Command]:

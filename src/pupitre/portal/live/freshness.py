@@ -26,12 +26,12 @@ class ClusterFreshness:
 
     @property
     def age_s(self) -> float | None:
-        """How old all rows are, in seconds, when that is too old; else None."""
+        """Age of all rows, in seconds, when they are too old; else None."""
         return self.age_ms / 1000 if self.stale and self.age_ms is not None else None
 
 
 def cluster_freshness(portal: Portal) -> ClusterFreshness:
-    """Of several clusters, that of the one that is worst off."""
+    """Freshness of the cluster; of several clusters, that of the one that is worst off."""
     stale_after = portal.settings.status_timings.stale_after
     return worst(portal.status.links, now=now_ms(), stale_after_ms=int(stale_after * 1000))
 

@@ -146,7 +146,7 @@ class StatusMirror:
 
     @property
     def desktops_by_host(self) -> Counter[str]:
-        """How many desktops that may be running somewhere have their place on each host."""
+        """Number of desktops that have their place on each host and may be running there."""
         counted = (desktop for desktop in self._rows.desktops.values() if desktop.state in COUNTED_STATES)
         return Counter(desktop.host for desktop in counted if desktop.host)
 

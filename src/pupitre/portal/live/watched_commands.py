@@ -33,5 +33,5 @@ class WatchedCommands:
                 kept[command.id] = command
 
     def clear(self) -> None:
-        """Nobody reads, or has read, what changes."""
+        """Forget all: nobody reads, or has read, what changes."""
         self._by_desktop.clear()

@@ -21,7 +21,7 @@ _WRONG_TIME = "Write it as 2026-09-01T08:30."
 
 
 class Search(BaseModel):
-    """What was typed. Times are the clock of ``zone``, which a script fills in; without one it is UTC's."""
+    """Search as it was typed. Times are the clock of ``zone``, which a script fills in; without one it is UTC's."""
 
     text: Annotated[str, Field(max_length=255)] = ""
     user: Annotated[str, Field(max_length=128)] = ""
@@ -33,7 +33,7 @@ class Search(BaseModel):
     before: Annotated[str, Field(max_length=36)] = ""
 
     def query(self, **changes: str) -> str:
-        """The same search as part of an address."""
+        """Search as part of an address."""
         fields = self.model_dump() | changes
         return urlencode({name: value for name, value in fields.items() if value})
 

@@ -18,7 +18,7 @@ router = APIRouter()
 
 
 async def board(portal: Portal, user: User) -> dict[str, Any]:
-    """What the board shows, for a whole page and for an event."""
+    """Context of the board, for a whole page and for an event."""
     images = sorted(portal.status.images, key=lambda image: (image.state is not CopyState.READY, image.name))
     desktops = await desktops_of(portal, user)
     return {

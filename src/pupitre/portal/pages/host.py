@@ -25,14 +25,14 @@ router = APIRouter(dependencies=[REFRESHED])
 
 
 class RetireMode(StrEnum):
-    """How a host leaves service, as its page's address says it."""
+    """Mode in which a host leaves service, as its page's address says it."""
 
     SHUT_DOWN = "shut-down"
     UNREGISTER = "unregister"
 
 
 async def host_board(portal: Portal, user: User, seen: SeenHost) -> dict[str, Any]:
-    """What the live part shows, for a whole page and for an event."""
+    """Context of the live part, for a whole page and for an event."""
     return {
         "seen": seen,
         "orders": await latest_orders(portal, user, seen.host.name),
@@ -49,7 +49,7 @@ async def host(request: Request, caller: HostAdmin, host: str) -> Response:
 
 @router.post("/admin/hosts/{host}")
 async def configure(request: Request, caller: HostAdmin, host: str, form: Annotated[HostForm, Form()]) -> Response:
-    """Only what differs is asked of the cluster; nothing, when nothing does."""
+    """Ask the cluster for what differs; for nothing, when nothing does."""
     portal = portal_of(request)
     seen = host_called(portal, host)
     asked = change(form, seen.host)
@@ -77,7 +77,7 @@ async def boot_up(request: Request, caller: HostAdmin, host: str) -> Response:
 
 @router.get("/admin/hosts/{host}/{way}")
 async def confirm(request: Request, caller: HostAdmin, host: str, way: RetireMode) -> Response:
-    """What will happen, to how many desktops."""
+    """Page that says what will happen, to how many desktops."""
     return await _confirmation(request, host_called(portal_of(request), host), way)
 
 

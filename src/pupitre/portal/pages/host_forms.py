@@ -16,7 +16,7 @@ _MENDS = {
 
 
 class HostForm(BaseModel):
-    """What was typed, kept as it is until it is right."""
+    """Form of a host as it was typed, kept as it is until it is right."""
 
     name: str = ""
     label: str = ""
@@ -53,7 +53,7 @@ def registration(form: HostForm) -> RegisterHost | dict[str, str]:
 
 
 def change(form: HostForm, host: Host) -> HostChange | dict[str, str]:
-    """What differs from ``host``, or one sentence for each field that is wrong."""
+    """Change from ``host`` to the form, or one sentence for each field that is wrong."""
     values = form.values()
     values.pop("name")
     before = form_of(host).values()

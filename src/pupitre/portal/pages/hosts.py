@@ -34,7 +34,7 @@ async def latest_orders(portal: Portal, user: User, host: str | None = None) -> 
 
 
 async def hosts_board(portal: Portal, user: User) -> dict[str, Any]:
-    """What the list shows, for a whole page and for an event."""
+    """Context of the list, for a whole page and for an event."""
     return {
         "hosts": hosts_of(portal),
         "orders": await latest_orders(portal, user),

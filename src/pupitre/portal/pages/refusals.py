@@ -1,4 +1,4 @@
-"""What could not be done, shown on the page that asked for it: with the reason, the wait, and all that was typed."""
+"""Refusals, shown on the page that asked: with the reason, the wait, and all that was typed."""
 
 from dataclasses import dataclass
 

@@ -24,7 +24,7 @@ async def sign_in(request: Request, body: SignIn) -> Token:
 
 @router.get("/sessions/current")
 async def current(request: Request, caller: SignedIn) -> SessionOut:
-    """Until when the cookie or token of this request is good."""
+    """Session of this request: until when its cookie or token is good."""
     return session_out(caller, portal_of(request).settings)
 
 

@@ -1,4 +1,4 @@
-"""Who may do what in which table: what the servers of PostgreSQL and MariaDB hold each process to.
+"""Grants: what each process may do in which table of PostgreSQL and MariaDB.
 
 The owner alone changes the layout. Whoever is not named here may not even connect.
 """
@@ -25,7 +25,7 @@ EXCEPT: Mapping[str, frozenset[str]] = {"audit": APPEND}
 
 
 def privileges(role: DatabaseRole, name: DatabaseName, table: str) -> frozenset[str]:
-    """What ``role`` may do in a table of the database ``name``."""
+    """Privileges of ``role`` in each table of the database ``name``."""
     allowed = ACCESS.get(role, {}).get(name, frozenset())
     return allowed & EXCEPT.get(table, WRITE)
 

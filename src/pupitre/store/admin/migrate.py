@@ -76,13 +76,13 @@ def head(name: str) -> str | None:
 
 
 def users_of(settings: Settings, name: DatabaseName) -> dict[DatabaseRole, str]:
-    """Whom the file of addresses names for each role of this database."""
+    """Users that the file of addresses names for each role of this database."""
     addresses = settings.database_urls() or {}
     return {role: str(make_url(addresses[role][name]).username) for role in ACCESS if name in addresses.get(role, {})}
 
 
 def inspect(url: str, look: Callable[[Connection], T]) -> T:
-    """What ``look`` finds in the database. Raises `Unavailable`."""
+    """Result of ``look`` in the database. Raises `Unavailable`."""
 
     async def inspected() -> T:
         async with _connected(url) as connection:

@@ -30,7 +30,7 @@ Addresses = dict[str, dict[str, str]]
 
 @dataclass(slots=True)
 class Report:
-    """What was made, and what was there already; in words."""
+    """Report of what was made, and of what was there already; in words."""
 
     made: list[str] = field(default_factory=list)
     there: list[str] = field(default_factory=list)
@@ -117,7 +117,7 @@ def _addresses(server: Server, prefix: str, held: Addresses | None, path: Path) 
 
 
 def _write(path: Path, addresses: Mapping[str, Mapping[str, str]]) -> None:
-    """For this user's eyes alone, whole or not at all."""
+    """Write a file that only this user can read, whole or not at all."""
     text = json.dumps(addresses, indent=2) + "\n"
     if path.exists() and path.read_text() == text:
         path.chmod(0o600)

@@ -23,7 +23,7 @@ STEP = 500
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """How many were taken away."""
+    """Numbers of rows that were taken away."""
 
     audit: int
     commands: int

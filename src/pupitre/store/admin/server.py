@@ -65,7 +65,7 @@ class Server(ABC):
 
     @abstractmethod
     async def lock(self) -> None:
-        """Until the connection ends: no other set-up at the same time."""
+        """Lock out other set-ups until the connection ends."""
 
     @abstractmethod
     async def has_user(self, user: str) -> bool: ...
@@ -187,7 +187,7 @@ async def _connected(url: URL) -> AsyncIterator[AsyncConnection]:
 
 
 def said_by(error: DBAPIError | OSError) -> str:
-    """What the server said, without the statement and its values."""
+    """Message of the server, without the statement and its values."""
     if isinstance(error, OSError):
         return str(error) or type(error).__name__
     said = (error.orig and error.orig.__cause__) or error.orig
@@ -195,7 +195,7 @@ def said_by(error: DBAPIError | OSError) -> str:
 
 
 def scram(password: str) -> str:
-    """What PostgreSQL keeps of a password (RFC 5803)."""
+    """Verifier that PostgreSQL keeps of a password (RFC 5803)."""
     salt = os.urandom(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, ITERATIONS)
     client = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
@@ -205,6 +205,6 @@ def scram(password: str) -> str:
 
 
 def native(password: str) -> str:
-    """What MariaDB keeps of a password (mysql_native_password); safe for random ones, as ours are."""
+    """Hash that MariaDB keeps of a password (mysql_native_password); safe for random ones, as ours are."""
     inner = hashlib.sha1(password.encode(), usedforsecurity=False).digest()
     return "*" + hashlib.sha1(inner, usedforsecurity=False).hexdigest().upper()

@@ -62,7 +62,7 @@ class RemoteListener(ABC):
         self._rung.set()
 
     def _begun(self) -> None:
-        """From now on no change is missed; what came before may have been."""
+        """Note that no change is missed from now on; what came before may have been."""
         if self._away:
             log.info("database_listening_again", database=self._name)
             self._notify()

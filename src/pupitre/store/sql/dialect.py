@@ -43,7 +43,7 @@ class DriverConnection(Connection, Protocol):
     async def begin(self, *, write: bool) -> None: ...
 
     async def commit(self, topics: Sequence[str]) -> None:
-        """If there still is a transaction: it is on disk when this returns, and wakes who listens to ``topics``."""
+        """Commit what there is of a transaction: it is on disk when this returns; listeners to ``topics`` wake."""
 
     def abandon(self) -> None:
         """End the transaction without waiting: who used it was cancelled, and nobody knows how far it came."""

@@ -91,7 +91,7 @@ class Database:
                 yield connection
 
     async def select(self, statement: Executable, values: Values | None = None) -> Result:
-        """What `read` gives for one statement alone, in one round trip. Raises `Unavailable`."""
+        """Rows of one statement alone, in one round trip. Raises `Unavailable`."""
         with self._counted(), self._errors("does not answer"):
             pool = self._dialect.reading
             connection, result = await pool.take(lambda one: one.execute(statement, values))
@@ -172,12 +172,12 @@ class Database:
 
     @property
     def name(self) -> str:
-        """For people: the file, or the database's name on its server."""
+        """Name for people: the file, or the database's name on its server."""
         return str(self.url.database)
 
 
 def words_of(error: Exception) -> str:
-    """What the server said, without the statement and its values."""
+    """Message of the server, without the statement and its values."""
     said = str(error.args[-1]) if error.args else ""
     return said or type(error).__name__
 

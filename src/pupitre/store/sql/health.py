@@ -58,7 +58,7 @@ class Checked(Protocol):
 
 @asynccontextmanager
 async def telling(ops: Ops, *databases: Checked) -> AsyncIterator[None]:
-    """While this lasts, the process is not ready as long as one of these does not do its work."""
+    """Context in which the process is not ready as long as one of these does not do its work."""
     async with AsyncExitStack() as tasks:
         for database in databases:
             task = asyncio.create_task(_tell(ops, database), name=f"health of {database.name}")

@@ -19,7 +19,7 @@ class Pooled(Protocol):
         """It is of no use any more."""
 
     def abandon(self) -> None:
-        """What it was doing is not waited for: who used it was cancelled."""
+        """Abandon the connection without a wait for what it was doing: its user was cancelled."""
 
     def retire(self) -> None:
         """It is lost from now on; who uses it may still end what it does."""

@@ -46,7 +46,7 @@ async def refuse_pooler(raw: Any, arguments: Mapping[str, Any], settings: Mappin
 
 
 def refused_by_pooler(error: Exception, arguments: Mapping[str, Any]) -> SetupError | None:
-    """What to say to a connection that a pooler has refused since it knows none of our settings; None of any other."""
+    """Words on a connection that a pooler has refused since it knows none of our settings; None of any other."""
     if getattr(error, "sqlstate", None) != "08P01" or "startup parameter" not in str(error):
         return None
     where = f"{arguments.get('host', 'localhost')}:{arguments.get('port', 5432)}"

@@ -27,7 +27,7 @@ async def upsert_rows(connection: Connection, table: Table, rows: Sequence[Mappi
 
 
 def insert_or_update(insert: Any, table: Table, names: Sequence[str]) -> Executable:
-    """As PostgreSQL and SQLite write it."""
+    """Upsert as PostgreSQL and SQLite write it."""
     keys = [column.name for column in table.primary_key.columns]
     changed = [name for name in names if name not in keys]
     if not changed:

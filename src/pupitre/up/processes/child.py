@@ -22,7 +22,7 @@ HARMLESS = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"})
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to run. ``stop_within`` is in seconds; then the child is killed.
+    """Specification of a child. ``stop_within`` is in seconds; then the child is killed.
 
     A child is ready when it says ``READY=1`` (sd_notify), or, where ``ready_line`` is
     set, when a line of its output contains that. ``rest_mark`` is a file that is there

@@ -1,4 +1,4 @@
-"""What `up` runs, in order, each with the environment that it adds to the settings."""
+"""Children that `up` runs, in order, each with the environment that it adds to the settings."""
 
 import shutil
 import sys

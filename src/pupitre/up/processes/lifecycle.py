@@ -53,7 +53,7 @@ CHILD_LIFE: Machine[ChildState, ChildEvent] = Machine(
 
 @dataclass(frozen=True, slots=True)
 class ChildLifecycle:
-    """Where a child stands. ``since`` is when the state began, in seconds of any steady clock.
+    """State of a child. ``since`` is when the state began, in seconds of any steady clock.
 
     ``failures`` counts ends in a row that came before `CHILD_HEALTHY`; ``restarts`` counts all.
     """

@@ -56,7 +56,7 @@ class _Descriptor:
 
 
 def read_appliance(file: BinaryIO, size: int) -> Appliance:
-    """What an OVA holds. Raises `HostileImage`."""
+    """Contents of an OVA. Raises `HostileImage`."""
     members = _members(file, size)
     descriptors = [name for name in members if name.lower().endswith(".ovf")]
     if len(descriptors) != 1:
@@ -85,7 +85,7 @@ def read_appliance(file: BinaryIO, size: int) -> Appliance:
 
 
 class _Headers:
-    """What `tarfile` reads of an archive: headers, and none that is made to exhaust memory."""
+    """Headers that `tarfile` reads of an archive, none of them made to exhaust memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -130,7 +130,7 @@ def _members(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
 
 
 def read_descriptor(content: bytes) -> _Descriptor:
-    """What the OVF says of the one computer in it. Raises `HostileImage`."""
+    """Description of the one computer in an OVF. Raises `HostileImage`."""
     parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
     try:
         root = etree.fromstring(content, parser)
@@ -206,7 +206,7 @@ def _firmware(root: "etree._Element") -> Firmware:
 
 
 def _digests(file: BinaryIO, members: Mapping[str, tuple[int, int]]) -> dict[str, tuple[str, str]]:
-    """By file name, as the archive's manifest (.mf) says, where it has one."""
+    """Digests by file name, from the archive's manifest (.mf), where it has one."""
     found: dict[str, tuple[str, str]] = {}
     for name in members:
         if name.lower().endswith(".mf"):

@@ -39,7 +39,7 @@ def virtual_bytes(file: BinaryIO, size: int) -> int:
 
 
 def _regions(file: BinaryIO, at: int, size: int) -> int | None:
-    """Where the metadata lie, by the region table at ``at``; None where there is none."""
+    """Place of the metadata, by the region table at ``at``; None where there is none."""
     data = _read(file, at, REGION_HEAD.size + MOST_ENTRIES * REGION.size)
     if len(data) < REGION_HEAD.size or data[:4] != b"regi":
         return None

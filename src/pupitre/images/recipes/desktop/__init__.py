@@ -106,7 +106,7 @@ def make(folder: Path, progress: Progress) -> Made:
 
 
 def _overlay(overlay: Path, modules: Path) -> None:
-    """What is laid over Debian: our files, the wallpaper, and the modules a virtual machine can use."""
+    """Overlay over Debian: our files, the wallpaper, and the modules a virtual machine can use."""
     shutil.copytree(FILES / "overlay", overlay)
     for script in ("usr/local/bin/student-session", "etc/skel/.icewm/startup"):
         (overlay / script).chmod(0o755)
@@ -128,7 +128,7 @@ def _overlay(overlay: Path, modules: Path) -> None:
 
 
 def _open_to_read(overlay: Path) -> None:
-    """Whatever the umask and the modes of the source tree: a namespace's root reads it as anyone, and so do guests."""
+    """Make files readable whatever umask and modes of the source tree are: a namespace's root reads them as anyone."""
     for path in (overlay, *overlay.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
@@ -143,7 +143,7 @@ def _wallpaper() -> Picture.Image:
 
 
 def _mode() -> str:
-    """How mmdebstrap can own files: as root, or in a user namespace of its own."""
+    """Mode in which mmdebstrap can own files: as root, or in a user namespace of its own."""
     if os.geteuid() == 0:
         return "root"
     if find("newuidmap"):
@@ -197,7 +197,7 @@ class _Follow:
         self._failed = ""
 
     def reason(self) -> str | None:
-        """What failed in the customize hook: the last lines it wrote, standard error included."""
+        """Reason of a failure in the customize hook: the last lines it wrote, standard error included."""
         return f"{self._failed} ({' / '.join(self._hook)})" if self._failed else None
 
     def _progress(self, step: str, fraction: float) -> None:

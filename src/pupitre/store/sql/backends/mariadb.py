@@ -102,7 +102,7 @@ async def _connect(address: dict[str, Any]) -> Any:
 
 
 def _number(error: Exception) -> int:
-    """What the server or the client calls the error; 0 where neither did."""
+    """Number of the error by the server or the client; 0 where neither gave one."""
     number = error.args[0] if error.args and isinstance(error, MySQLError) else 0
     return number if isinstance(number, int) else 0
 

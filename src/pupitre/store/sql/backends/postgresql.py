@@ -99,7 +99,7 @@ class PostgresStatements(Statements):
         self._many: WeakKeyDictionary[Executable, dict[tuple[str, ...], Prepared | None]] = WeakKeyDictionary()
 
     def prepare_many(self, statement: Any, values: Values) -> Prepared | None:
-        """The same change for a list of each value; None where it is not one change of many rows."""
+        """Statement for lists of values in place of one for each row; None where it is no such change."""
         forms = self._many.get(statement)
         if forms is None:
             forms = self._many[statement] = {}
@@ -111,7 +111,7 @@ class PostgresStatements(Statements):
 
 
 def _many(statement: Any, names: tuple[str, ...], prepared: Prepared) -> Executable | None:
-    """To the server, a row of one statement costs a third of a statement for each row."""
+    """One statement for many rows: to the server, each row costs a third of a statement for each row."""
     binds = {name: prepared.compiled.binds[name] for name in prepared.order}
     has_lists = any(isinstance(bind.type, ARRAY | NullType) for bind in binds.values())
     if prepared.returns or prepared.lists or has_lists:

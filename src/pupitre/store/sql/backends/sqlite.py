@@ -116,7 +116,7 @@ class Sqlite:
 
 
 class _Turn:
-    """To write; each has it within ``patience`` (s) or not at all. Entering raises `Unavailable`."""
+    """Turn to write; each writer has it within ``patience`` (s) or not at all. Entering raises `Unavailable`."""
 
     def __init__(self, name: str, patience: float) -> None:
         self._name = name
@@ -164,7 +164,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _file(path: Path) -> tuple[int, int] | None:
-    """Which file is there."""
+    """Identity of the file that is there."""
     try:
         found = os.stat(path)
     except OSError:
