@@ -6,7 +6,6 @@ Read from ``$PUPITRE_HOME/pupitre.toml`` and from the environment, which wins:
 
 import json
 import os
-from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,6 +20,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from pupitre.domain.command import CommandKind
+from pupitre.domain.command_kinds import COMMAND_KINDS
 from pupitre.domain.origin import ServedHosts, host_name, is_loopback, own_origin, parse_origin
 from pupitre.domain.peer import LOOPBACK, Network, TrustedProxies, parse_network
 from pupitre.environment import FILE, PREFIX, check_home, check_variables, default_home, read_file, unknown, user_folder
@@ -32,11 +33,6 @@ DatabaseRole = Literal["portal", "endpoint", "cluster", "owner"]
 """As whom a database is opened; the owner makes and migrates it."""
 
 _addresses = TypeAdapter(dict[str, dict[str, str]])
-CommandName = Literal[
-    "boot_desktop", "destroy_desktop", "register_host", "retire_host", "boot_up_host", "configure_host", "halt"
-]
-_SLOW: Mapping[str, float] = {"retire_host": 600, "boot_up_host": 600, "halt": 600}
-"""Seconds for what waits for a machine, or for people who are warned first, unless a setting says otherwise."""
 
 
 def _words(value: object) -> object:
@@ -157,7 +153,7 @@ class Settings(BaseSettings):
     # Commands
     min_command_interval: float = Field(0.5, ge=0, description="Least seconds between two commands of one user.")
     command_timeout: float = Field(120, gt=0, description="Seconds after which a command without outcome is timed out.")
-    command_timeouts: dict[CommandName, Annotated[float, Field(gt=0)]] = Field(
+    command_timeouts: dict[CommandKind, Annotated[float, Field(gt=0)]] = Field(
         {}, description="The same for single kinds of command, as {boot_desktop = 60}. Hosts have 600 to come or go."
     )
     command_timeout_check_interval: float = Field(5, gt=0, description="Longest wait between two checks for time-outs.")
@@ -355,12 +351,9 @@ class Settings(BaseSettings):
         """Times that follow from `status_update_interval`."""
         return StatusTimings(self.status_update_interval)
 
-    def timeout_of(self, kind: str) -> float:
+    def timeout_of(self, kind: CommandKind) -> float:
         """Seconds that a command of this kind may take."""
-        for name, seconds in self.command_timeouts.items():
-            if name == kind:
-                return seconds
-        return _SLOW.get(kind, self.command_timeout)
+        return self.command_timeouts.get(kind) or COMMAND_KINDS[kind].timeout or self.command_timeout
 
     @property
     def session_ms(self) -> int:

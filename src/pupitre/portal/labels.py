@@ -4,18 +4,11 @@ import time
 
 from pupitre.domain.bounds import shown
 from pupitre.domain.command import (
-    BootDesktop,
-    BootUpHost,
     Command,
     CommandKind,
     CommandState,
-    ConfigureHost,
-    DestroyDesktop,
-    Halt,
-    Order,
-    RegisterHost,
-    RetireHost,
 )
+from pupitre.domain.command_kinds import COMMAND_KINDS
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
 from pupitre.domain.people.throttle import Counted, Counter
@@ -46,17 +39,8 @@ HOST_WORDS = {
     HostState.TIMED_OUT: "Not heard of",
     HostState.SHUT_DOWN: "Shut down",
 }
-KIND_WORDS = {
-    CommandKind.BOOT_DESKTOP: "Start a desktop",
-    CommandKind.DESTROY_DESKTOP: "Stop a desktop",
-    CommandKind.REGISTER_HOST: "Register a host",
-    CommandKind.RETIRE_HOST: "Shut down or unregister a host",
-    CommandKind.BOOT_UP_HOST: "Boot up a host",
-    CommandKind.CONFIGURE_HOST: "Configure a host",
-    CommandKind.HALT: "Halt the cluster",
-}
 ACTION_WORDS: dict[str, str] = {
-    **{str(kind): said for kind, said in KIND_WORDS.items()},
+    **{str(kind): row.title for kind, row in COMMAND_KINDS.items()},
     Act.SIGN_IN: "Sign in",
     Act.SIGN_IN_EXTENDED: "Stay signed in",
     Act.SIGN_OUT: "Sign out",
@@ -97,34 +81,6 @@ REMEDIES = {
     "DOMAIN_DESTRUCTION_ERROR": "Press Stop again. If it happens again, tell your administrator.",
     "HALTED": "The cluster was halted by an administrator. Ask when it is back.",
 }
-
-
-def order_words(order: Order) -> str:
-    """Line of a list that says what was asked for."""
-    match order:
-        case BootDesktop():
-            return f"Start a desktop of {order.image}{' to edit its image' if order.edition else ''}"
-        case DestroyDesktop():
-            return "Stop a desktop"
-        case RegisterHost():
-            edition = " as an edition host" if order.edition else ""
-            return f"Register {order.name} ({order.address}:{order.port}){edition}"
-        case RetireHost():
-            what = "Unregister" if order.unregister else "Shut down"
-            return f"{what} {order.host}{' at once' if order.at_once else ''}"
-        case BootUpHost():
-            return f"Boot up {order.host}"
-        case ConfigureHost():
-            changes = [
-                f"label “{order.label}”" if order.label is not None else "",
-                f"address {order.address}" if order.address is not None else "",
-                f"port {order.port}" if order.port is not None else "",
-                "" if order.edition is None else "edition host" if order.edition else "no edition host",
-                "" if order.mac is None else f"MAC {order.mac}" if order.mac else "no MAC",
-            ]
-            return f"Configure {order.host}: {', '.join(change for change in changes if change) or 'no change'}"
-        case Halt():
-            return f"Halt the cluster{' and its hosts' if order.hosts else ''}"
 
 
 def action_words(action: str) -> str:

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pupitre.domain.command import (
     BootDesktop,
     CommandState,
-    ConfigureHost,
     DestroyDesktop,
     Fault,
     Halt,
     desktop_of,
 )
-from pupitre.errors import BootFailure, ConfigurationFault, DestructionFault, Halted
+from pupitre.domain.command_kinds import fault_of
+from pupitre.errors import Halted
 from pupitre.scheduler import desktops, host_commands
 from pupitre.scheduler.changes import Changes
 from pupitre.scheduler.host_commands import HostOrder
@@ -65,7 +65,7 @@ def accept(
         fault = Fault(Halted.code, "The cluster is being halted. Ask again once it runs.")
         command = replace(command, outcome=CommandState.CANCELLED, fault=fault)
     elif suspended and not isinstance(order, Halt):
-        command = replace(command, outcome=CommandState.FAILED, fault=Fault(_fault_code(order), SUSPENDED))
+        command = replace(command, outcome=CommandState.FAILED, fault=Fault(fault_of(order).code, SUSPENDED))
     elif isinstance(order, BootDesktop):
         command = desktops.place(changes, command, order, now=now, overcommit=overcommit)
     elif isinstance(order, DestroyDesktop):
@@ -74,14 +74,6 @@ def accept(
         command = host_commands.decide(changes, command, order, now=now, notice_ms=notice_ms)
     changes.add_command(command, now=now)
     return True
-
-
-def _fault_code(order: object) -> str:
-    if isinstance(order, BootDesktop):
-        return BootFailure.code
-    if isinstance(order, DestroyDesktop):
-        return DestructionFault.code
-    return ConfigurationFault.code if isinstance(order, ConfigureHost) else host_commands.fault_of(order).code
 
 
 def abandon(changes: Changes, command: JournaledCommand, *, now: int) -> None:

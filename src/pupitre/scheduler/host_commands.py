@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pupitre.domain.command import BootUpHost, CommandState, ConfigureHost, Fault, RegisterHost, RetireHost
+from pupitre.domain.command_kinds import fault_of
 from pupitre.domain.host import Host, HostState, parse_mac
 from pupitre.errors import (
     BootUpFault,
@@ -183,13 +184,6 @@ def _cancel_overtaken(changes: Changes, command: JournaledCommand, host: str, wh
         if wanted_by(earlier.order) != wanted_by(command.order):
             reason = f"Overtaken by a later command: {why}."
             changes.finish(earlier.id, CommandState.CANCELLED, Fault(fault_of(earlier.order).code, reason))
-
-
-def fault_of(order: object) -> type[CommandError]:
-    """The typed error of a command about a host."""
-    if isinstance(order, RetireHost):
-        return UnregistrationFault if order.unregister else ShutdownFault
-    return BootUpFault if isinstance(order, BootUpHost) else RegistrationFault
 
 
 def _hosts_called(changes: Changes, called: str) -> list[RegisteredHost]:

@@ -8,11 +8,12 @@ to be ready is woken. Pure decisions: the shell in `hosts` asks again after ever
 from dataclasses import dataclass, replace
 
 from pupitre.domain.command import BootUpHost, CommandState, Fault
+from pupitre.domain.command_kinds import fault_of
 from pupitre.domain.desktop import DesktopEvent, DesktopState
 from pupitre.domain.host import HOST_LIFE, Host, HostEvent, HostState
 from pupitre.scheduler.changes import Changes
 from pupitre.scheduler.desktops import observe, stop
-from pupitre.scheduler.host_commands import ANSWERING, AT_ONCE, READY, SHUT_DOWN, UNREGISTERED, fault_of, open_commands
+from pupitre.scheduler.host_commands import ANSWERING, AT_ONCE, READY, SHUT_DOWN, UNREGISTERED, open_commands
 from pupitre.scheduler.state import RegisteredHost
 from pupitre.timings import BEFORE_DEADLINE_MS, HOST_RECHECK, WAKE_EVERY
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pupitre.config import Settings
 from pupitre.domain.bounds import is_shown
+from pupitre.domain.command_kinds import order_words
 from pupitre.domain.desktop import OPEN_STATES, Desktop
 from pupitre.domain.people.access import User, may_manage_hosts, may_manage_users, may_read_audit
 from pupitre.domain.people.sign_in import warning
@@ -34,7 +35,7 @@ def templates(assets: Assets) -> Jinja2Templates:
         "is_shown": is_shown,
         "moment": labels.moment,
         "gibibytes": labels.gibibytes,
-        "order_words": labels.order_words,
+        "order_words": order_words,
         "outcome_words": labels.outcome_words,
         "action_words": labels.action_words,
         "late_words": labels.late_words,

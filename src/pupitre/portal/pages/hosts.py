@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from pupitre.domain.command import Command, CommandKind, RegisterHost
+from pupitre.domain.command import Command, RegisterHost
+from pupitre.domain.command_kinds import COMMAND_KINDS
 from pupitre.domain.people.access import User
 from pupitre.errors import PupitreError
 from pupitre.portal.context import REFRESHED, Portal, portal_of
@@ -23,13 +24,12 @@ from pupitre.portal.pages.refusals import Refusal, refusal_of
 router = APIRouter(dependencies=[REFRESHED])
 SHOWN = 5
 """How many of one's latest commands a page lists."""
-_ABOUT_DESKTOPS = frozenset({CommandKind.BOOT_DESKTOP, CommandKind.DESTROY_DESKTOP})
 
 
 async def latest_orders(portal: Portal, user: User, host: str | None = None) -> list[Command]:
     """The user's latest commands about hosts, or about one host."""
     mine = await portal.commands.of_user(user.id)
-    found = [command for command in mine if command.kind not in _ABOUT_DESKTOPS]
+    found = [command for command in mine if COMMAND_KINDS[command.kind].about_hosts]
     return [command for command in found if host is None or command.subject == host][:SHOWN]
 
 
