@@ -85,6 +85,7 @@ class Host:
 
     ``name`` is the agent's own: it stands in its certificate and never changes. ``label`` is what people
     call the host. ``mac`` wakes its machine. ``viewer_port`` serves native viewers, where the host allows them.
+    ``edition``: an edition host, on which images are edited and nothing else runs.
     ``warnings`` are what is wrong with it, or soon will be.
     """
 
