@@ -24,7 +24,7 @@ from typing import Any
 
 from tests.rigs.database_servers import KINDS, Servers, started
 from tests.unit.wire.test_reconnect import (
-    test_a_database_server_that_is_away_ends_no_process_and_loses_nothing as outage,
+    test_absent_database_server_ends_no_process as outage,
 )
 
 from pupitre.errors import SetupError

@@ -25,7 +25,8 @@ def done(admin: Person, method: str, path: str, **body: Any) -> None:
 
 @pytest.mark.xdist_group("stack")
 @pytest.mark.guest
-def test_hosts_leave_and_come_back_while_desktops_run_on_the_others(tmp_path: Path, images: ImageStore) -> None:
+def test_host_leaves_and_returns_while_others_run(tmp_path: Path, images: ImageStore) -> None:
+    """Hosts leave and come back while desktops run on the others."""
     stack = Stack(tmp_path / "home", hosts="3", drain_notice="3", shutdown_grace=str(GRACE)).start()
     try:
         with person(stack.url, "admin", stack.password("admin")) as admin:

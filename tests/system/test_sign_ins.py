@@ -188,9 +188,8 @@ def test_both_screens_close_and_what_was_issued_opens_nothing(
     someone.close()
 
 
-def test_a_sign_in_that_ends_on_the_command_line_closes_its_screens_too(
-    stack: Stack, admin: Person, bystander: ClientConnection
-) -> None:
+def test_sign_in_ended_by_cli_closes_its_screens(stack: Stack, admin: Person, bystander: ClientConnection) -> None:
+    """A sign in that ends on the command line closes its screens too."""
     account = new_account(stack, admin)
     someone = account.sign_in()
     desktop = someone.start()

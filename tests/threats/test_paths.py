@@ -115,7 +115,8 @@ async def test_what_someone_else_put_beside_the_disks_is_left_alone(canary: Path
     assert overlays.all() == {desktop}
 
 
-def test_an_image_has_no_name_but_its_id_and_a_blob_none_but_its_digest(canary: Path) -> None:
+def test_image_and_blob_have_one_name_each(canary: Path) -> None:
+    """An image has no name but its id and a blob none but its digest."""
     store = ImageStore(canary / "images")
     spec = ImageSpec("tiny", "disk", DiskFormat.RAW, 64, 1)
     with store.build("tiny", "Tiny", "") as build:

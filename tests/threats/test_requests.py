@@ -151,7 +151,8 @@ async def timed(site: Site, token: str, seconds: float) -> list[float]:
     return sorted(times)
 
 
-async def test_a_flood_of_one_user_is_bounded_and_leaves_the_others_alone(tmp_path: Path) -> None:
+async def test_flood_of_one_user_leaves_others_alone(tmp_path: Path) -> None:
+    """A flood of one user is bounded and leaves the others alone."""
     count = 1000
     async with open_site(tmp_path, min_command_interval=0.5, teacher_desktops=count) as site:
         token = await site.session("teacher", SessionKind.BEARER)

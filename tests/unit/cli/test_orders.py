@@ -93,7 +93,8 @@ async def test_an_order_waits_for_its_outcome(
     assert (done.code, done.out) == (0, f"{said}\n"), done.err
 
 
-async def test_each_step_is_told_and_a_fault_is_one_sentence_and_exit_code_1(pupitre: Shell) -> None:
+async def test_steps_are_told_and_fault_is_one_sentence(pupitre: Shell) -> None:
+    """Each step is told and a fault is one sentence and exit code 1."""
     async with pupitre.asked("host", "boot", "host-1") as (command, waiting):
         # The command line shows steps from when its stream is open, which its first one tells.
         await pupitre.site.endpoint.host(state=HostState.DRAINING, reason="2 desktops are still there")
@@ -139,9 +140,10 @@ async def test_the_audit_log_is_exported_whole(pupitre: Shell) -> None:
     assert (wrong.code, "is no moment" in wrong.err) == (1, True)
 
 
-async def test_what_is_done_to_accounts_on_this_machine_is_in_the_audit_log_and_ends_what_is_open(
+async def test_account_changes_by_cli_are_audited_and_end_sessions(
     pupitre: Shell,
 ) -> None:
+    """What is done to accounts on this machine is in the audit log and ends what is open."""
     site = pupitre.site
     desktop = await site.running("student")
     async with site.as_user("student") as student, site.as_user("other") as other:

@@ -24,7 +24,8 @@ def teacher(stack: Stack) -> Iterator[Person]:
         yield someone
 
 
-def test_the_file_is_for_its_owner_alone_and_replaces_what_was_there(tmp_path: Path) -> None:
+def test_file_is_private_and_replaces_the_old_one(tmp_path: Path) -> None:
+    """The file is for its owner alone and replaces what was there."""
     file = tmp_path / "x.vv"
     file.write_text("old")
     file.chmod(0o644)

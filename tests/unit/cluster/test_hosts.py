@@ -108,7 +108,8 @@ async def configured(here: Room, host: str, **changes: object) -> None:
     await here.outcome(await here.ask(ConfigureHost(host=host, **changes)), CommandState.SUCCEEDED)  # type: ignore[arg-type]
 
 
-async def test_an_orderly_shutdown_warns_then_shuts_guests_down_then_the_machine(tmp_path: Path) -> None:
+async def test_orderly_shutdown_warns_then_ends_guests_then_host(tmp_path: Path) -> None:
+    """An orderly shutdown warns then shuts guests down then the machine."""
     async with room(tmp_path, drain_notice=1.5) as here:
         host = await here.add_host("host-1")
         boot = await here.running()
@@ -149,7 +150,8 @@ async def test_at_once_asks_no_guest(tmp_path: Path) -> None:
         assert host.hypervisor.pressed == {}
 
 
-async def test_at_once_overtakes_an_orderly_shutdown_of_guests_that_do_not_hear(tmp_path: Path) -> None:
+async def test_shutdown_at_once_overtakes_orderly_one(tmp_path: Path) -> None:
+    """At once overtakes an orderly shutdown of guests that do not hear."""
     async with room(tmp_path, drain_notice=0, shutdown_grace=600) as here:
         host = await here.add_host(behaviour=Behaviour.DEAF)
         boot = await here.running()
@@ -309,7 +311,8 @@ async def test_a_host_is_configured_while_desktops_run_on_it(tmp_path: Path) -> 
         assert (await here.wait_desktop(editing, DesktopState.RUNNING)).host == "host-1"
 
 
-async def test_the_later_of_two_commands_holds_and_the_earlier_one_has_its_outcome(tmp_path: Path) -> None:
+async def test_later_command_holds_and_earlier_one_ends(tmp_path: Path) -> None:
+    """The later of two commands holds and the earlier one has its outcome."""
     async with room(tmp_path, drain_notice=600) as here:
         await here.add_host()
         boot = await here.running()
@@ -326,7 +329,8 @@ async def test_the_later_of_two_commands_holds_and_the_earlier_one_has_its_outco
         await here.running()
 
 
-async def test_a_draining_host_that_is_silent_for_a_while_goes_on_draining(tmp_path: Path) -> None:
+async def test_silent_draining_host_goes_on_draining(tmp_path: Path) -> None:
+    """A draining host that is silent for a while goes on draining."""
     async with room(tmp_path, drain_notice=4, host_timeout=0.8) as here:
         host = await here.add_host()
         boot = await here.running()
@@ -348,7 +352,8 @@ async def test_a_draining_host_that_is_silent_for_a_while_goes_on_draining(tmp_p
         assert host.hypervisor.pressed == {boot.desktop: 1}
 
 
-async def test_a_silent_host_is_unregistered_at_once_only_and_left_alone_when_it_returns(tmp_path: Path) -> None:
+async def test_silent_host_is_unregistered_at_once_only(tmp_path: Path) -> None:
+    """A silent host is unregistered at once only and left alone when it returns."""
     async with room(tmp_path, host_timeout=0.8) as here:
         host = await here.add_host()
         boot = await here.running()

@@ -117,7 +117,7 @@ def test_the_order_of_reports() -> None:
     assert not session.follows(ReportNumber("run 2", 1))
 
 
-def test_everything_told_before_a_later_change_is_stale_though_it_comes_after_it() -> None:
+def test_report_before_later_change_is_stale() -> None:
     """Asked to describe itself, a host looks, is given a desktop, tells of it, and only then its look arrives."""
     session = HostSession("a")
     session.mark_written(ReportNumber("run 1", 3))

@@ -56,7 +56,8 @@ async def test_an_image_that_no_host_has_is_a_boot_failure(tmp_path: Path) -> No
         await here.running()
 
 
-async def test_a_guest_that_dies_at_start_is_a_boot_failure_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_guest_that_dies_at_start_is_boot_failure(tmp_path: Path) -> None:
+    """A guest that dies at start is a boot failure and leaves nothing."""
     async with room(tmp_path) as here:
         host = await here.add_host(behaviour=Behaviour.DIES_AT_START)
         boot = await here.boot()
@@ -69,7 +70,8 @@ async def test_a_guest_that_dies_at_start_is_a_boot_failure_and_leaves_nothing(t
         assert (seen.state, seen.reason) == (DesktopState.FAILED, failed.fault.reason)
 
 
-async def test_a_guest_that_never_boots_is_timed_out_and_undone_and_the_next_one_starts(tmp_path: Path) -> None:
+async def test_guest_that_never_boots_is_timed_out_and_undone(tmp_path: Path) -> None:
+    """A guest that never boots is timed out and undone and the next one starts."""
     async with room(tmp_path) as here:
         host = await here.add_host(behaviour=Behaviour.NEVER_BOOTS)
         boot = await here.boot(timeout=0.5)
@@ -99,7 +101,8 @@ async def test_starts_that_hang_do_not_hold_up_a_stop(tmp_path: Path) -> None:
         await eventually(lambda: host.overlays.all() == set() and not host.journal.records)
 
 
-async def test_a_desktop_destroyed_while_it_starts_is_cancelled_and_gone(tmp_path: Path) -> None:
+async def test_desktop_destroyed_while_starting_is_gone(tmp_path: Path) -> None:
+    """A desktop destroyed while it starts is cancelled and gone."""
     async with room(tmp_path) as here:
         await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
@@ -118,7 +121,8 @@ async def test_a_slow_start_goes_on_when_it_may(tmp_path: Path) -> None:
         await here.outcome(boot, CommandState.SUCCEEDED)
 
 
-async def test_what_does_not_fit_is_refused_with_the_reason_of_each_host(tmp_path: Path) -> None:
+async def test_boot_without_room_is_refused_with_reasons(tmp_path: Path) -> None:
+    """What does not fit is refused with the reason of each host."""
     async with room(tmp_path) as here:
         await here.add_host("host-1", memory_mib=300)
         await here.add_host("host-2", memory_mib=300)

@@ -136,7 +136,8 @@ async def test_what_the_cluster_journalled_unheard_is_undone(tmp_path: Path) -> 
         assert host.overlays.all() == set()
 
 
-async def test_a_command_that_times_out_while_the_cluster_is_told_of_another_is_told_too(tmp_path: Path) -> None:
+async def test_two_timed_out_commands_are_both_abandoned(tmp_path: Path) -> None:
+    """A command that times out while the cluster is told of another is told too."""
     async with room(tmp_path, start=("endpoint",)) as here:
         told: list[str] = []
         second_ended = asyncio.Event()
@@ -171,7 +172,8 @@ async def test_a_start_outlives_the_cluster_process(tmp_path: Path) -> None:
         await here.wait_desktop(boot, DesktopState.RUNNING)
 
 
-async def test_an_order_that_was_journalled_but_not_given_is_given_after_a_restart(tmp_path: Path) -> None:
+async def test_journalled_order_is_given_after_restart(tmp_path: Path) -> None:
+    """An order that was journalled but not given is given after a restart."""
     async with room(tmp_path, host_timeout=30) as here:
         host = await here.add_host()
         await host.crash()  # so that the order cannot be given

@@ -50,7 +50,8 @@ async def test_every_host_hears_of_it_and_then_it_is_forgotten(tmp_path: Path) -
             assert not knows(here, host, revocation(77).token_hash)
 
 
-async def test_a_host_that_was_away_hears_of_it_when_it_is_back_and_the_others_at_once(tmp_path: Path) -> None:
+async def test_absent_host_hears_of_revocation_on_return(tmp_path: Path) -> None:
+    """A host that was away hears of it when it is back and the others at once."""
     async with room(tmp_path) as here:
         there, away = await here.add_host("host-1"), await here.add_host("host-2")
         revocations = Revocations(here.commands.database)

@@ -183,7 +183,8 @@ def test_one_mark_mends_whatever_was_lost_doubled_or_late(tmp_path: Path) -> Non
             runner.run(status.database.close())
 
 
-async def test_when_the_mirror_was_whole_is_written_beside_it_and_nothing_else_is_said(tmp_path: Path) -> None:
+async def test_confirmation_of_mirror_changes_no_row(tmp_path: Path) -> None:
+    """When the mirror was whole is written beside it and nothing else is said."""
     async with databases.status(tmp_path) as status:
         await status.set_link(ClusterLink("main", True, 1))
 
@@ -226,9 +227,10 @@ async def test_rows_of_a_cluster_that_was_deposed_are_not_foretold(tmp_path: Pat
         assert await mirrored(status) == {DESKTOP}
 
 
-async def test_what_was_written_ahead_is_not_written_again_nor_undone_by_the_change_it_was_ahead_of(
+async def test_row_applied_early_is_not_written_again_or_undone(
     tmp_path: Path,
 ) -> None:
+    """What was written ahead is not written again nor undone by the change it was ahead of."""
     async with databases.status(tmp_path) as status:
         await status.set_link(ClusterLink("main", True, 1))
         cluster = Cluster(5)

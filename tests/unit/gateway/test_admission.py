@@ -73,7 +73,8 @@ def test_a_browsers_ticket_needs_the_session_it_was_issued_to(shown: dict[str, s
 
 
 @pytest.mark.parametrize("shown", [{}, COOKIE, {"authorization": "Bearer mine"}, {"authorization": "bearer  mine"}])
-def test_a_programs_ticket_is_enough_unless_it_shows_someone_else(shown: dict[str, str]) -> None:
+def test_program_ticket_is_enough_without_other_credentials(shown: dict[str, str]) -> None:
+    """A programs ticket is enough unless it shows someone else."""
     assert admit(replace(TICKET, browser=False), headers=shown).id == TICKET.id
 
 

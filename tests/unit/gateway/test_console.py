@@ -107,7 +107,8 @@ async def test_tickets_that_are_not_good_get_no_byte_and_open_nothing(rig: Rig) 
     assert rig.guests.opened == []
 
 
-async def test_a_ticket_opens_one_console_even_at_the_same_moment_and_after_a_restart(rig: Rig) -> None:
+async def test_ticket_opens_one_console_even_after_restart(rig: Rig) -> None:
+    """A ticket opens one console even at the same moment and after a restart."""
     text = rig.sign(rig.ticket())
 
     async def attempt() -> bool:
@@ -134,7 +135,8 @@ async def test_one_desktop_has_at_most_four_consoles(rig: Rig) -> None:
         await viewer.close()
 
 
-async def test_a_viewer_that_does_not_read_costs_little_and_delays_nobody(rig: Rig) -> None:
+async def test_viewer_that_does_not_read_costs_little(rig: Rig) -> None:
+    """A viewer that does not read costs little and delays nobody."""
     process = psutil.Process(rig.gateway.pid)
     async with rig.connect(rig.sign(rig.ticket())) as lively, contextlib.AsyncExitStack() as lazy:
         await lively.recv()
@@ -267,7 +269,8 @@ async def test_the_gateway_speaks_to_no_host_with_a_wrong_certificate(rig: Rig) 
     assert [data for data in heard if data] == []
 
 
-async def test_garbage_and_half_open_connections_do_not_keep_the_gateway_out(rig: Rig) -> None:
+async def test_half_open_connections_keep_no_gateway_out(rig: Rig) -> None:
+    """Garbage and half open connections do not keep the gateway out."""
     floods = [await asyncio.open_connection("127.0.0.1", rig.server.port) for _ in range(300)]
     for number, (_, writer) in enumerate(floods):
         if number % 3 == 0:

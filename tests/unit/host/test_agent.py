@@ -16,7 +16,8 @@ from tests.rigs.cluster_rig import IMAGE, eventually, new_id, room, wire_link
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_crashed_guest_is_a_failed_desktop_with_its_reason_until_it_is_put_away(tmp_path: Path) -> None:
+async def test_crashed_guest_is_failed_desktop_with_reason(tmp_path: Path) -> None:
+    """A crashed guest is a failed desktop with its reason until it is put away."""
     async with room(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
@@ -63,7 +64,8 @@ async def test_an_orphan_guest_and_an_orphan_overlay_are_removed(tmp_path: Path)
         assert seen.state is DesktopState.RUNNING
 
 
-async def test_a_guest_that_ended_while_the_agent_was_away_is_a_failed_desktop(tmp_path: Path) -> None:
+async def test_guest_ended_without_agent_is_failed_desktop(tmp_path: Path) -> None:
+    """A guest that ended while the agent was away is a failed desktop."""
     async with room(tmp_path, host_timeout=30) as here:
         host = await here.add_host()
         boot = await here.running()
@@ -101,7 +103,8 @@ async def test_a_damaged_journal_costs_no_running_desktop(tmp_path: Path) -> Non
         assert seen.state is DesktopState.RUNNING
 
 
-async def test_a_damaged_record_costs_no_running_desktop_and_the_others_nothing_at_all(tmp_path: Path) -> None:
+async def test_damaged_record_costs_no_running_desktop(tmp_path: Path) -> None:
+    """A damaged record costs no running desktop and the others nothing at all."""
     async with room(tmp_path, host_timeout=30) as here:
         host = await here.add_host()
         boots = [await here.running() for _ in range(3)]
@@ -122,7 +125,8 @@ async def test_a_damaged_record_costs_no_running_desktop_and_the_others_nothing_
         await eventually(lambda: not host.journal.records)
 
 
-async def test_orders_repeated_do_nothing_twice_and_old_epochs_nothing_at_all(tmp_path: Path) -> None:
+async def test_repeated_orders_and_old_epochs_do_nothing(tmp_path: Path) -> None:
+    """Orders repeated do nothing twice and old epochs nothing at all."""
     async with room(tmp_path, start=()) as here:
         host = await here.add_host(register=False)
         spec, desktop = ImageStore(here.settings.images_dir).spec(IMAGE), new_id()

@@ -83,9 +83,8 @@ async def test_a_stop_may_be_repeated(host: Hypervisor, backend: Backend) -> Non
     assert wanted.disk.exists()
 
 
-async def test_the_power_button_may_be_pressed_again_and_a_guest_that_hears_it_ends_in_order(
-    host: Hypervisor, backend: Backend
-) -> None:
+async def test_power_button_is_pressed_again_until_heard(host: Hypervisor, backend: Backend) -> None:
+    """The power button may be pressed again and a guest that hears it ends in order."""
     wanted = await guest(backend.uri)
     with pytest.raises(NoSuchDomain):
         await host.shut_down(wanted.desktop)
@@ -129,7 +128,8 @@ async def test_a_real_system_shuts_down_by_its_power_button(images: ImageStore) 
         await overlays(uri).ensure_gone(desktop)
 
 
-async def test_a_later_boot_replaces_an_earlier_one_and_never_the_other_way(host: Hypervisor, backend: Backend) -> None:
+async def test_later_boot_replaces_earlier_never_reverse(host: Hypervisor, backend: Backend) -> None:
+    """A later boot replaces an earlier one and never the other way."""
     first = await guest(backend.uri)
     await host.ensure_running(first)
     await host.ensure_running(replace(first, boot=2))

@@ -151,7 +151,8 @@ def test_an_emulator_that_is_killed_is_heard_of(home: Path) -> None:
         host.ask("gone", desktop)
 
 
-def test_a_damaged_overlay_fails_with_its_reason_and_the_next_start_works(home: Path) -> None:
+def test_damaged_overlay_fails_and_next_start_works(home: Path) -> None:
+    """A damaged overlay fails with its reason and the next start works."""
     damaged, sound = str(uuid.uuid4()), str(uuid.uuid4())
     with HostProcess(home) as host:
         (home / "hosts/h/overlays" / f"{damaged}.qcow2").write_bytes(b"\0" * 4096)

@@ -49,7 +49,8 @@ async def test_an_older_epoch_is_fenced_off_for_good(tmp_path: Path) -> None:
     await again.close()
 
 
-async def test_changes_at_once_share_one_transaction_and_keep_their_order(tmp_path: Path) -> None:
+async def test_concurrent_changes_share_transaction_in_order(tmp_path: Path) -> None:
+    """Changes at once share one transaction and keep their order."""
     journal = Journal(tmp_path / "journal.sqlite")
     statements: list[str] = []
     journal._connection.set_trace_callback(statements.append)
@@ -150,7 +151,8 @@ async def test_a_flipped_byte_costs_one_record_and_no_other(tmp_path: Path, wher
     assert list(tmp_path.glob("*damaged*")) == []
 
 
-async def test_a_flipped_byte_in_the_epoch_does_not_lock_the_cluster_out(tmp_path: Path) -> None:
+async def test_damaged_epoch_does_not_lock_cluster_out(tmp_path: Path) -> None:
+    """A flipped byte in the epoch does not lock the cluster out."""
     path = tmp_path / "journal.sqlite"
     journal = Journal(path)
     await journal.raise_epoch(41)
@@ -163,7 +165,8 @@ async def test_a_flipped_byte_in_the_epoch_does_not_lock_the_cluster_out(tmp_pat
     await again.close()
 
 
-async def test_a_second_process_does_not_get_it_and_nothing_is_set_aside(tmp_path: Path) -> None:
+async def test_second_process_is_refused_the_journal(tmp_path: Path) -> None:
+    """A second process does not get it and nothing is set aside."""
     journal = Journal(tmp_path / "journal.sqlite")
     with pytest.raises(SetupError, match="Is another `pupitre host` running"):
         Journal(tmp_path / "journal.sqlite")
@@ -178,7 +181,8 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         Journal(tmp_path / "file" / "journal.sqlite")
 
 
-async def test_a_journal_that_takes_no_change_says_so_and_nothing_has_changed(tmp_path: Path) -> None:
+async def test_unwritable_journal_refuses_and_changes_nothing(tmp_path: Path) -> None:
+    """A journal that takes no change says so and nothing has changed."""
     journal = Journal(tmp_path / "journal.sqlite")
     journal._connection.execute("PRAGMA query_only = ON")
     refused = await asyncio.gather(

@@ -24,7 +24,8 @@ def test_the_verdict_on_this_machine_is_what_its_processor_says() -> None:
 
 
 @pytest.mark.skipif(not kvm.DEVICE.exists(), reason="there is no /dev/kvm to try")
-def test_a_processor_that_only_claims_virtualisation_is_found_out_in_time(tmp_path: Path) -> None:
+def test_false_claim_of_virtualisation_is_found_out(tmp_path: Path) -> None:
+    """A processor that only claims virtualisation is found out in time."""
     (tmp_path / "cpuinfo").write_text("flags\t\t: fpu vmx\n")
     began = time.monotonic()
     verdict = kvm.probe(cpuinfo=tmp_path / "cpuinfo")

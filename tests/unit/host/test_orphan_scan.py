@@ -23,9 +23,11 @@ IDS = st.sets(st.sampled_from("abcdef"))
 
 
 @given(IDS, IDS, IDS, IDS)
-def test_nothing_with_a_record_on_either_side_of_the_look_is_a_stray(
+def test_guest_with_record_before_or_after_is_no_orphan(
     before: set[str], after: set[str], running: set[str], overlays: set[str]
 ) -> None:
+    """Nothing with a record on either side of the look is a stray."""
+
     def records(ids: set[str]) -> dict[str, Record]:
         return {id: replace(RECORD, desktop=id) for id in ids}
 
@@ -105,7 +107,8 @@ async def test_strays_are_settled_while_everything_runs_and_said_once(tmp_path: 
         assert len(await said(here, "overlay_removed", overlay)) == 1
 
 
-async def test_a_desktop_whose_guest_vanished_without_a_word_has_failed_at_the_second_look(tmp_path: Path) -> None:
+async def test_vanished_guest_fails_desktop_at_second_scan(tmp_path: Path) -> None:
+    """A desktop whose guest vanished without a word has failed at the second look."""
     async with room(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
@@ -120,7 +123,8 @@ async def test_a_desktop_whose_guest_vanished_without_a_word_has_failed_at_the_s
         assert noted.detail == failed.reason
 
 
-async def test_a_lost_host_and_its_desktops_are_in_the_audit_log_even_if_the_endpoint_was_away(tmp_path: Path) -> None:
+async def test_lost_host_is_audited_though_endpoint_was_away(tmp_path: Path) -> None:
+    """A lost host and its desktops are in the audit log even if the endpoint was away."""
     async with room(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()

@@ -80,7 +80,8 @@ async def test_a_guest_with_grace_shuts_down_by_itself(tmp_path: Path) -> None:
         assert cluster.host.hypervisor.pressed == {desktop: 1}
 
 
-async def test_a_guest_that_does_not_hear_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
+async def test_deaf_guest_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
+    """A guest that does not hear is ended when its time is over."""
     async with host_and_cluster(tmp_path, Behaviour.DEAF) as cluster:
         desktop = await cluster.running()
         await cluster.say(EnsureGone(epoch=1, desktop=desktop, grace=0.3))
@@ -117,7 +118,8 @@ async def test_a_guest_that_is_still_starting_gets_no_grace(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-async def test_a_host_that_shuts_down_leaves_nothing_says_farewell_and_ends(tmp_path: Path, at_once: bool) -> None:
+async def test_host_shutdown_leaves_nothing_and_says_so(tmp_path: Path, at_once: bool) -> None:
+    """A host that shuts down leaves nothing says farewell and ends."""
     async with host_and_cluster(tmp_path, Behaviour.PROMPT) as cluster:
         desktops = {await cluster.running() for _ in range(3)}
         await cluster.say(PowerOff(epoch=1, at_once=at_once))

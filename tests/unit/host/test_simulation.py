@@ -89,7 +89,8 @@ async def test_it_starts_thousands_a_second(tmp_path: Path) -> None:
     assert time.monotonic() - began < 1
 
 
-async def test_its_screen_is_the_same_over_rfb_and_as_a_picture_and_answers_keys(tmp_path: Path) -> None:
+async def test_simulated_screen_is_same_by_rfb_and_picture(tmp_path: Path) -> None:
+    """Its screen is the same over rfb and as a picture and answers keys."""
     host = SimulatedHypervisor(Behaviour.PROMPT, tmp_path)
     wanted = guest()
     await host.ensure_running(wanted)

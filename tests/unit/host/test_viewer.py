@@ -170,7 +170,8 @@ async def test_a_viewer_with_a_ticket_sees_the_screen(rig: Rig) -> None:
     assert rig.screens.opened == [DESKTOP]
 
 
-async def test_what_is_no_good_ticket_is_refused_with_the_reason_and_opens_nothing(rig: Rig) -> None:
+async def test_bad_ticket_is_refused_with_reason(rig: Rig) -> None:
+    """What is no good ticket is refused with the reason and opens nothing."""
     used = rig.password()
     (await asyncio.to_thread(rig.watch, used)).socket.close()
     rig.screens.opened.clear()
@@ -196,7 +197,8 @@ async def test_what_is_no_good_ticket_is_refused_with_the_reason_and_opens_nothi
     await rig.alive()
 
 
-async def test_a_ticket_opens_one_screen_even_at_the_same_moment_and_after_a_restart(rig: Rig) -> None:
+async def test_ticket_opens_one_screen_even_after_restart(rig: Rig) -> None:
+    """A ticket opens one screen even at the same moment and after a restart."""
     password = rig.password()
 
     def attempt() -> bool:
@@ -222,7 +224,8 @@ async def test_one_desktop_has_so_many_viewers_and_no_more(rig: Rig) -> None:
         viewer.socket.close()
 
 
-async def test_the_certificate_names_the_address_and_a_stranger_is_not_believed(rig: Rig, tmp_path: Path) -> None:
+async def test_certificate_names_address_and_stranger_fails(rig: Rig, tmp_path: Path) -> None:
+    """The certificate names the address and a stranger is not believed."""
     stranger = Settings(home=tmp_path / "stranger")
     authority = issuing.ensure_authority(stranger)
     assert rig.server.viewer_port
@@ -258,7 +261,9 @@ async def test_bytes_said_before_tls_do_not_count_inside_it(rig: Rig) -> None:
     assert rig.screens.opened == []
 
 
-async def test_half_open_and_silent_callers_keep_nobody_out_and_are_dropped(rig: Rig) -> None:
+async def test_half_open_and_silent_callers_are_dropped(rig: Rig) -> None:
+    """Half open and silent callers keep nobody out and are dropped."""
+
     def flood() -> list[Viewer]:
         callers = [rig.dial() for _ in range(2 * HANDSHAKES)]
         for number, caller in enumerate(callers):
@@ -309,7 +314,8 @@ async def test_garbage_inside_the_screen_goes_to_the_guest_which_lives(rig: Rig)
     await rig.alive()
 
 
-async def test_the_end_of_a_sign_in_closes_its_screens_alone_and_its_tickets_are_void(rig: Rig) -> None:
+async def test_revoked_sign_in_loses_screens_and_tickets(rig: Rig) -> None:
+    """The end of a sign in closes its screens alone and its tickets are void."""
     with (
         await asyncio.to_thread(rig.watch, rig.password()) as mine,
         await asyncio.to_thread(rig.watch, rig.password(bearer="b2", desktop=OTHER), OTHER) as theirs,
@@ -332,7 +338,8 @@ async def test_a_screen_closes_when_its_sign_in_runs_out(rig: Rig) -> None:
         assert -0.1 < time.time() - until < CUT
 
 
-async def test_the_end_of_a_desktop_closes_its_screens_even_for_who_does_not_read(rig: Rig) -> None:
+async def test_end_of_desktop_closes_screens_of_slow_readers(rig: Rig) -> None:
+    """The end of a desktop closes its screens even for who does not read."""
     with await asyncio.to_thread(rig.watch, rig.password()) as reading:
         with await asyncio.to_thread(rig.dial) as lazy:
             await asyncio.to_thread(lazy.authenticate, FLOOD, rig.password(desktop=FLOOD))

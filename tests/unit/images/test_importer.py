@@ -31,7 +31,8 @@ def create(path: Path, kind: str, *options: str | Path) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("qcow2", "Lab Disk.qcow2"), ("raw", "Lab Disk.img")])
-def test_an_image_that_stands_alone_is_imported_listed_and_removed(tmp_path: Path, kind: str, name: str) -> None:
+def test_standalone_image_is_imported_listed_removed(tmp_path: Path, kind: str, name: str) -> None:
+    """An image that stands alone is imported listed and removed."""
     path = create(tmp_path / name, kind)
     path.chmod(0o600)
     code, answer = image(tmp_path, "import", path, "--memory", "512", "--vcpus", "1")
@@ -49,7 +50,8 @@ def test_an_image_that_stands_alone_is_imported_listed_and_removed(tmp_path: Pat
     assert image(tmp_path, "list")[1]["items"] == []
 
 
-def test_a_file_that_refers_to_a_secret_is_refused_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_file_referring_to_secret_is_refused(tmp_path: Path) -> None:
+    """A file that refers to a secret is refused and nothing is kept."""
     secret = tmp_path / "secret"
     secret.write_text("canary-7f3a91".ljust(4096))
     path = create(tmp_path / "disk.qcow2", "qcow2", "-u", "-b", secret, "-F", "raw")
@@ -61,7 +63,8 @@ def test_a_file_that_refers_to_a_secret_is_refused_and_nothing_is_kept(tmp_path:
     assert not list((tmp_path / "images").rglob("disk"))
 
 
-def test_what_only_qemu_img_can_see_is_refused_and_leaves_a_reason(tmp_path: Path) -> None:
+def test_fault_only_qemu_img_sees_is_refused(tmp_path: Path) -> None:
+    """What only qemu img can see is refused and leaves a reason."""
     path = create(tmp_path / "disk.qcow2", "qcow2")
     content = bytearray(path.read_bytes())
     content[0x30000:0x30008] = (0x80000000DEAD0000).to_bytes(8, "big")  # the L1 table points out of the file

@@ -53,7 +53,8 @@ def blobs(store: ImageStore) -> set[bytes]:
     return {path.read_bytes() for path in (store.root / "blobs/sha256").iterdir()}
 
 
-def test_published_files_are_named_by_content_and_readable_by_all(tmp_path: Path) -> None:
+def test_published_files_are_named_by_content(tmp_path: Path) -> None:
+    """Published files are named by content and readable by all."""
     old = os.umask(0o077)
     try:
         store = ImageStore(tmp_path / "cache/images")
@@ -75,7 +76,8 @@ def test_published_files_are_named_by_content_and_readable_by_all(tmp_path: Path
     assert list((store.root / "work").iterdir()) == []
 
 
-def test_a_build_is_seen_while_it_lives_and_failed_when_it_was_killed(tmp_path: Path) -> None:
+def test_killed_build_is_seen_as_failed(tmp_path: Path) -> None:
+    """A build is seen while it lives and failed when it was killed."""
     store, process = ImageStore(tmp_path), builder(tmp_path)
     (copy,) = store.copies()
     assert copy.spec is None
@@ -132,7 +134,8 @@ def test_a_full_disk_fails_cleanly(tmp_path: Path) -> None:
     assert "is full" in str(store.copies()[0].image.reason)
 
 
-def test_blobs_that_no_manifest_names_are_collected_and_shared_ones_stay(tmp_path: Path) -> None:
+def test_unnamed_blobs_are_collected_shared_ones_stay(tmp_path: Path) -> None:
+    """Blobs that no manifest names are collected and shared ones stay."""
     store = ImageStore(tmp_path)
     publish(store, b"first")
     publish(store, b"second")

@@ -152,7 +152,8 @@ async def test_a_host_that_is_gone_leaves_its_page_with_words(site: Site, chromi
         await accessible(page)
 
 
-async def test_pressed_too_early_the_page_says_the_wait_and_keeps_the_form(tmp_path: Path, chromium: Browser) -> None:
+async def test_form_sent_too_early_keeps_its_values(tmp_path: Path, chromium: Browser) -> None:
+    """Pressed too early the page says the wait and keeps the form."""
     async with open_site(tmp_path, min_command_interval=4) as site, opened(site, chromium, "admin") as page:
         await page.goto("/admin/hosts/host-1")
         for label in ("One", "Two"):

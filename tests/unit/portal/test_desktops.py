@@ -48,7 +48,8 @@ def test_the_cluster_is_believed(state: DesktopState) -> None:
     assert found.shown is (state is not DesktopState.GONE)
 
 
-def test_a_boot_that_succeeded_may_be_ahead_of_its_row_for_a_while() -> None:
+def test_successful_boot_may_be_ahead_of_its_row() -> None:
+    """A boot that succeeded may be ahead of its row for a while."""
     assert look(None, ended(BOOT, CommandState.SUCCEEDED)).desktop.state is DesktopState.REQUESTED
     late = look(None, ended(BOOT, CommandState.SUCCEEDED, ago=ROW_EXPECTED_MS + 1))
     assert (late.desktop.state, late.shown) == (DesktopState.GONE, False)

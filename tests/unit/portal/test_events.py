@@ -71,7 +71,8 @@ async def listening(client: httpx2.AsyncClient, last_id: str | None = None) -> A
         yield Heard(answer)
 
 
-async def test_a_stream_begins_with_all_there_is_and_goes_on_with_what_changes(site: Site) -> None:
+async def test_stream_begins_with_all_and_continues_with_changes(site: Site) -> None:
+    """A stream begins with all there is and goes on with what changes."""
     async with site.as_user("student") as client, listening(client) as heard:
         first = await heard.until("ready")
         assert [name for name, _ in first] == ["link", "image"]
@@ -93,7 +94,8 @@ async def test_a_stream_begins_with_all_there_is_and_goes_on_with_what_changes(s
         assert event[1]["description"] == "Another word."
 
 
-async def test_nobody_hears_of_anothers_desktop_and_only_administrators_of_hosts(site: Site) -> None:
+async def test_streams_tell_only_own_desktops_and_admins_hosts(site: Site) -> None:
+    """Nobody hears of anothers desktop and only administrators of hosts."""
     async with site.as_user("other") as other, listening(other) as heard, site.as_user("admin") as admin:
         await heard.until("ready")
         await site.running("student")
@@ -107,7 +109,8 @@ async def test_nobody_hears_of_anothers_desktop_and_only_administrators_of_hosts
             assert "desktop" not in names
 
 
-async def test_who_returns_with_the_last_id_gets_what_was_missed_or_nothing(site: Site) -> None:
+async def test_return_with_last_id_gets_only_missed_changes(site: Site) -> None:
+    """Who returns with the last id gets what was missed or nothing."""
     async with site.as_user("student") as client:
         async with listening(client) as heard:
             await heard.until("ready")
@@ -161,7 +164,8 @@ async def test_news_that_wait_are_folded_together() -> None:
     assert news.commands["c"].created == 999
 
 
-async def test_a_stream_that_is_too_slow_begins_anew_and_keeps_no_more_than_its_limit() -> None:
+async def test_slow_stream_begins_anew_and_is_bounded() -> None:
+    """A stream that is too slow begins anew and keeps no more than its limit."""
     stream = Stream(STUDENT, Versions(0, 0))
     fits = [stream.put(Changes(Versions(n, 0), desktops={str(n)})) for n in range(Stream.LIMIT + 1)]
     assert fits == [True] * Stream.LIMIT + [False]
@@ -202,7 +206,8 @@ async def test_steps_of_one_desktop_are_heard_in_order(site: Site) -> None:
         assert list(dict.fromkeys(seen)) in (steps, steps[1:])
 
 
-async def test_a_host_that_is_taken_away_is_news_to_those_who_manage_hosts(tmp_path: Path) -> None:
+async def test_removed_host_is_told_to_administrators(tmp_path: Path) -> None:
+    """A host that is taken away is news to those who manage hosts."""
     host = Host("host-1", HostState.READY, "127.0.0.1", 1, False, since=1)
     async with databases.commands(tmp_path) as commands, databases.status(tmp_path) as status:
         await status.set_link(ClusterLink("main", True, 1))
@@ -223,7 +228,8 @@ async def test_a_host_that_is_taken_away_is_news_to_those_who_manage_hosts(tmp_p
             assert await hosts() == {"host-1"}
 
 
-async def test_a_stream_that_came_before_the_databases_begins_anew_with_them(tmp_path: Path) -> None:
+async def test_stream_before_databases_begins_anew(tmp_path: Path) -> None:
+    """A stream that came before the databases begins anew with them."""
     admin = User("0190aaaa-0000-7000-8000-0000000000a1", "admin", Role.ADMIN)
     host = Host("host-1", HostState.READY, "127.0.0.1", 1, False, since=1)
     async with databases.commands(tmp_path) as commands, databases.status(tmp_path) as status:

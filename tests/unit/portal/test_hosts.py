@@ -91,7 +91,8 @@ def problem(answer: httpx2.Response, status: int) -> str:
     return str(answer.json()["detail"]) + str(answer.json().get("errors") or "")
 
 
-async def test_what_cannot_be_is_refused_in_words_and_nothing_is_written(site: Site) -> None:
+async def test_impossible_host_change_is_refused_in_words(site: Site) -> None:
+    """What cannot be is refused in words and nothing is written."""
     await site.endpoint.host(label="Room 12")
     async with site.as_user("admin") as admin:
         for method, path in (("GET", ""), ("PATCH", ""), ("POST", "/boot"), ("POST", "/retire")):
@@ -118,7 +119,8 @@ async def test_a_host_as_it_is_shown(site: Site) -> None:
     assert datetime.fromisoformat(listed["heard"]).tzinfo is UTC
 
 
-async def test_a_boot_ends_with_connection_data_while_it_runs_on_a_host_that_lets_viewers_in(site: Site) -> None:
+async def test_boot_gives_connection_data_where_viewers_may(site: Site) -> None:
+    """A boot ends with connection data while it runs on a host that lets viewers in."""
     desktop = await site.running("student")
     path = f"/api/v1/desktops/{desktop.id}"
     async with site.as_user("student") as student:
@@ -136,7 +138,8 @@ async def test_a_boot_ends_with_connection_data_while_it_runs_on_a_host_that_let
         assert datetime.fromisoformat(found["until"]).tzinfo is UTC
 
 
-async def test_a_command_that_failed_says_so_in_the_specifications_word(site: Site) -> None:
+async def test_failed_command_has_word_of_specification(site: Site) -> None:
+    """A command that failed says so in the specifications word."""
     async with site.as_user("admin") as admin:
         await admin.post(f"{HOST}/boot")
         command = await site.endpoint.next_command()
@@ -203,7 +206,8 @@ async def test_or_it_refuses_them_where_that_is_set(tmp_path: Path) -> None:
             assert (await student.post("/api/v1/desktops", json={"image": "tiny"})).status_code == 202
 
 
-async def test_rows_that_nobody_confirms_are_stale_and_say_how_old_they_are(tmp_path: Path) -> None:
+async def test_unconfirmed_rows_are_stale_and_say_their_age(tmp_path: Path) -> None:
+    """Rows that nobody confirms are stale and say how old they are."""
     async with open_site(tmp_path, status_update_interval=0.05) as site:
         desktop = await site.running("student")
         await site.endpoint.link(False, "gone", ago_ms=60_000)

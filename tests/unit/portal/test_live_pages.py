@@ -30,9 +30,8 @@ async def chromium() -> AsyncIterator[Browser]:
         yield browser
 
 
-async def test_a_countdown_runs_before_a_host_is_shut_down_and_goes_when_it_stays(
-    site: Site, chromium: Browser
-) -> None:
+async def test_countdown_runs_before_host_shutdown(site: Site, chromium: Browser) -> None:
+    """A countdown runs before a host is shut down and goes when it stays."""
     await site.endpoint.host(port=site.console_port, label="Room 12")
     desktop = await site.running("student")
     leaves = replace(desktop, until=now() + 95_000)
@@ -144,7 +143,8 @@ async def test_pressed_too_early_the_board_counts_the_wait(tmp_path: Path, chrom
         await expect(page.locator("#notice [data-wait]")).to_have_count(0)
 
 
-async def test_teachers_start_a_desktop_to_edit_where_a_host_is_for_that(site: Site, chromium: Browser) -> None:
+async def test_teacher_starts_desktop_to_edit_on_edition_host(site: Site, chromium: Browser) -> None:
+    """Teachers start a desktop to edit where a host is for that."""
     async with opened(site, chromium, "teacher") as page, opened(site, chromium, "student") as student:
         edit = page.get_by_role("button", name="Start to edit Tiny Linux")
         await expect(page.locator("#start-tiny")).to_be_visible()

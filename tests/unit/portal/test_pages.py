@@ -27,7 +27,8 @@ async def chromium() -> AsyncIterator[Browser]:
         yield browser
 
 
-async def test_from_sign_in_to_a_running_desktop_and_its_stop_by_keyboard_alone(site: Site, chromium: Browser) -> None:
+async def test_keyboard_alone_starts_and_stops_desktop(site: Site, chromium: Browser) -> None:
+    """From sign in to a running desktop and its stop by keyboard alone."""
     async with opened(site, chromium, None) as page:
         await page.goto("/")
         keys = page.keyboard
@@ -138,7 +139,8 @@ async def test_without_scripts(site: Site, chromium: Browser) -> None:
     await context.close()
 
 
-async def test_the_console_connects_leaves_by_keyboard_and_comes_back_by_itself(site: Site, chromium: Browser) -> None:
+async def test_console_leaves_by_keyboard_and_reconnects(site: Site, chromium: Browser) -> None:
+    """The console connects leaves by keyboard and comes back by itself."""
     desktop = await site.running("student")
     async with opened(site, chromium) as page:
         async with firmware_guest(site, desktop.id):
@@ -181,7 +183,8 @@ async def test_the_console_connects_leaves_by_keyboard_and_comes_back_by_itself(
             await expect(page.locator("[data-desktop]")).to_have_attribute("data-state", "stopping")
 
 
-async def test_the_console_of_a_desktop_that_is_gone_says_so_and_tries_nothing(site: Site, chromium: Browser) -> None:
+async def test_console_of_gone_desktop_says_so(site: Site, chromium: Browser) -> None:
+    """The console of a desktop that is gone says so and tries nothing."""
     desktop = await site.running("student")
     async with opened(site, chromium) as page, firmware_guest(site, desktop.id):
         await page.goto(f"/desktops/{desktop.id}")

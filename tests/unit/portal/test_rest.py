@@ -177,9 +177,10 @@ async def test_two_portals_share_one_interval(tmp_path: Path) -> None:
     ("given", "named"),
     [({"boot": 5}, "command_timeouts.boot"), ({"halt": 0}, "command_timeouts.halt")],
 )
-def test_a_time_out_that_cannot_be_stops_the_start_with_a_sentence(
+def test_impossible_timeout_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: dict[str, float], named: str
 ) -> None:
+    """A time out that cannot be stops the start with a sentence."""
     monkeypatch.setenv("PUPITRE_HOME", str(tmp_path))
     monkeypatch.setenv("PUPITRE_COMMAND_TIMEOUTS", json.dumps(given))
     with pytest.raises(SetupError) as refused:

@@ -226,7 +226,7 @@ async def test_no_other_method_is_taken(site: Site) -> None:
                 assert set(answer.headers["allow"].split(", ")) <= taken, (method, path)
 
 
-async def test_who_may_not_is_told_so_before_what_they_sent_is_looked_at(site: Site) -> None:
+async def test_permission_is_checked_before_body(site: Site) -> None:
     """No answer about a body, or about whether a thing exists, for someone who may not ask."""
     rows = [row for row in TABLE if row.answers[0] == 401 and row.method != "GET" and not row.page]
     async with site.client() as nobody, site.as_user("student") as student:

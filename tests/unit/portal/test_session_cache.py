@@ -24,7 +24,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield site
 
 
-async def test_a_session_that_was_closed_here_is_refused_at_once_however_many_ask(site: Site) -> None:
+async def test_closed_session_is_refused_at_once(site: Site) -> None:
+    """A session that was closed here is refused at once however many ask."""
     token = await site.session("teacher", SessionKind.BEARER)
     closed = False
     wrong: list[int] = []
@@ -56,7 +57,7 @@ async def until_refused(client: httpx2.AsyncClient) -> float:
     return asyncio.get_running_loop().time() - begun
 
 
-async def test_what_ends_elsewhere_is_heard_of_and_forgotten_in_time_if_it_is_not(site: Site) -> None:
+async def test_session_closed_elsewhere_is_forgotten_in_time(site: Site) -> None:
     """``site.accounts`` is another connection, as another process has; the last one tells nobody."""
     accounts, teacher = site.accounts, site.users["teacher"]
     database = site.settings.home / "db/accounts.sqlite"

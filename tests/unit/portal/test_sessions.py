@@ -23,7 +23,8 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield site
 
 
-async def test_a_sign_in_gives_a_cookie_that_scripts_cannot_read_and_the_database_holds_its_hash(site: Site) -> None:
+async def test_sign_in_cookie_is_http_only_and_stored_as_hash(site: Site) -> None:
+    """A sign in gives a cookie that scripts cannot read and the database holds its hash."""
     async with site.client() as client:
         answer = await client.post(
             "/signin", data={"name": "student", "password": PASSWORD}, headers={"Origin": site.url}
@@ -44,7 +45,8 @@ async def test_a_sign_in_gives_a_cookie_that_scripts_cannot_read_and_the_databas
         assert held.startswith("$argon2id$")
 
 
-async def test_under_https_the_cookie_is_secure_and_the_browser_is_told_to_stay_there(tmp_path: Path) -> None:
+async def test_cookie_is_secure_under_https_with_hsts(tmp_path: Path) -> None:
+    """Under https the cookie is secure and the browser is told to stay there."""
     options = {"public_origin": "https://lab.example.org", "behind_proxy": True}
     async with open_site(tmp_path, **options) as site, site.client() as client:
         client.base_url = f"http://127.0.0.1:{site.settings.portal_port}"

@@ -78,7 +78,8 @@ async def test_a_step_that_fails_is_tried_again(error: Exception) -> None:
     await workers.close()
 
 
-async def test_a_wake_cuts_a_wait_short_and_a_closed_worker_stays_asleep() -> None:
+async def test_wake_cuts_wait_and_closed_worker_sleeps() -> None:
+    """A wake cuts a wait short and a closed worker stays asleep."""
     looks = 0
     looked = asyncio.Event()
 
@@ -100,7 +101,8 @@ async def test_a_wake_cuts_a_wait_short_and_a_closed_worker_stays_asleep() -> No
     assert looks == 2
 
 
-async def test_persist_tries_until_it_is_done_and_then_waits_for_the_next_time() -> None:
+async def test_retry_loop_tries_until_done_then_waits() -> None:
+    """Persist tries until it is done and then waits for the next time."""
     answers: list[bool | Unavailable] = [False, Unavailable("away"), True]
     due, done = asyncio.Event(), asyncio.Event()
 

@@ -140,7 +140,8 @@ async def test_overhead_of_each_guest_and_measured_excess_count(tmp_path: Path, 
         assert await one.used() == {"host-1": ((fitting - 1) * each, fitting - 1)}
 
 
-async def test_many_boots_at_once_never_use_more_memory_than_a_host_has(tmp_path: Path) -> None:
+async def test_concurrent_boots_never_exceed_host_memory(tmp_path: Path) -> None:
+    """Many boots at once never use more memory than a host has."""
     async with cluster(tmp_path) as one, cluster(tmp_path) as other:  # two connections pools, as of two processes
         await one.add_host("host-1", 1000)  # three fit
         await one.add_host("host-2", 600)  # two fit
@@ -164,7 +165,8 @@ async def test_of_64_racers_for_the_last_place_exactly_one_gets_it(tmp_path: Pat
         assert await one.used() == {"host-1": (256, 1)}
 
 
-async def test_a_command_that_comes_twice_or_often_at_once_is_taken_once(tmp_path: Path) -> None:
+async def test_repeated_command_is_taken_once(tmp_path: Path) -> None:
+    """A command that comes twice or often at once is taken once."""
     async with cluster(tmp_path) as here:
         await here.add_host()
         given = boot()
@@ -174,7 +176,7 @@ async def test_a_command_that_comes_twice_or_often_at_once_is_taken_once(tmp_pat
         assert (await here.placed(given)).seen == sequence
 
 
-async def test_a_command_that_ended_long_ago_comes_again_among_new_ones(tmp_path: Path) -> None:
+async def test_old_command_repeated_among_new_ones(tmp_path: Path) -> None:
     """It was taken for new; its key says that it is not, and of the others nothing is lost or done twice."""
     async with cluster(tmp_path) as here:
         await here.add_host()
@@ -253,7 +255,7 @@ async def test_what_is_abandoned_before_it_comes_never_begins(tmp_path: Path) ->
         assert await here.ended(given) == (CommandState.CANCELLED, None)
 
 
-async def test_what_is_abandoned_before_its_host_heard_of_it_is_gone_once_the_host_says_so(tmp_path: Path) -> None:
+async def test_abandoned_desktop_is_gone_once_host_says_so(tmp_path: Path) -> None:
     """The host has no record of it, so it knows no boot either."""
     async with cluster(tmp_path) as here:
         await here.add_host()
@@ -307,7 +309,8 @@ async def test_one_hosts_report_never_touches_another_hosts_desktops(tmp_path: P
         assert states == {"host-1": DesktopState.RUNNING, "host-2": DesktopState.FAILED}
 
 
-async def test_what_a_full_report_leaves_out_is_gone_failed_or_on_its_way(tmp_path: Path) -> None:
+async def test_desktop_missing_in_full_report_is_ended(tmp_path: Path) -> None:
+    """What a full report leaves out is gone failed or on its way."""
     async with cluster(tmp_path) as here:
         await here.add_host()
         ordered, running, stopping = boot(), boot(), boot()
@@ -324,7 +327,8 @@ async def test_what_a_full_report_leaves_out_is_gone_failed_or_on_its_way(tmp_pa
         assert (await here.placed(stopping)).seen.state is DesktopState.GONE
 
 
-async def test_a_desktop_that_ends_from_inside_is_gone_even_if_its_host_forgets_it(tmp_path: Path) -> None:
+async def test_desktop_ended_inside_is_gone_though_host_forgets(tmp_path: Path) -> None:
+    """A desktop that ends from inside is gone even if its host forgets it."""
     async with cluster(tmp_path) as here:
         await here.add_host()
         given = boot()
@@ -381,7 +385,8 @@ async def test_a_failed_desktop_keeps_no_place_once_its_host_is_clean(tmp_path: 
         assert await here.ended(second) == (None, None)
 
 
-async def test_every_epoch_is_later_than_any_before_and_than_a_lost_databases(tmp_path: Path) -> None:
+async def test_epoch_is_later_than_any_before(tmp_path: Path) -> None:
+    """Every epoch is later than any before and than a lost databases."""
     async with cluster(tmp_path) as here:
         epochs = [await here.store.begin_epoch(now=now) for now in (1000, 1000, 10, 5000)]
         assert epochs == [1000, 1001, 1002, 5000]

@@ -165,7 +165,8 @@ def test_one_that_went_down_without_a_farewell_is_shut_down() -> None:
     assert here.outcome(retire) is CommandState.SUCCEEDED
 
 
-def test_a_command_that_cannot_succeed_says_why_and_its_host_goes_on() -> None:
+def test_impossible_host_command_fails_and_host_goes_on() -> None:
+    """A command that cannot succeed says why and its host goes on."""
     here = Cluster()
     here.place("d1")
     retire = here.ask(RetireHost("host-1", unregister=True), within=100_000)
@@ -197,7 +198,8 @@ def test_what_nobody_waits_for_any_more_is_not_wanted_any_more() -> None:
     assert (here.seen("d1").until, here.seen("d1").reason) == (None, None)
 
 
-def test_a_machine_is_woken_again_and_again_until_its_command_is_about_to_time_out() -> None:
+def test_machine_is_woken_until_command_nearly_times_out() -> None:
+    """A machine is woken again and again until its command is about to time out."""
     here = Cluster(HostState.SHUT_DOWN, mac=MAC)
     wake = here.ask(BootUpHost("host-1"), within=60_000)
     for _ in range(5):
@@ -215,7 +217,8 @@ def test_a_machine_is_woken_again_and_again_until_its_command_is_about_to_time_o
     assert here.outcome(again) is CommandState.SUCCEEDED
 
 
-def test_a_machine_without_a_known_card_gets_as_long_as_a_host_may_be_silent() -> None:
+def test_machine_without_mac_gets_host_timeout() -> None:
+    """A machine without a known card gets as long as a host may be silent."""
     here = Cluster(HostState.TIMED_OUT)
     wake = here.ask(BootUpHost("host-1"))
     assert here.step() == Step(again=WAKE_EVERY, describe=True)
@@ -232,7 +235,8 @@ def test_a_silent_host_is_given_up_after_a_while_and_not_before() -> None:
     assert here.step(later=9999) == Step()
 
 
-def test_unregistering_a_silent_host_at_once_ends_its_desktops_with_the_reason() -> None:
+def test_unregistering_silent_host_ends_its_desktops() -> None:
+    """Unregistering a silent host at once ends its desktops with the reason."""
     here = Cluster(HostState.TIMED_OUT)
     here.place("d1", DesktopState.LOST)
     here.place("d2", DesktopState.LOST)
@@ -246,7 +250,8 @@ def test_unregistering_a_silent_host_at_once_ends_its_desktops_with_the_reason()
 
 
 @pytest.mark.parametrize("state", [HostState.RECONNECTING, HostState.TIMED_OUT, HostState.JOINING])
-def test_nothing_orderly_is_begun_with_a_host_that_does_not_answer(state: HostState) -> None:
+def test_no_orderly_shutdown_of_silent_host(state: HostState) -> None:
+    """Nothing orderly is begun with a host that does not answer."""
     here = Cluster(state)
     for unregister, at_once in ((False, False), (False, True), (True, False)):
         refused = here.ask(RetireHost("host-1", unregister=unregister, at_once=at_once))

@@ -65,7 +65,8 @@ def is_true(reason: str, need: Need, host: Candidate) -> bool:
 
 
 @given(needs, clusters)
-def test_a_host_where_everything_fits_or_one_true_reason_for_each(need: Need, hosts: list[Candidate]) -> None:
+def test_placement_finds_host_or_true_reason_for_each(need: Need, hosts: list[Candidate]) -> None:
+    """A host where everything fits or one true reason for each."""
     choice = choose(need, hosts)
     if isinstance(choice, NoPlace):
         assert not any(fits(need, host) for host in hosts)

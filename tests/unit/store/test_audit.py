@@ -87,9 +87,10 @@ async def test_what_people_type_is_cut_and_cannot_forge_a_line(tmp_path: Path) -
         assert field.startswith("eve�2026-01-01 admin signed in")
 
 
-async def test_a_command_has_its_wish_its_outcome_and_a_late_one_in_the_log_and_a_refused_one_nothing(
+async def test_command_is_audited_when_asked_ended_and_late(
     tmp_path: Path,
 ) -> None:
+    """A command has its wish its outcome and a late one in the log and a refused one nothing."""
     async with databases.commands(tmp_path) as commands:
         log = AuditLog(commands.database)
         order = BootDesktop(desktop="0190aaaa-0000-7000-8000-00000000000d", image="tiny")

@@ -63,7 +63,8 @@ async def test_of_fifty_at_once_exactly_the_limit_passes(tmp_path: Path) -> None
         assert len(await commands.of_user(USER)) == 2
 
 
-async def test_of_fifty_at_once_from_two_processes_worth_of_connections(tmp_path: Path) -> None:
+async def test_one_of_fifty_concurrent_starts_is_let_in(tmp_path: Path) -> None:
+    """Of fifty at once from two processes worth of connections."""
     async with databases.commands(tmp_path) as one, databases.commands(tmp_path) as other:
         asked = [ask((one, other)[number % 2], boot(), DesktopQuota(5)) for number in range(50)]
         assert (await asyncio.gather(*asked)).count("taken") == 5
@@ -152,9 +153,7 @@ async def test_the_first_late_outcome_is_kept_and_only_after_giving_up(tmp_path:
         assert [command.id for command in await commands.to_abandon()] == [given_up[1].id]
 
 
-async def test_a_late_outcome_does_not_ask_again_to_tell_that_nobody_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_late_outcome_asks_for_no_second_abandon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cluster answers, and its outcome comes at the same time."""
     told: list[asyncio.Task[None]] = []
     async with databases.commands(tmp_path) as commands:

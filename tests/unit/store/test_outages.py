@@ -35,9 +35,8 @@ async def restart(provisioned: Provisioned) -> None:
     await asyncio.to_thread(provisioned.server.start)
 
 
-async def test_a_restart_under_load_loses_nothing_that_was_acknowledged(
-    tmp_path: Path, each_server: Provisioned
-) -> None:
+async def test_restart_under_load_loses_no_acknowledged_write(tmp_path: Path, each_server: Provisioned) -> None:
+    """A restart under load loses nothing that was acknowledged."""
     acknowledged: list[str] = []
     refused = 0
     more = asyncio.Condition()
@@ -91,9 +90,8 @@ async def test_a_listener_hears_again_after_a_restart(tmp_path: Path, each_serve
                 await listener.wait()
 
 
-async def test_who_listens_while_the_database_is_away_hears_when_it_is_back(
-    tmp_path: Path, each_server: Provisioned
-) -> None:
+async def test_listener_hears_when_database_is_back(tmp_path: Path, each_server: Provisioned) -> None:
+    """Who listens while the database is away hears when it is back."""
     async with databases.commands(tmp_path) as commands:
         await asyncio.to_thread(each_server.server.crash)
         try:
@@ -107,9 +105,8 @@ async def test_who_listens_while_the_database_is_away_hears_when_it_is_back(
             await asyncio.to_thread(each_server.server.start)
 
 
-async def test_connections_that_rested_over_a_restart_are_replaced_unseen(
-    tmp_path: Path, each_server: Provisioned
-) -> None:
+async def test_idle_connections_are_replaced_after_restart(tmp_path: Path, each_server: Provisioned) -> None:
+    """Connections that rested over a restart are replaced unseen."""
     async with databases.commands(tmp_path) as commands:
         ids = itertools.count()
 

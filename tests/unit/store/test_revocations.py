@@ -44,14 +44,16 @@ async def test_a_new_password_ends_them_all_and_no_other_users(accounts: Account
     assert await accounts.session("2", now=1)
 
 
-async def test_one_that_opened_no_screen_and_one_that_never_was_say_nothing(accounts: Accounts) -> None:
+async def test_revocation_without_screen_is_not_recorded(accounts: Accounts) -> None:
+    """One that opened no screen and one that never was say nothing."""
     assert await accounts.close_session("0", watched=False)
     assert not await accounts.close_session("0")
     assert not await accounts.close_session("no such")
     assert await accounts.revocations() == []
 
 
-async def test_the_endpoint_finds_what_the_portal_wrote_and_forgets_what_is_told(tmp_path: Path) -> None:
+async def test_endpoint_reads_and_forgets_revocations(tmp_path: Path) -> None:
+    """The endpoint finds what the portal wrote and forgets what is told."""
     async with database(tmp_path, "commands", "portal") as ours, database(tmp_path, "commands", "endpoint") as theirs:
         written, read = Revocations(ours), Revocations(theirs)
         await written.add([Revocation("a", LATER), Revocation("b", LATER), Revocation("c", 5)])

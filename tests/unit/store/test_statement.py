@@ -193,7 +193,8 @@ async def test_one_that_turns_out_to_be_stale_is_replaced_unseen() -> None:
 
 
 @pytest.mark.anyio
-async def test_whoever_fails_or_is_cancelled_at_the_beginning_leaves_its_place_to_others() -> None:
+async def test_failed_begin_leaves_its_turn_to_others() -> None:
+    """Whoever fails or is cancelled at the beginning leaves its place to others."""
     lines = Lines()
 
     async def fail(_line: Line) -> None:

@@ -143,7 +143,8 @@ class Told:
         await self._connection.rollback()
 
 
-async def test_what_a_change_costs_does_not_depend_on_how_many_rows_it_has_or_there_are(tmp_path: Path) -> None:
+async def test_cost_of_change_is_independent_of_row_count(tmp_path: Path) -> None:
+    """What a change costs does not depend on how many rows it has or there are."""
     database = Overheard(databases.url(tmp_path, "status"), notify_dir=tmp_path / "notify")
     async with databases.closing(database):
         status = Status(database)

@@ -60,7 +60,8 @@ def test_what_was_never_ready_is_hopeless_after_three_failures() -> None:
     assert not lived((E.START, 0), (E.READY, 1), *[(E.EXIT, 2), (E.START, 3)] * 5).is_hopeless
 
 
-def test_a_child_told_to_stop_is_down_when_it_ends_and_not_started_again() -> None:
+def test_child_told_to_stop_is_not_restarted() -> None:
+    """A child told to stop is down when it ends and not started again."""
     life = lived((E.START, 0), (E.READY, 1), (E.STOP, 2), (E.EXIT, 3))
     assert life.state is ChildState.DOWN
     with pytest.raises(ForbiddenTransition):

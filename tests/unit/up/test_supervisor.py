@@ -110,7 +110,8 @@ async def test_what_only_a_person_can_mend_is_not_tried_again(tmp_path: Path) ->
         assert supervisor.life.failures == 1
 
 
-async def test_a_child_that_has_done_what_it_was_told_rests_until_it_is_woken(tmp_path: Path) -> None:
+async def test_child_that_is_done_rests_until_woken(tmp_path: Path) -> None:
+    """A child that has done what it was told rests until it is woken."""
     sockets, mark = tmp_path / "sockets", tmp_path / "off"
     sockets.mkdir()
     told = ChildSpec("told", (sys.executable, "-c", DONE), rest_mark=mark)
@@ -138,7 +139,8 @@ async def test_a_child_that_has_done_what_it_was_told_rests_until_it_is_woken(tm
         await changes.until(lambda: supervisor.life.state is ChildState.READY)
 
 
-async def test_a_child_that_ends_with_code_0_for_no_reason_is_started_again(tmp_path: Path) -> None:
+async def test_child_that_ends_with_code_0_is_restarted(tmp_path: Path) -> None:
+    """A child that ends with code 0 for no reason is started again."""
     code = READY + "say('READY=1'); signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nwhile True: signal.pause()"
     async with keeping(tmp_path, spec("good", code)) as (supervisor, changes, _out):
         await supervisor.start()

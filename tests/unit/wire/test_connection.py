@@ -151,9 +151,8 @@ async def _quiet(_error: Exception) -> None:
 
 
 @pytest.mark.parametrize("in_order", [False, True])
-async def test_what_nobody_can_read_is_counted_set_aside_and_refused_and_the_link_lives_on(
-    tmp_path: Path, in_order: bool
-) -> None:
+async def test_unreadable_message_is_refused_and_connection_stays(tmp_path: Path, in_order: bool) -> None:
+    """What nobody can read is counted set aside and refused and the link lives on."""
     async with broker(tmp_path) as (settings, _):
         registry = CollectorRegistry()
 
@@ -215,7 +214,8 @@ async def test_nobody_there_and_too_large_and_not_yet(tmp_path: Path) -> None:
                 await endpoint.request(SUBJECTS.commands, StatusQuery(), StatusPosition, timeout=0.2)
 
 
-async def test_messages_of_one_sender_are_handled_in_order_where_it_matters(tmp_path: Path) -> None:
+async def test_messages_of_one_sender_are_handled_in_order(tmp_path: Path) -> None:
+    """Messages of one sender are handled in order where it matters."""
     async with broker(tmp_path) as (settings, _):
         heard: list[int] = []
         all_heard = asyncio.Event()
@@ -237,7 +237,8 @@ async def test_messages_of_one_sender_are_handled_in_order_where_it_matters(tmp_
             assert heard == list(range(100))
 
 
-async def test_a_broker_that_is_killed_and_returns_finds_the_link_again(tmp_path: Path) -> None:
+async def test_connection_returns_after_broker_is_killed(tmp_path: Path) -> None:
+    """A broker that is killed and returns finds the link again."""
     async with broker(tmp_path) as (settings, server):
         changes: list[bool] = []
         certificates = issuing.ensure_certificate(settings, "endpoint")

@@ -225,9 +225,8 @@ def test_no_message_stops_a_process(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("message", [Submit, Abandon])
-def test_an_order_that_no_host_subject_or_database_could_hold_is_refused(
-    message: type[Submit] | type[Abandon], order: Order
-) -> None:
+def test_order_that_cannot_be_stored_is_refused(message: type[Submit] | type[Abandon], order: Order) -> None:
+    """An order that no host subject or database could hold is refused."""
     with pytest.raises(MessageError, match=r"order|name of a host|id of a desktop"):
         decode(encode(message(id=NEW, user="u", order=order, deadline=1)))
 

@@ -74,7 +74,8 @@ async def test_a_broker_that_is_away_is_said_and_commands_wait_for_it(tmp_path: 
         await eventually(confirmed)
 
 
-async def test_a_cluster_that_is_away_is_said_and_a_command_past_its_grace_is_answered(tmp_path: Path) -> None:
+async def test_absent_cluster_is_said_and_command_ends_after_grace(tmp_path: Path) -> None:
+    """A cluster that is away is said and a command past its grace is answered."""
     async with room(tmp_path, connection_grace=0.5) as here:
         await here.add_host()
         await here.stop("cluster")
@@ -89,7 +90,7 @@ async def test_a_cluster_that_is_away_is_said_and_a_command_past_its_grace_is_an
         await here.running()
 
 
-async def test_what_the_endpoint_last_confirmed_grows_old_when_it_stops(tmp_path: Path) -> None:
+async def test_confirmation_grows_old_when_endpoint_stops(tmp_path: Path) -> None:
     """Pages mark rows by this time: within an interval and a half of it nothing is wrong."""
     async with room(tmp_path) as here:
         await here.add_host()
@@ -112,7 +113,8 @@ async def test_what_the_endpoint_last_confirmed_grows_old_when_it_stops(tmp_path
         assert await here.status.version() == version
 
 
-async def test_a_link_that_its_client_gave_up_is_opened_anew_with_all_that_it_served(tmp_path: Path) -> None:
+async def test_closed_connection_reopens_with_its_handlers(tmp_path: Path) -> None:
+    """A link that its client gave up is opened anew with all that it served."""
     settings = small_settings(tmp_path)
     broker = Broker(settings, ())
     await broker.start()
@@ -151,7 +153,8 @@ async def test_a_link_that_its_client_gave_up_is_opened_anew_with_all_that_it_se
         await broker.kill()
 
 
-def test_tries_come_ever_more_rarely_and_no_two_processes_try_in_step() -> None:
+def test_reconnect_backoff_grows_and_is_not_in_step() -> None:
+    """Tries come ever more rarely and no two processes try in step."""
     for tries in range(20):
         pauses = {_pause(tries) for _ in range(50)}
         middle = min(BROKER_RECONNECT[0] * 2**tries, BROKER_RECONNECT[1])
@@ -159,9 +162,8 @@ def test_tries_come_ever_more_rarely_and_no_two_processes_try_in_step() -> None:
         assert all(0.5 * middle <= pause <= 1.5 * middle for pause in pauses)
 
 
-async def test_a_database_server_that_is_away_ends_no_process_and_loses_nothing(
-    tmp_path: Path, each_server: Provisioned
-) -> None:
+async def test_absent_database_server_ends_no_process(tmp_path: Path, each_server: Provisioned) -> None:
+    """A database server that is away ends no process and loses nothing."""
     async with room(tmp_path, connection_grace=60, host_timeout=60) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
