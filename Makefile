@@ -42,12 +42,12 @@ test-other:
 
 bench:
 	@scripts/setup bench
-	$(VENV)/pupitre bench start --count 20 --json
-	$(VENV)/pupitre bench console --json
-	$(VENV)/pupitre bench commands --database all --clients 64 --seconds 10 --json
-	$(VENV)/pupitre bench status --desktops 1000 --changes 10 --json
-	$(VENV)/pupitre bench status --desktops 10000 --changes 10 --json
-	$(VENV)/pupitre bench crash --kills 50 --json
+	$(VENV)/python -m bench start --count 20 --json
+	$(VENV)/python -m bench console --json
+	$(VENV)/python -m bench commands --database all --clients 64 --seconds 10 --json
+	$(VENV)/python -m bench status --desktops 1000 --changes 10 --json
+	$(VENV)/python -m bench status --desktops 10000 --changes 10 --json
+	$(VENV)/python -m bench crash --kills 50 --json
 
 lock:
 	@scripts/setup check

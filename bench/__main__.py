@@ -1,4 +1,4 @@
-"""``pupitre bench``: measure this machine. With ``--json`` the last line is one line of JSON."""
+"""``python -m bench``: measure this machine. With ``--json`` the last line is one line of JSON."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ import typer
 from pupitre.cli.output import Json
 
 if TYPE_CHECKING:
-    from pupitre.bench.commands import Found
+    from bench.commands import Found
 
 app = typer.Typer(add_completion=False, help="Measure this machine.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ def idle(
     as_json: Json = False,
 ) -> None:
     """Cost of all processes while nobody uses them."""
-    from pupitre.bench.idle import measure
+    from bench.idle import measure
 
     found = measure(seconds)
     print(f"{'':12}{'cores':>8}{'MB':>8}")
@@ -46,7 +46,7 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Time of a desktop's start, against libvirt alone; and from a click to the first picture."""
-    from pupitre.bench.start import measure
+    from bench.start import measure
 
     found = measure(count)
     print(f"{'milliseconds':24}{'p50':>10}{'p95':>10}")
@@ -66,7 +66,7 @@ def status(
     """Cost of one change of one desktop for cluster, endpoint and status database."""
     import uvloop
 
-    from pupitre.bench.status import measure
+    from bench.status import measure
 
     found = uvloop.run(measure(desktops, changes, seconds))
     for name, value in found.items():
@@ -78,7 +78,7 @@ def status(
 @app.command()
 def console(as_json: Json = False) -> None:
     """Our gateway and websockify side by side: speed, cost, connections."""
-    from pupitre.bench.console import run
+    from bench.console import run
 
     run(as_json)
 
@@ -94,7 +94,7 @@ def crash(
     as_json: Json = False,
 ) -> None:
     """Kill endpoint, cluster, host and broker in turn with 40 starts in flight: what is lost, doubled, left over."""
-    from pupitre.bench.crash import measure
+    from bench.crash import measure
 
     found = measure(kills, hypervisor=hypervisor, image=image, seed=seed)
     for name, value in found.items():
@@ -111,7 +111,7 @@ def commands(
     as_json: Json = False,
 ) -> None:
     """Rate of empty commands that go the whole way, against the bare database; where the time goes."""
-    from pupitre.bench.commands import DATABASES
+    from bench.commands import DATABASES
 
     if database == "all":
         found = {name: _commands(name, clients, seconds) for name in DATABASES}
@@ -126,7 +126,7 @@ def commands(
 
 
 def _commands(database: str, clients: int, seconds: float) -> "Found":
-    from pupitre.bench.commands import floor, measure
+    from bench.commands import floor, measure
 
     bare = floor(database, clients, min(seconds, 5))
     found = measure(database, clients, seconds)
@@ -138,3 +138,7 @@ def _commands(database: str, clients: int, seconds: float) -> "Found":
     for name, value in found["cpu_ms"].items():
         print(f"  CPU of {name:21}{value:8.2f} ms a command")
     return found
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m bench")

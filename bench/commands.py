@@ -1,4 +1,4 @@
-"""``pupitre bench commands``: how many commands a second go the whole way, and how long one takes.
+"""``python -m bench commands``: how many commands a second go the whole way, and how long one takes.
 
 A command is a boot or a destroy of an empty desktop (a simulated guest), asked for over
 HTTP by as many people as there are clients, each of whom waits for its outcome on their
@@ -28,10 +28,10 @@ import psutil
 import uuid_utils
 from sqlalchemy import URL, BigInteger, Column, MetaData, String, Table, func, insert, select, update
 from sqlalchemy.schema import CreateTable
+from tests.rigs.server_processes import DatabaseServer, MariaServer, PostgresServer
 
-from pupitre.bench.database_servers import DatabaseServer, MariaServer, PostgresServer
-from pupitre.bench.http_client import Client
-from pupitre.bench.instance import Measured, running
+from bench.http_client import Client
+from bench.instance import Measured, running
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.domain.command import FINAL_STATES
 from pupitre.domain.people.access import Role, User

@@ -1,4 +1,4 @@
-"""``pupitre bench console``: our gateway and websockify side by side, over loopback, before the same target.
+"""``python -m bench console``: our gateway and websockify side by side, over loopback, before the same target.
 
 Ours does more: it checks a signed ticket at each open, and speaks TLS with
 certificates on both sides to the host. websockify speaks plain TCP to the target.
@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from pupitre.bench import console_load as load
-from pupitre.bench.console_load import Peer
+from bench import console_load as load
+from bench.console_load import Peer
 from pupitre.config import Settings
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.net.splice import prepare_process
@@ -149,7 +149,7 @@ def _process(arguments: list[str], environment: dict[str, str] | None = None) ->
 
 @contextmanager
 def _target() -> Iterator[int]:
-    with _process([sys.executable, "-m", "pupitre.bench.console_target", "target"]) as process:
+    with _process([sys.executable, "-m", "bench.console_target", "target"]) as process:
         yield _announced(process)
 
 
@@ -171,7 +171,7 @@ def _ours(home: Path, target: int) -> Iterator[tuple[Peer, psutil.Process]]:
     for role in ("gateway", issuing.host_role("bench")):
         issuing.ensure_certificate(settings, role)
     key = issuing.ensure_ticket_key(settings)
-    host = [sys.executable, "-m", "pupitre.bench.console_target", "host", str(target)]
+    host = [sys.executable, "-m", "bench.console_target", "host", str(target)]
     with (
         _process(host, environment) as server,
         _process([sys.executable, "-m", "pupitre", "gateway"], environment) as gateway,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from websockets.speedups import apply_mask
 
-from pupitre.bench.console_target import ORDER
+from bench.console_target import ORDER
 from pupitre.runtime.timeouts import timeout
 
 FRAME = 64 << 10
@@ -70,10 +70,10 @@ def open_one(peer: Peer, order: bytes) -> socket.socket:
 def pull(peer: Peer, size: int) -> float:
     """Seconds to receive ``size`` bytes from the source."""
     with open_one(peer, ORDER.pack(b"S", size)) as connection:
-        room = bytearray(1 << 20)
+        process_cluster = bytearray(1 << 20)
         begin = time.perf_counter()
         while size > 0:
-            got = connection.recv_into(room)
+            got = connection.recv_into(process_cluster)
             if not got:
                 raise ConnectionResetError("the source dried up")
             size -= got

@@ -1,8 +1,8 @@
-"""``pupitre bench crash``: what ``kill -9`` costs with 40 starts in flight.
+"""``python -m bench crash``: what ``kill -9`` costs with 40 starts in flight.
 
 Endpoint, cluster, host and broker are killed in turn, each at a random moment of a burst of starts, and
 started again at once, as a supervisor does for the first death of a process. Then everything must be
-as `pupitre.bench.history` wants it: a start that was taken and came to nothing is lost, one that ran
+as `tests.rigs.history` wants it: a start that was taken and came to nothing is lost, one that ran
 twice is doubled, and what belongs to no desktop is an orphan.
 """
 
@@ -16,8 +16,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TypedDict
 
-from pupitre.bench.history import Violation
-from pupitre.bench.room import BROKER, Room, room
+from tests.rigs.history import Violation
+from tests.rigs.process_cluster import BROKER, ProcessCluster, process_cluster
+
 from pupitre.config import Settings, load
 from pupitre.domain.command import Command, CommandState
 from pupitre.domain.image import DiskFormat, ImageSpec
@@ -75,7 +76,7 @@ async def _measure(home: Path, kills: int, hypervisor: str, image: str, seed: in
     prepare = _databases_and_image
     if image != EMPTY:
         changes["image_store"], prepare = load().images_dir, _databases
-    async with room(home, [HOST], prepare, image, **changes) as pupitre:
+    async with process_cluster(home, [HOST], prepare, image, **changes) as pupitre:
         await pupitre.outcomes([await pupitre.boot()])
         for number in range(kills):
             victim = VICTIMS[number % len(VICTIMS)]
@@ -90,28 +91,28 @@ async def _measure(home: Path, kills: int, hypervisor: str, image: str, seed: in
         return _verdict(wrong, pupitre, ready, min(in_flight), seed)
 
 
-async def _round(pupitre: Room, victim: str, chooser: random.Random) -> tuple[int, float]:
+async def _round(pupitre: ProcessCluster, victim: str, chooser: random.Random) -> tuple[int, float]:
     """One burst, one kill, and everything away again: how many starts were under way, and the way back in seconds."""
     boots = list(await asyncio.gather(*(pupitre.boot() for _ in range(IN_FLIGHT))))
     await asyncio.sleep(chooser.uniform(0, START_TAKES * 0.6))
     under_way = sum(command.finished is None for command in await _now(pupitre, boots))
     killed = time.monotonic()
-    await pupitre.parts[victim].kill()
-    await pupitre.parts[victim].start(wait=False)
+    await pupitre.processes[victim].kill()
+    await pupitre.processes[victim].start(wait=False)
     probe = await pupitre.outcome(await pupitre.boot())
     took = time.monotonic() - killed
     ended = await pupitre.outcomes(boots)
     there = [boot for boot in (*ended, probe) if boot.state is CommandState.SUCCEEDED]
-    await pupitre.outcomes([await pupitre.destroy(boot) for boot in there])
+    await pupitre.outcomes([await pupitre.destroy(boot.desktop, user=boot.user) for boot in there])
     return under_way, took
 
 
-async def _now(pupitre: Room, commands: list[Command]) -> list[Command]:
+async def _now(pupitre: ProcessCluster, commands: list[Command]) -> list[Command]:
     found = await asyncio.gather(*(pupitre.commands.get(command.id) for command in commands))
     return [command for command in found if command is not None]
 
 
-def _verdict(wrong: list[Violation], pupitre: Room, ready: list[float], in_flight: int, seed: int) -> Crash:
+def _verdict(wrong: list[Violation], pupitre: ProcessCluster, ready: list[float], in_flight: int, seed: int) -> Crash:
     sorts = Counter(violation.sort for violation in wrong)
     return Crash(
         kills=len(ready),

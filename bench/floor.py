@@ -1,6 +1,6 @@
-"""The floor of ``pupitre bench start``: libvirt alone, asked for the same domain on an overlay of the same size.
+"""The floor of ``python -m bench start``: libvirt alone, asked for the same domain on an overlay of the same size.
 
-A process of its own (``python -m pupitre.bench.floor``), with an embed root of its own, in
+A process of its own (``python -m bench.floor``), with an embed root of its own, in
 the same kind of namespace as the host agent. For each line on standard input it starts
 a guest and removes it again, and answers with the milliseconds of the start; the
 overlay is made before the clock runs.

@@ -1,11 +1,11 @@
-"""``pupitre bench idle``: what a Pupitre costs while nobody uses it."""
+"""``python -m bench idle``: what a Pupitre costs while nobody uses it."""
 
 import time
 from typing import TypedDict
 
 import psutil
 
-from pupitre.bench.instance import Measured, running
+from bench.instance import Measured, running
 
 QUIET = 0.05
 """Part of a core under which the start is over."""

@@ -1,4 +1,4 @@
-"""``pupitre bench start``: how much of a desktop's start is ours.
+"""``python -m bench start``: how much of a desktop's start is ours.
 
 Taken in turns, in one run: libvirt alone (the floor), a REST request until the live
 events say that the desktop runs (ours), and the difference of the two; then a click in
@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx2
 
-from pupitre.bench.instance import Measured, running
+from bench.instance import Measured, running
 from pupitre.errors import CommandError, SetupError
 
 IMAGE = "tiny"
@@ -70,7 +70,7 @@ def _floor(instance: Measured) -> Iterator[Any]:
     """A function that starts and stops one guest by libvirt alone and gives the milliseconds."""
     with tempfile.TemporaryDirectory(prefix="pupitre-floor-") as home:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pupitre.bench.floor", IMAGE],
+            [sys.executable, "-m", "bench.floor", IMAGE],
             env=instance.environment | {"PUPITRE_HOME": home},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``pupitre bench status``: what one change of one desktop costs, however many desktops there are.
+"""``python -m bench status``: what one change of one desktop costs, however many desktops there are.
 
 Real processes of cluster and endpoint over a real broker and real databases. The hosts
 are this process: it reports one desktop's new state after the other, as an agent does, and

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from pupitre.domain.command import Command
 from pupitre.errors import Unavailable
-from tests.chaos.rig import Rig, pause
+from tests.chaos.proxied_cluster import ProxiedCluster, pause
 
 USERS = tuple(f"0190aaaa-0000-7000-8000-0000000000{number:02}" for number in range(10))
 PATIENT, HASTY = 30.0, 4.0
@@ -18,14 +18,14 @@ class Crowd:
 
     def __init__(
         self,
-        rig: Rig,
+        proxied_cluster: ProxiedCluster,
         seed: int,
         commands: int,
         seconds: float,
         *,
         patience: tuple[float, ...] = (PATIENT, PATIENT, HASTY),
     ) -> None:
-        self._rig = rig
+        self._deployment = proxied_cluster
         self._patience = patience
         self._chooser = random.Random(f"crowd {seed}")
         self._left = commands
@@ -66,12 +66,12 @@ class Crowd:
         self._left -= 1
         seconds = self._chooser.choice(self._patience)
         user = self._chooser.choice(USERS)
-        return await self._given(lambda: self._rig.boot(user=user, seconds=seconds))
+        return await self._given(lambda: self._deployment.boot(user=user, timeout=seconds))
 
     async def _destroy(self, boot: Command) -> None:
         self._left -= 1
         seconds = self._chooser.choice(self._patience)
-        await self._given(lambda: self._rig.destroy(boot, seconds=seconds))
+        await self._given(lambda: self._deployment.destroy(boot.desktop, user=boot.user, timeout=seconds))
 
     async def _given(self, ask: Callable[[], Awaitable[Command]]) -> Command:
         """Whoever is told that the database is away asks again; the first time may have been taken all the same."""

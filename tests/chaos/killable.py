@@ -1,4 +1,4 @@
-"""Processes that die at a chosen step: `python -m tests.chaos.mortal` forks them, each with a fuse.
+"""Processes that die at a chosen step: `python -m tests.chaos.killable` forks them, each with a fuse.
 
 A step is what one of our tasks does between two waits: at its beginning the fuse burns, and when
 it is burnt down the process kills itself with SIGKILL. Nothing in the program knows of it: its
@@ -39,7 +39,7 @@ OURS = ("/pupitre/", "/nats/aio/subscription")
 """Whose tasks are counted: ours, and those in which a subscription calls our handlers."""
 
 
-class Fuse:
+class KillSwitch:
     """Two numbers in a file that harness and process share: steps left until the end (0: for ever), steps taken.
 
     Whoever changes them holds the file's lock: a fuse that is put out either has killed or never will.
@@ -63,19 +63,19 @@ class Fuse:
     def taken(self) -> int:
         return int(_NUMBERS.unpack(self._shared[:])[1])
 
-    def light(self, steps: int) -> None:
+    def arm(self, steps: int) -> None:
         """Die at the ``steps``-th step from now."""
         with self._alone():
             self._shared[:] = _NUMBERS.pack(steps, 0)
 
-    def put_out(self) -> bool:
+    def disarm(self) -> bool:
         """Whether it came in time: False when the process is dead of it."""
         with self._alone():
             in_time = self.left > 0
             self._shared[:] = _NUMBERS.pack(0, 0)
         return in_time
 
-    def burn(self) -> None:
+    def step(self) -> None:
         if not self.left:
             return
         with self._alone():
@@ -95,7 +95,7 @@ class Fuse:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
-class Traces:
+class SideEffects:
     """Whether something has left the process since it was last asked.
 
     A commit counts for two steps: one that comes while it is under way, and the one after it.
@@ -121,33 +121,33 @@ class Traces:
         return left or self.everything
 
 
-TRACES = Traces()
+SIDE_EFFECTS = SideEffects()
 
 
-def overheard(*arguments: Any, **more: Any) -> sqlite3.Connection:
+def traced_connection(*arguments: Any, **more: Any) -> sqlite3.Connection:
     """SQLite's own connection, which says what it is told."""
     connection = sqlite3.Connection(*arguments, **more)
-    connection.set_trace_callback(TRACES.told)
+    connection.set_trace_callback(SIDE_EFFECTS.told)
     return connection
 
 
-class Counted(Coroutine[Any, Any, Any]):
+class CountedCoroutine(Coroutine[Any, Any, Any]):
     """A coroutine that burns the fuse before each step, where there are new traces of earlier ones."""
 
-    def __init__(self, inner: Coroutine[Any, Any, Any], fuse: Fuse) -> None:
+    def __init__(self, inner: Coroutine[Any, Any, Any], kill_switch: KillSwitch) -> None:
         self._inner = inner
-        self._fuse = fuse
+        self._kill_switch = kill_switch
         self.__name__ = getattr(inner, "__name__", "")
         self.__qualname__ = getattr(inner, "__qualname__", "")
 
     def send(self, value: Any) -> Any:
-        if TRACES.ask():
-            self._fuse.burn()
+        if SIDE_EFFECTS.ask():
+            self._kill_switch.step()
         return self._inner.send(value)
 
     def throw(self, *error: Any) -> Any:
-        if TRACES.ask():
-            self._fuse.burn()
+        if SIDE_EFFECTS.ask():
+            self._kill_switch.step()
         return self._inner.throw(*error)
 
     def close(self) -> None:
@@ -157,29 +157,29 @@ class Counted(Coroutine[Any, Any, Any]):
         return self._inner.__await__()
 
 
-class Sending(Counted):
+class SendingCoroutine(CountedCoroutine):
     """The task that gives messages to the broker: what it does leaves traces."""
 
     def send(self, value: Any) -> Any:
-        TRACES.leave()
+        SIDE_EFFECTS.leave()
         return self._inner.send(value)
 
 
-def watched(work: Any, fuse: Fuse) -> Any:
+def counted(work: Any, kill_switch: KillSwitch) -> Any:
     code = getattr(work, "cr_code", None)
     if code is None:
         return work
     if code.co_name == "_flusher":
-        return Sending(work, fuse)
-    return Counted(work, fuse) if any(part in code.co_filename for part in OURS) else work
+        return SendingCoroutine(work, kill_switch)
+    return CountedCoroutine(work, kill_switch) if any(part in code.co_filename for part in OURS) else work
 
 
-def mortal(main: Main, fuse: Fuse) -> Main:
+def killable(main: Main, kill_switch: KillSwitch) -> Main:
     """``main``, whose tasks burn the fuse."""
 
     async def run(settings: Settings, own: Ops) -> None:
         def task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **more: Any) -> "asyncio.Task[Any]":
-            return asyncio.Task(watched(work, fuse), loop=loop, **more)
+            return asyncio.Task(counted(work, kill_switch), loop=loop, **more)
 
         asyncio.get_running_loop().set_task_factory(task)  # type: ignore[arg-type]
         await main(settings, own)
@@ -187,16 +187,16 @@ def mortal(main: Main, fuse: Fuse) -> Main:
     return run
 
 
-def live(role: str, fuse: Path) -> int:
+def run_killable(role: str, kill_switch: Path) -> int:
     """The life of one process; its exit code."""
     main: Main
-    sqlite3.connect = overheard  # type: ignore[assignment]
+    sqlite3.connect = traced_connection  # type: ignore[assignment]
     if role == "host":
-        TRACES.everything = True
+        SIDE_EFFECTS.everything = True
         main = functools.partial(run_host, isolation.enter(config.load()))
     else:
         main = {"cluster": run_cluster, "endpoint": run_endpoint}[role]
-    return ops.run_process(role, mortal(main, Fuse(fuse)))
+    return ops.run_process(role, killable(main, KillSwitch(kill_switch)))
 
 
 def serve() -> None:
@@ -227,7 +227,7 @@ def _begin(order: dict[str, Any]) -> None:
     os.environ.update(order["environment"])
     code = 1
     try:
-        code = live(order["role"], Path(order["fuse"]))
+        code = run_killable(order["role"], Path(order["fuse"]))
     finally:
         os._exit(code)
 

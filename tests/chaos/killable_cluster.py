@@ -1,4 +1,4 @@
-"""A room whose processes die at a chosen step; see `tests.chaos.mortal`."""
+"""A cluster whose processes die at a chosen step; see `tests.chaos.killable`."""
 
 import asyncio
 import contextlib
@@ -11,23 +11,23 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals, pidfd_send_signal
 
-from pupitre.bench.room import BROKER, PATIENCE, Part, Room, furnish, settings_of
 from pupitre.config import Settings
 from pupitre.errors import SetupError
 from pupitre.up.processes.child import ChildSpec
 from pupitre.up.processes.notify import Notifications
 from pupitre.up.processes.stream import LogStream
 from tests import ROOT
-from tests.chaos.mortal import Fuse
-from tests.rigs.cluster_rig import IMAGE, prepare
+from tests.chaos.killable import KillSwitch
+from tests.rigs.local_cluster import IMAGE, prepare
+from tests.rigs.process_cluster import BROKER, PATIENCE, ClusterProcess, ProcessCluster, prepare_home, settings_of
 
 
-class Nursery:
+class ForkServer:
     """The process that the others are forked from."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.mortal"],
+            [sys.executable, "-m", "tests.chaos.killable"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
             cwd=ROOT,
             env={key: value for key, value in os.environ.items() if not key.startswith("PUPITRE_")},
@@ -48,14 +48,14 @@ class Nursery:
         self._process.stdout.close()
 
 
-class Mortal(Part):
+class KillableProcess(ClusterProcess):
     """One process of the nursery."""
 
-    def __init__(self, spec: ChildSpec, folder: Path, stream: LogStream, nursery: Nursery, log: Path) -> None:
+    def __init__(self, spec: ChildSpec, folder: Path, stream: LogStream, fork_server: ForkServer, log: Path) -> None:
         super().__init__(spec, folder, stream)
-        self.fuse = Fuse(folder / f"{spec.name}.fuse")
+        self.kill_switch = KillSwitch(folder / f"{spec.name}.fuse")
         self._sockets = folder
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._log = log
         self._pid = 0
         self._pidfd = -1
@@ -76,7 +76,7 @@ class Mortal(Part):
             "log": str(self._log),
             "environment": environment,
         }
-        self._pid = await self._nursery.fork(order)
+        self._pid = await self._fork_server.fork(order)
         self._pidfd = os.pidfd_open(self._pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_death)
         if wait:
@@ -128,39 +128,41 @@ class Mortal(Part):
         self._heard.close()
 
 
-class Morgue(Room):
-    """See `mortals`."""
+class KillableCluster(ProcessCluster):
+    """See `killable_cluster`."""
 
     def __init__(self, settings: Settings, hosts: Sequence[str], environment: dict[str, str]) -> None:
         super().__init__(settings, hosts, environment, IMAGE)
-        self._nursery = Nursery()
+        self._fork_server = ForkServer()
 
-    def _part(self, spec: ChildSpec) -> Part:
+    def _add_process(self, spec: ChildSpec) -> ClusterProcess:
         if spec.name == BROKER:
-            return super()._part(spec)
-        part = Mortal(spec, self.settings.run_dir, self._stream, self._nursery, self.log)
-        self.parts[spec.name] = part
+            return super()._add_process(spec)
+        part = KillableProcess(spec, self.settings.run_dir, self._stream, self._fork_server, self.log)
+        self.processes[spec.name] = part
         return part
 
-    def mortal(self, name: str) -> Mortal:
-        part = self.parts[name]
-        assert isinstance(part, Mortal)
+    def killable(self, name: str) -> KillableProcess:
+        part = self.processes[name]
+        assert isinstance(part, KillableProcess)
         return part
 
     async def close(self) -> None:
         await super().close()
-        for part in self.parts.values():
-            if isinstance(part, Mortal):
-                part.fuse.close()
-        self._nursery.close()
+        for part in self.processes.values():
+            if isinstance(part, KillableProcess):
+                part.kill_switch.close()
+        self._fork_server.close()
 
 
 @asynccontextmanager
-async def mortals(home: Path, hosts: Sequence[str] = ("host-1",), **changes: object) -> AsyncIterator[Morgue]:
+async def killable_cluster(
+    home: Path, hosts: Sequence[str] = ("host-1",), **changes: object
+) -> AsyncIterator[KillableCluster]:
     """Started and registered; ended with nothing left. ``changes`` are settings."""
     settings, environment = settings_of(home, **changes)
-    await asyncio.to_thread(furnish, settings, hosts, prepare)
-    made = Morgue(settings, hosts, environment)
+    await asyncio.to_thread(prepare_home, settings, hosts, prepare)
+    made = KillableCluster(settings, hosts, environment)
     try:
         await made.open()
         await made.start()

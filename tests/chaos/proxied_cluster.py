@@ -1,4 +1,4 @@
-"""A room of real processes in which each speaks to the broker through a proxy, and anything may be done to it."""
+"""A cluster of real processes in which each speaks to the broker through a proxy, and anything may be done to it."""
 
 import asyncio
 import contextlib
@@ -9,18 +9,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from pupitre.bench.database_servers import DatabaseServer
-from pupitre.bench.room import Part, Room, furnish, settings_of
 from pupitre.config import Settings
 from pupitre.domain.command import BootUpHost, CommandState, RetireHost
 from tests.chaos.proxy import Proxy, Way
 from tests.chaos.repeater import Repeater, allow
 from tests.chaos.schedule import AWAY, Action, Deed
-from tests.rigs.cluster_rig import IMAGE, prepare
+from tests.rigs.local_cluster import IMAGE, prepare
+from tests.rigs.process_cluster import ClusterProcess, ProcessCluster, prepare_home, settings_of
+from tests.rigs.server_processes import DatabaseServer
 
 
-class Rig(Room):
-    """See `rig`."""
+class ProxiedCluster(ProcessCluster):
+    """See `proxied_cluster`."""
 
     def __init__(self, settings: Settings, hosts: Sequence[str], environment: dict[str, str]) -> None:
         super().__init__(settings, hosts, environment, IMAGE)
@@ -29,13 +29,13 @@ class Rig(Room):
         self._clusters = 1
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def furnish(self) -> None:
+    async def prepare_home(self) -> None:
         """Every process, not yet started, with its proxy."""
         await self.open(allow)
         for name in ("cluster", "endpoint", *self.hosts):
             await self.add_behind_proxy(name)
 
-    async def add_behind_proxy(self, name: str) -> Part:
+    async def add_behind_proxy(self, name: str) -> ClusterProcess:
         self.proxies[name] = proxy = Proxy(int(self.settings.nats_url.rsplit(":", 1)[1]))
         await proxy.open()
         return self.add(name, nats_url=f"tls://127.0.0.1:{proxy.port}")
@@ -54,7 +54,7 @@ class Rig(Room):
         if action.deed is Deed.CRASH:
             await self._crash(action.seconds)
             return
-        part = self.parts[action.target]
+        part = self.processes[action.target]
         match action.deed:
             case Deed.KILL:
                 await part.kill()
@@ -83,14 +83,14 @@ class Rig(Room):
 
     async def _drain(self, name: str, seconds: float) -> None:
         """Shut down, then booted up by command; whoever would press the machine's button is played here."""
-        part, self.lasting = self.parts[name], False
+        part, self.lasting = self.processes[name], False
         order = RetireHost(host=name, unregister=False, at_once=seconds < AWAY / 2)
-        retired = await self.outcome(await self.ask(order, seconds=60))
+        retired = await self.outcome(await self.ask(order, timeout=60))
         if retired.state is CommandState.SUCCEEDED:
             await part.ended()
         await part.kill()
         await pause(seconds)
-        waking = await self.ask(BootUpHost(host=name), seconds=60)
+        waking = await self.ask(BootUpHost(host=name), timeout=60)
         await part.start(wait=False)
         await self.outcome(waking)
 
@@ -107,7 +107,7 @@ class Rig(Room):
 
         If the new one has taken over, the old one must find out and end; if it stands by still, it is its turn now.
         """
-        old, proxy = self.parts["cluster"], self.proxies["cluster"]
+        old, proxy = self.processes["cluster"], self.proxies["cluster"]
         self._clusters += 1
         name = f"cluster-{self._clusters}"
         new = await self.add_behind_proxy(name)
@@ -119,7 +119,7 @@ class Rig(Room):
             await old.ended()
         else:
             await old.kill()
-        self.parts["cluster"], self.proxies["cluster"] = self.parts.pop(name), self.proxies.pop(name)
+        self.processes["cluster"], self.proxies["cluster"] = self.processes.pop(name), self.proxies.pop(name)
         await proxy.close()
 
 
@@ -131,15 +131,15 @@ async def pause(seconds: float) -> None:
 
 
 @asynccontextmanager
-async def rig(
+async def proxied_cluster(
     home: Path, hosts: Sequence[str] = ("host-1", "host-2"), *, start: bool = True, **changes: object
-) -> AsyncIterator[Rig]:
+) -> AsyncIterator[ProxiedCluster]:
     """Started and registered; ended with nothing left. ``changes`` are settings."""
     settings, environment = settings_of(home, **changes)
-    await asyncio.to_thread(furnish, settings, hosts, prepare)
-    made = Rig(settings, hosts, environment)
+    await asyncio.to_thread(prepare_home, settings, hosts, prepare)
+    made = ProxiedCluster(settings, hosts, environment)
     try:
-        await made.furnish()
+        await made.prepare_home()
         if start:
             await made.start()
         yield made
@@ -148,9 +148,9 @@ async def rig(
 
 
 @asynccontextmanager
-async def repeating(rig: Rig, seed: int, share: float) -> AsyncIterator[Repeater]:
+async def repeating(proxied_cluster: ProxiedCluster, seed: int, share: float) -> AsyncIterator[Repeater]:
     """While it is open, ``share`` of all messages come more than once."""
-    repeater = Repeater(rig.settings, random.Random(f"repeater {seed}"), share)
+    repeater = Repeater(proxied_cluster.settings, random.Random(f"repeater {seed}"), share)
     await repeater.open()
     try:
         yield repeater

@@ -61,11 +61,11 @@ def draw(
     ``drains``: hosts are shut down and booted up too; ``database``: there is a server of it, which crashes.
     """
     chooser = random.Random(f"schedule {seed}")
-    parts = ("endpoint", "cluster", "nats", *hosts, *((DATABASE,) * 2 if database else ()))
-    free_from = dict.fromkeys(parts, 0.0)
+    processes = ("endpoint", "cluster", "nats", *hosts, *((DATABASE,) * 2 if database else ()))
+    free_from = dict.fromkeys(processes, 0.0)
     actions = []
     for at in sorted(chooser.uniform(0, seconds) for _ in range(int(seconds * per_second))):
-        target = chooser.choice(parts)
+        target = chooser.choice(processes)
         deeds = [Deed.KILL, Deed.KILL, Deed.FREEZE]
         if target != "nats":
             deeds += [Deed.DELAY, Deed.DEAFEN, Deed.CUT]

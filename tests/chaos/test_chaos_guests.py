@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pupitre.bench.evidence import emulators
-from pupitre.bench.room import PATIENCE, furnish, settings_of
 from pupitre.config import Settings
 from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import Desktop, DesktopState
@@ -20,9 +18,11 @@ from pupitre.store.admin import migrate
 from pupitre.store.sql.engine import open_database
 from pupitre.store.status import CHANGED, Status
 from tests.chaos.crowd import Crowd
-from tests.chaos.rig import Rig
+from tests.chaos.proxied_cluster import ProxiedCluster
 from tests.chaos.schedule import draw
 from tests.chaos.test_chaos import a_seed, carry_out, story
+from tests.rigs.evidence import emulators
+from tests.rigs.process_cluster import PATIENCE, prepare_home, settings_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.slow, pytest.mark.guest]
 
@@ -40,7 +40,7 @@ def databases(settings: Settings) -> None:
     migrate.upgrade_all(settings)
 
 
-async def guests_room(home: Path, images: ImageStore) -> Rig:
+async def guests_deployment(home: Path, images: ImageStore) -> ProxiedCluster:
     settings, environment = settings_of(
         home,
         hypervisor="qemu:///embed",
@@ -50,35 +50,35 @@ async def guests_room(home: Path, images: ImageStore) -> Rig:
         connection_grace=15,
         command_timeout=90,
     )
-    await asyncio.to_thread(furnish, settings, [HOST], databases)
-    room = Rig(settings, [HOST], environment)
-    room.image = "tiny"
-    await room.furnish()
-    return room
+    await asyncio.to_thread(prepare_home, settings, [HOST], databases)
+    deployment = ProxiedCluster(settings, [HOST], environment)
+    deployment.image = "tiny"
+    await deployment.prepare_home()
+    return deployment
 
 
 async def test_nothing_is_lost_doubled_or_left_over_on_real_guests(tmp_path: Path, images: ImageStore) -> None:
     seed = a_seed()
     print(f"PUPITRE_SEED={seed}")
     schedule = draw(seed, SECONDS, (HOST,), per_second=0.4)
-    room = await guests_room(tmp_path / "home", images)
+    deployment = await guests_deployment(tmp_path / "home", images)
     try:
-        await room.start()
-        crowd = Crowd(room, seed, COMMANDS, SECONDS, patience=(90.0, 90.0, 6.0))
+        await deployment.start()
+        crowd = Crowd(deployment, seed, COMMANDS, SECONDS, patience=(90.0, 90.0, 6.0))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(crowd.run())
-            tasks.create_task(carry_out(room, schedule))
+            tasks.create_task(carry_out(deployment, schedule))
         await crowd.tidy()
-        await room.outcomes(crowd.given)
-        wrong = await room.settled()
-        assert not wrong, story(seed, schedule, wrong, room)
-        assert not room.ended(), story(seed, schedule, wrong, room)
+        await deployment.outcomes(crowd.given)
+        wrong = await deployment.settled()
+        assert not wrong, story(seed, schedule, wrong, deployment)
+        assert not deployment.ended(), story(seed, schedule, wrong, deployment)
     finally:
-        await room.close()
+        await deployment.close()
 
 
-async def shown_as(room: Rig, desktop: str, state: DesktopState) -> Desktop:
-    status = Status(open_database(room.settings, "portal", "status", read_only=True))
+async def shown_as(deployment: ProxiedCluster, desktop: str, state: DesktopState) -> Desktop:
+    status = Status(open_database(deployment.settings, "portal", "status", read_only=True))
     try:
         async with status.database.listen(CHANGED) as listener, asyncio.timeout(PATIENCE):
             while (seen := await status.desktop(desktop)) is None or seen.state is not state:
@@ -90,20 +90,20 @@ async def shown_as(room: Rig, desktop: str, state: DesktopState) -> Desktop:
 
 async def test_a_killed_guest_is_noticed_at_once_and_its_disk_is_whole(tmp_path: Path, images: ImageStore) -> None:
     """Fault 5."""
-    room = await guests_room(tmp_path / "home", images)
+    deployment = await guests_deployment(tmp_path / "home", images)
     try:
-        await room.start()
-        boot = await room.outcome(await room.boot(seconds=90))
+        await deployment.start()
+        boot = await deployment.outcome(await deployment.boot(timeout=90))
         assert boot.state is CommandState.SUCCEEDED, boot
         assert boot.desktop
         (emulator,) = emulators()[boot.desktop]
         disk = tmp_path / "disk.qcow2"  # another name for it, since it goes with the desktop
-        os.link(room.settings.home / "hosts" / HOST / "overlays" / f"{boot.desktop}.qcow2", disk)
+        os.link(deployment.settings.home / "hosts" / HOST / "overlays" / f"{boot.desktop}.qcow2", disk)
         killed = now_ms()
         emulator.kill()
         await asyncio.to_thread(emulator.wait, PATIENCE)
         reaped = now_ms()
-        seen = await shown_as(room, boot.desktop, DesktopState.FAILED)
+        seen = await shown_as(deployment, boot.desktop, DesktopState.FAILED)
         print(f"reaped after {reaped - killed} ms, seen after {seen.since - killed} ms")
         assert seen.since - reaped < NOTICED_MS
         assert seen.reason
@@ -111,8 +111,8 @@ async def test_a_killed_guest_is_noticed_at_once_and_its_disk_is_whole(tmp_path:
         overlay = f"driver=qcow2,backing=,file.driver=file,file.filename={disk}"
         checked = await asyncio.create_subprocess_exec("qemu-img", "check", "-q", "--image-opts", overlay)
         assert await checked.wait() == 0
-        again = await room.outcome(await room.boot(seconds=90))
+        again = await deployment.outcome(await deployment.boot(timeout=90))
         assert again.state is CommandState.SUCCEEDED
-        assert not await room.settled()
+        assert not await deployment.settled()
     finally:
-        await room.close()
+        await deployment.close()

@@ -23,88 +23,88 @@ from pupitre.domain.command import (
     RegisterHost,
     RetireHost,
 )
-from tests.chaos.mortals import Morgue, mortals
+from tests.chaos.killable_cluster import KillableCluster, killable_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600), pytest.mark.slow]
 
 HOST = "host-1"
 NEVER = 1_000_000
-Round = Callable[[Morgue, str, int], Awaitable[int]]
-"""What is asked for in a room while one of its processes is to die at a step; how often it died."""
+Round = Callable[[KillableCluster, str, int], Awaitable[int]]
+"""What is asked for in a deployment while one of its processes is to die at a step; how often it died."""
 
 
-async def killed_during(room: Morgue, victim: str, steps: int, order: Order, *anew: str) -> bool:
+async def killed_during(deployment: KillableCluster, victim: str, steps: int, order: Order, *anew: str) -> bool:
     """Whether it was killed; then ``anew`` are started again, whatever has become of them."""
-    part = room.mortal(victim)
+    part = deployment.killable(victim)
 
     async def again() -> None:
         await part.ended()
-        if not part.fuse.left:  # else it has ended as it was to
+        if not part.kill_switch.left:  # else it has ended as it was to
             await part.start(wait=False)
 
-    part.fuse.light(steps)
+    part.kill_switch.arm(steps)
     begins_again = asyncio.create_task(again())
-    ended = await room.outcome(await room.ask(order, seconds=60))
-    assert ended.state is CommandState.SUCCEEDED, f"{victim} killed at step {steps} of {ended}\n{room.tail()}"
-    if killed := not part.fuse.put_out():
+    ended = await deployment.outcome(await deployment.ask(order, timeout=60))
+    assert ended.state is CommandState.SUCCEEDED, f"{victim} killed at step {steps} of {ended}\n{deployment.tail()}"
+    if killed := not part.kill_switch.disarm():
         await begins_again
     else:
         begins_again.cancel()
     for name in anew:
-        await room.parts[name].kill()
+        await deployment.processes[name].kill()
     for name in anew:
-        await room.parts[name].start(wait=False)
+        await deployment.processes[name].start(wait=False)
     for name in {victim, *anew}:
-        await room.parts[name].wait_ready()
+        await deployment.processes[name].wait_ready()
     return killed
 
 
-async def sound(room: Morgue, *told: object) -> None:
-    wrong = await room.settled()
-    assert not wrong, f"{told}: {[str(one) for one in wrong]}\n{room.tail()}"
+async def sound(deployment: KillableCluster, *told: object) -> None:
+    wrong = await deployment.settled()
+    assert not wrong, f"{told}: {[str(one) for one in wrong]}\n{deployment.tail()}"
 
 
-async def running(room: Morgue) -> Command:
-    ended = await room.outcome(await room.boot(seconds=60))
-    assert ended.state is CommandState.SUCCEEDED, f"{ended}\n{room.tail()}"
+async def running(deployment: KillableCluster) -> Command:
+    ended = await deployment.outcome(await deployment.boot(timeout=60))
+    assert ended.state is CommandState.SUCCEEDED, f"{ended}\n{deployment.tail()}"
     return ended
 
 
-async def shut_down_and_booted_up(room: Morgue, victim: str, steps: int, *, at_once: bool) -> int:
-    room.lasting = False
-    await running(room)
+async def shut_down_and_booted_up(deployment: KillableCluster, victim: str, steps: int, *, at_once: bool) -> int:
+    deployment.lasting = False
+    await running(deployment)
     retire = RetireHost(host=HOST, unregister=False, at_once=at_once)
-    kills = int(await killed_during(room, victim, steps, retire, HOST))
-    kills += await killed_during(room, victim, steps, BootUpHost(host=HOST))
-    await sound(room, victim, steps, retire)
+    kills = int(await killed_during(deployment, victim, steps, retire, HOST))
+    kills += await killed_during(deployment, victim, steps, BootUpHost(host=HOST))
+    await sound(deployment, victim, steps, retire)
     return kills
 
 
-async def configured_and_registered(room: Morgue, victim: str, steps: int) -> int:
-    room.lasting = False
-    kills = int(await killed_during(room, victim, steps, ConfigureHost(host=HOST, label=f"Room {steps}")))
-    await running(room)
-    kills += await killed_during(room, victim, steps, RetireHost(host=HOST, unregister=True, at_once=True))
-    register = RegisterHost(name=HOST, address="127.0.0.1", port=room.console_port(HOST))
-    kills += await killed_during(room, victim, steps, register)
-    await sound(room, victim, steps, register)
+async def configured_and_registered(deployment: KillableCluster, victim: str, steps: int) -> int:
+    deployment.lasting = False
+    kills = int(await killed_during(deployment, victim, steps, ConfigureHost(host=HOST, label=f"Room {steps}")))
+    await running(deployment)
+    kills += await killed_during(deployment, victim, steps, RetireHost(host=HOST, unregister=True, at_once=True))
+    register = RegisterHost(name=HOST, address="127.0.0.1", port=deployment.console_port(HOST))
+    kills += await killed_during(deployment, victim, steps, register)
+    await sound(deployment, victim, steps, register)
     return kills
 
 
-async def halted(room: Morgue, victim: str, steps: int) -> int:
+async def halted(deployment: KillableCluster, victim: str, steps: int) -> int:
     """Cluster and endpoint end and are started anew; desktops run on."""
-    await running(room)
-    killed = await killed_during(room, victim, steps, Halt(), "cluster", "endpoint")
-    await sound(room, victim, steps)
+    await running(deployment)
+    killed = await killed_during(deployment, victim, steps, Halt(), "cluster", "endpoint")
+    await sound(deployment, victim, steps)
     return killed
 
 
-async def halted_with_the_hosts(room: Morgue, victim: str, steps: int) -> int:
-    room.lasting = False
-    await running(room)
-    killed = await killed_during(room, victim, steps, Halt(hosts=True), "cluster", "endpoint", HOST)
-    await killed_during(room, victim, NEVER, BootUpHost(host=HOST))
-    await sound(room, victim, steps, "with hosts")
+async def halted_with_the_hosts(deployment: KillableCluster, victim: str, steps: int) -> int:
+    deployment.lasting = False
+    await running(deployment)
+    killed = await killed_during(deployment, victim, steps, Halt(hosts=True), "cluster", "endpoint", HOST)
+    await killed_during(deployment, victim, NEVER, BootUpHost(host=HOST))
+    await sound(deployment, victim, steps, "with hosts")
     return killed
 
 
@@ -117,11 +117,11 @@ ROUNDS: dict[str, Round] = {
 }
 
 
-async def sweep(room: Morgue, victim: str, one: Round) -> int:
+async def sweep(deployment: KillableCluster, victim: str, one: Round) -> int:
     """The number of kills in rounds at step 1, 2, 3, … until the victim outlives one."""
     kills = 0
     for steps in itertools.count(1):
-        found = await one(room, victim, steps)
+        found = await one(deployment, victim, steps)
         if not found:
             break
         kills += found
@@ -134,15 +134,16 @@ async def test_killed_at_every_step_of_what_is_done_to_hosts(tmp_path: Path, vic
     # To a host it is nothing whether the others are halted.
     rounds = {name: one for name, one in ROUNDS.items() if (victim, name) != (HOST, "halted")}
     async with AsyncExitStack() as exit:
-        rooms = [
+        deployments = [
             await exit.enter_async_context(
-                mortals(tmp_path / name, heartbeat=0.5, host_timeout=8.0, drain_notice=0.2, shutdown_grace=1.0)
+                killable_cluster(tmp_path / name, heartbeat=0.5, host_timeout=8.0, drain_notice=0.2, shutdown_grace=1.0)
             )
             for name in rounds
         ]
         async with asyncio.TaskGroup() as tasks:
             sweeps = [
-                tasks.create_task(sweep(room, victim, one)) for room, one in zip(rooms, rounds.values(), strict=True)
+                tasks.create_task(sweep(deployment, victim, one))
+                for deployment, one in zip(deployments, rounds.values(), strict=True)
             ]
     found = {name: one.result() for name, one in zip(rounds, sweeps, strict=True)}
     print(victim, found)

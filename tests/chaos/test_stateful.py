@@ -1,6 +1,6 @@
 """Fault 21, and whatever Hypothesis thinks of: starts, stops in the middle of them, crashes, frozen parts.
 
-One room of real processes for all examples; each example ends when every command has its outcome and the
+One cluster of real processes for all examples; each example ends when every command has its outcome and the
 history is sound. Hypothesis prints the steps of one that is not, and how to have it again.
 """
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
 
 from pupitre.domain.command import Command
-from tests.chaos.mortals import Morgue, mortals
+from tests.chaos.killable_cluster import KillableCluster, killable_cluster
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
@@ -28,7 +28,7 @@ class Lives(RuleBasedStateMachine):
     """A desktop in `running` was asked for, and may be anything by now."""
 
     portal: ClassVar[BlockingPortal]
-    room: ClassVar[Morgue]
+    deployment: ClassVar[KillableCluster]
     booted = Bundle("booted")
     destroyed = Bundle("destroyed")
 
@@ -38,13 +38,13 @@ class Lives(RuleBasedStateMachine):
         self.frozen: set[str] = set()
 
     async def _boot(self) -> Command:
-        return await self.room.boot(seconds=60)
+        return await self.deployment.boot(timeout=60)
 
     async def _destroy(self, boot: Command) -> Command:
-        return await self.room.destroy(boot, seconds=60)
+        return await self.deployment.destroy(boot.desktop, user=boot.user, timeout=60)
 
     async def _restart(self, name: str, wait: bool) -> None:
-        part = self.room.parts[name]
+        part = self.deployment.processes[name]
         await part.kill()
         await part.start(wait=wait)
 
@@ -75,33 +75,35 @@ class Lives(RuleBasedStateMachine):
     @rule(name=PARTS)
     def freeze(self, name: str) -> None:
         self.frozen.add(name)
-        self.portal.call(self.room.freeze, name)
+        self.portal.call(self.deployment.freeze, name)
 
     @rule(name=PARTS)
     def thaw(self, name: str) -> None:
         self.frozen.discard(name)
-        self.room.parts[name].signal(SIGCONT)
+        self.deployment.processes[name].signal(SIGCONT)
 
     @rule()
     def wait_for_the_first(self) -> None:
         if self.given and not self.frozen:
-            self.portal.call(self.room.outcome, self.given[0])
+            self.portal.call(self.deployment.outcome, self.given[0])
 
     def teardown(self) -> None:
         for name in list(self.frozen):
             self.thaw(name)
-        self.portal.call(self.room.outcomes, self.given)
-        wrong = self.portal.call(self.room.settled)
-        assert not wrong, [*map(str, wrong), self.room.tail()]
-        assert not self.room.ended()
+        self.portal.call(self.deployment.outcomes, self.given)
+        wrong = self.portal.call(self.deployment.settled)
+        assert not wrong, [*map(str, wrong), self.deployment.tail()]
+        assert not self.deployment.ended()
 
 
 @contextmanager
 def alive(home: Path) -> Iterator[None]:
     with start_blocking_portal() as portal:
-        rooms = mortals(home, ("host-1", "host-2"), host_timeout=3.0, connection_grace=20, user_in_flight=100)
-        with portal.wrap_async_context_manager(rooms) as room:
-            Lives.portal, Lives.room = portal, room
+        deployments = killable_cluster(
+            home, ("host-1", "host-2"), host_timeout=3.0, connection_grace=20, user_in_flight=100
+        )
+        with portal.wrap_async_context_manager(deployments) as deployment:
+            Lives.portal, Lives.deployment = portal, deployment
             yield
 
 

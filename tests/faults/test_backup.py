@@ -23,32 +23,32 @@ from pupitre.scheduler.restore import WAITS
 from pupitre.store.audit import AuditLog
 from pupitre.store.cluster import ClusterStore
 from pupitre.store.sql.engine import open_database
-from tests.rigs.cluster_rig import IMAGE, Room, eventually, room
+from tests.rigs.local_cluster import IMAGE, LocalCluster, eventually, local_cluster
 
 pytestmark = pytest.mark.anyio
 
 
-def path_of(here: Room, name: DatabaseName) -> Path:
+def path_of(here: LocalCluster, name: DatabaseName) -> Path:
     return Path(here.settings.database_url(name).split("///", 1)[1])
 
 
-def back_up(here: Room, name: DatabaseName, to: Path) -> None:
+def back_up(here: LocalCluster, name: DatabaseName, to: Path) -> None:
     with closing(sqlite3.connect(path_of(here, name))) as source, closing(sqlite3.connect(to)) as target:
         source.backup(target)
 
 
-def restore(here: Room, name: DatabaseName, kept: Path) -> None:
+def restore(here: LocalCluster, name: DatabaseName, kept: Path) -> None:
     path = path_of(here, name)
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     shutil.copyfile(kept, path)
 
 
-async def guests(here: Room) -> set[str]:
+async def guests(here: LocalCluster) -> set[str]:
     return set(await here.hosts[0].hypervisor.guests())
 
 
-async def confirm(here: Room) -> list[str]:
+async def confirm(here: LocalCluster) -> list[str]:
     store = ClusterStore(open_database(here.settings, "cluster", "cluster"))
     try:
         return await store.confirm(now=now_ms())
@@ -56,7 +56,7 @@ async def confirm(here: Room) -> list[str]:
         await store.close()
 
 
-async def is_refused(here: Room, command: Command) -> None:
+async def is_refused(here: LocalCluster, command: Command) -> None:
     refused = await here.outcome(command, CommandState.FAILED)
     assert refused.fault is not None
     assert refused.fault.reason == SUSPENDED
@@ -64,7 +64,7 @@ async def is_refused(here: Room, command: Command) -> None:
 
 @pytest.mark.parametrize("hot", [False, True], ids=["while it was stopped", "while it ran"])
 async def test_a_restored_cluster_waits_for_an_administrator(tmp_path: Path, hot: bool) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host()
         old, doomed = await here.running(), await here.running()
         await here.stop("cluster")
@@ -107,18 +107,18 @@ async def test_a_restored_cluster_waits_for_an_administrator(tmp_path: Path, hot
         await eventually(lambda: is_noted(here))
 
 
-async def is_noted(here: Room) -> bool:
+async def is_noted(here: LocalCluster) -> bool:
     actions = {entry.action for entry in await AuditLog(here.commands.database).search()}
     return actions >= {"database_restored", "restored_confirmed", "guest_adopted", "desktop_ended"}
 
 
-async def host_says(here: Room, reason: str | None) -> bool:
+async def host_says(here: LocalCluster, reason: str | None) -> bool:
     host = await here.status.host("host-1")
     return host is not None and host.reason == reason
 
 
 async def test_restored_commands_have_their_first_outcomes_again(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host()
         await here.stop("cluster")
         booted = await here.boot()
@@ -139,7 +139,7 @@ async def test_restored_commands_have_their_first_outcomes_again(tmp_path: Path)
 
 async def test_missing_order_key_is_never_replaced_unasked(tmp_path: Path) -> None:
     """Not by a cluster server that finds none, nor by a second one that was never given the first one's."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host()
         boot = await here.running()
         key = issuing.directory(here.settings, "cluster") / ORDER_KEY

@@ -27,8 +27,8 @@ from pupitre.net.ops_client import ask
 from pupitre.pki import authority, issuing
 from pupitre.pki.authority import Rotation
 from pupitre.pki.credentials import Credentials
-from tests.rigs.cluster_rig import eventually
-from tests.rigs.deployment import Person, person
+from tests.rigs.local_cluster import eventually
+from tests.rigs.rest_client import Person, person
 from tests.rigs.stack import Stack
 
 LIFE = 90

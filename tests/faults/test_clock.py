@@ -10,7 +10,7 @@ import pytest
 
 from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import DesktopState
-from tests.chaos.rig import Rig, pause, rig
+from tests.chaos.proxied_cluster import ProxiedCluster, pause, proxied_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 HOST = "host-1"
@@ -26,17 +26,17 @@ def set_clock(file: Path, seconds: int) -> None:
 
 
 @pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Rig]:
+async def deployment(tmp_path: Path) -> AsyncIterator[ProxiedCluster]:
     assert LIBRARIES, "apt-get install faketime"
     # Without disks, since qemu-img would run under the false clock too.
     without_disks = "simulated://prompt"
-    async with rig(
+    async with proxied_cluster(
         tmp_path, [HOST], start=False, host_timeout=2.0, connection_grace=20, hypervisor=without_disks
     ) as made:
         for name in ("cluster", "endpoint", HOST):
             clock = tmp_path / f"{name}.clock"
             set_clock(clock, 0)
-            part = made.parts[name]
+            part = made.processes[name]
             environment = {
                 **part.spec.environment,
                 "LD_PRELOAD": str(LIBRARIES[0]),
@@ -52,27 +52,27 @@ async def room(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 @pytest.mark.parametrize("who", ["cluster", "endpoint", HOST])
-async def test_a_clock_jumps_and_nobody_is_lost(room: Rig, tmp_path: Path, who: str) -> None:
+async def test_a_clock_jumps_and_nobody_is_lost(deployment: ProxiedCluster, tmp_path: Path, who: str) -> None:
     for jump in (HOUR, -HOUR):
-        await jumps(room, tmp_path / f"{who}.clock", jump)
-    wrong = await room.settled()
-    assert not wrong, [*map(str, wrong), room.tail()]
+        await jumps(deployment, tmp_path / f"{who}.clock", jump)
+    wrong = await deployment.settled()
+    assert not wrong, [*map(str, wrong), deployment.tail()]
 
 
-async def jumps(room: Rig, clock: Path, jump: int) -> None:
+async def jumps(deployment: ProxiedCluster, clock: Path, jump: int) -> None:
     """To there and back again."""
-    first = await room.outcome(await room.boot())
+    first = await deployment.outcome(await deployment.boot())
     assert first.state is CommandState.SUCCEEDED
     set_clock(clock, jump)
     seen = []
     for _ in range(15):  # longer than it takes to notice that a host is silent
-        row = (await room.gather()).placed[first.desktop or ""]
+        row = (await deployment.gather()).placed[first.desktop or ""]
         seen.append(row.state)
         await pause(0.2)
     assert set(seen) == {DesktopState.RUNNING}
-    second = await room.outcome(await room.boot())
+    second = await deployment.outcome(await deployment.boot())
     assert second.state is CommandState.SUCCEEDED, second
-    assert (await room.outcome(await room.destroy(first))).state is CommandState.SUCCEEDED
+    assert (await deployment.outcome(await deployment.destroy(first.desktop))).state is CommandState.SUCCEEDED
     set_clock(clock, 0)
-    third = await room.outcome(await room.boot())
+    third = await deployment.outcome(await deployment.boot())
     assert third.state is CommandState.SUCCEEDED, third

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pupitre.bench.evidence import gather
-from pupitre.bench.history import violations
 from pupitre.config import DatabaseName
 from pupitre.domain.command import (
     Command,
@@ -24,7 +22,9 @@ from pupitre.domain.host import HostState
 from pupitre.errors import Unavailable
 from pupitre.store.sql.dialect import Connection
 from pupitre.store.sql.engine import Database
-from tests.rigs.cluster_rig import Room, eventually, room
+from tests.rigs.evidence import gather
+from tests.rigs.history import violations
+from tests.rigs.local_cluster import LocalCluster, eventually, local_cluster
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +33,7 @@ SHARE, FEWEST, MOST = 0.4, 6, 15
 """Of the answers how many are lost: as a share, and in all."""
 
 
-class Losses:
+class LostCommits:
     """Of the answers to commits of one database, but for those that the test itself makes."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: DatabaseName, spare: Database) -> None:
@@ -53,11 +53,11 @@ class Losses:
         monkeypatch.setattr(Database, "write", losing)
 
 
-async def ended(here: Room, command: Command) -> Command:
+async def ended(here: LocalCluster, command: Command) -> Command:
     return await here.command_where(command, lambda now: now.finished is not None)
 
 
-async def used(here: Room) -> None:
+async def used(here: LocalCluster) -> None:
     """Desktops come and go, some are given up in the middle; the host is configured, shut down and unregistered."""
     host = await here.add_host(register=False)
     register = RegisterHost(name=host.name, address="127.0.0.1", port=host.console.port)
@@ -87,8 +87,8 @@ async def used(here: Room) -> None:
 async def test_all_is_as_if_every_answer_had_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: DatabaseName
 ) -> None:
-    async with room(tmp_path, connection_grace=30, start=()) as here:
-        losses = Losses(monkeypatch, name, spare=here.commands.database)
+    async with local_cluster(tmp_path, connection_grace=30, start=()) as here:
+        losses = LostCommits(monkeypatch, name, spare=here.commands.database)
         await here.start_cluster()
         await here.start_endpoint()
         await here.wait_link(True)
@@ -97,7 +97,7 @@ async def test_all_is_as_if_every_answer_had_come(
 
         async def settled() -> bool:
             seen = await gather(here.settings, ["host-1"])
-            # The guests of this room keep no ledger.
+            # The guests of this cluster keep no log.
             hosts = {name: replace(host, ran=None) for name, host in seen.hosts.items()}
             wrong[:] = map(str, violations(replace(seen, hosts=hosts)))
             return not wrong

@@ -10,7 +10,7 @@ from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
 from tests.chaos.proxy import Proxy, Way
-from tests.rigs.cluster_rig import HostRig, Room, eventually, room
+from tests.rigs.local_cluster import HostRig, LocalCluster, eventually, local_cluster
 
 pytestmark = pytest.mark.anyio
 
@@ -18,9 +18,9 @@ WAYS = {"both": tuple(Way), "from_host": (Way.TO_BROKER,), "to_host": (Way.FROM_
 
 
 @asynccontextmanager
-async def divided(home: Path) -> AsyncIterator[tuple[Room, HostRig, Proxy]]:
-    """A room whose host reaches the broker through a proxy alone."""
-    async with room(home) as here:
+async def divided(home: Path) -> AsyncIterator[tuple[LocalCluster, HostRig, Proxy]]:
+    """A cluster whose host reaches the broker through a proxy alone."""
+    async with local_cluster(home) as here:
         proxy = Proxy(here.broker.port)
         await proxy.open()
         try:

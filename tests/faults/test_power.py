@@ -22,7 +22,7 @@ from pupitre.images.cpio import Archive
 from pupitre.images.programs import find
 from pupitre.images.store import ImageStore
 from tests import ROOT
-from tests.rigs import powered
+from tests.rigs import power_loss_writer
 from tests.rigs.qemu_guest import Machine
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
@@ -41,7 +41,7 @@ mount -t ext4 -o noatime /dev/vdb /root/data
 mount -o move /dev /root/dev
 mount -t proc proc /root/proc
 exec < /root/dev/null > /root/dev/ttyS0 2>&1
-exec env %s -m tests.rigs.powered /data
+exec env %s -m tests.rigs.power_loss_writer /data
 """
 
 
@@ -78,11 +78,11 @@ def disk(folder: Path, path: Path, mib: int) -> Path:
 
 
 def program(folder: Path) -> tuple[Path, str]:
-    """A disk with the interpreter and all that `tests.rigs.powered` needs; how to call it there."""
+    """A disk with the interpreter and all that `tests.rigs.power_loss_writer` needs; how to call it there."""
     trial, root = folder / "trial", folder / "program"
     trial.mkdir()
-    powered.prepare(trial)
-    command = [sys.executable, "-m", "tests.rigs.powered", str(trial), "3"]
+    power_loss_writer.prepare(trial)
+    command = [sys.executable, "-m", "tests.rigs.power_loss_writer", str(trial), "3"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     for name in done.stdout.splitlines()[-1].split():
         path = Path(name)
@@ -111,7 +111,7 @@ def machine(tmp_path: Path, images: ImageStore) -> Iterator[tuple[Machine, Path]
     """It has begun to write; and its disk."""
     data = tmp_path / "data"
     data.mkdir()
-    powered.prepare(data)
+    power_loss_writer.prepare(data)
     drive = disk(data, tmp_path / "data.raw", 96)
     program_drive, command = program(tmp_path)
     spec = images.spec("tiny")
@@ -145,12 +145,12 @@ def recovered(drive: Path, folder: Path) -> Path:
 
 def missing(folder: Path, told: Told) -> tuple[set[str], dict[str, int], int]:
     """Of what the machine was told: commands that are not there, journalled boots that are not, careless rows."""
-    with closing(sqlite3.connect(powered.commands_url(folder).removeprefix("sqlite:///"))) as commands:
+    with closing(sqlite3.connect(power_loss_writer.commands_url(folder).removeprefix("sqlite:///"))) as commands:
         assert commands.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         there = {id for (id,) in commands.execute("SELECT id FROM commands")}
         assert {id for (id,) in commands.execute("SELECT command FROM audit")} == there
-    records = Journal(powered.journal_path(folder)).records
-    with closing(sqlite3.connect(powered.careless_path(folder))) as careless:
+    records = Journal(power_loss_writer.journal_path(folder)).records
+    with closing(sqlite3.connect(power_loss_writer.careless_path(folder))) as careless:
         kept = careless.execute("SELECT max(number) FROM kept").fetchone()[0] or 0
     boots = {id: boot for id, boot in told.boots.items() if id not in records or records[id].boot < boot}
     return told.commands - there, boots, max(told.careless - kept, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pupitre.domain.command import Command, CommandState
-from tests.chaos.rig import Rig, pause, rig
+from tests.chaos.proxied_cluster import ProxiedCluster, pause, proxied_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
@@ -21,14 +21,14 @@ LEAST = 1.0
 
 
 @contextlib.asynccontextmanager
-async def slowed(room: Rig, host: str) -> AsyncIterator[None]:
+async def slowed(deployment: ProxiedCluster, host: str) -> AsyncIterator[None]:
     """The host's process runs a quarter of the time."""
 
     async def stop_and_go() -> None:
         while True:
-            room.parts[host].signal(signal.SIGSTOP)
+            deployment.processes[host].signal(signal.SIGSTOP)
             await pause(0.3)
-            room.parts[host].signal(signal.SIGCONT)
+            deployment.processes[host].signal(signal.SIGCONT)
             await pause(0.1)
 
     cycles = asyncio.create_task(stop_and_go())
@@ -37,31 +37,31 @@ async def slowed(room: Rig, host: str) -> AsyncIterator[None]:
     finally:
         cycles.cancel()
         await asyncio.gather(cycles, return_exceptions=True)
-        room.parts[host].signal(signal.SIGCONT)
+        deployment.processes[host].signal(signal.SIGCONT)
 
 
-async def timed(room: Rig) -> list[float]:
+async def timed(deployment: ProxiedCluster) -> list[float]:
     """Seconds of each start on the other host, the shortest first; all of them succeed, on both hosts."""
 
     async def start() -> tuple[Command, float]:
         began = time.monotonic()
-        ended = await room.outcome(await room.boot())
+        ended = await deployment.outcome(await deployment.boot())
         assert ended.state is CommandState.SUCCEEDED, ended
         return ended, time.monotonic() - began
 
     pairs: list[tuple[Command, float]] = []
     for _ in range(STARTS // 4):
         pairs += await asyncio.gather(*(start() for _ in range(4)))
-    placed = (await room.gather()).placed
+    placed = (await deployment.gather()).placed
     return sorted(took for command, took in pairs if placed[str(command.desktop)].host == OTHER)
 
 
 async def test_slow_host_leaves_starts_elsewhere_alone(tmp_path: Path) -> None:
-    async with rig(tmp_path, [SLOW, OTHER], connection_grace=20) as room:
-        alone = await timed(room)
-        async with slowed(room, SLOW):
-            beside = await timed(room)
+    async with proxied_cluster(tmp_path, [SLOW, OTHER], connection_grace=20) as deployment:
+        alone = await timed(deployment)
+        async with slowed(deployment, SLOW):
+            beside = await timed(deployment)
         assert len(beside) >= STARTS // 4, "the other host had its part"
         assert beside[-1] < max(2 * alone[-1], LEAST), (alone, beside)
-        wrong = await room.settled()
-        assert not wrong, [*map(str, wrong), room.tail()]
+        wrong = await deployment.settled()
+        assert not wrong, [*map(str, wrong), deployment.tail()]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from sqlalchemy import update
 
-from pupitre.bench.database_servers import SERVERS, DatabaseServer
 from pupitre.config import Settings
 from pupitre.store.admin import migrate
 from pupitre.store.admin.provision import provision
 from pupitre.store.schema import DATABASES
 from pupitre.store.sql.engine import Database
+from tests.rigs.server_processes import SERVERS, DatabaseServer
 
 KINDS = ("sqlite", *SERVERS)
 

@@ -1,4 +1,4 @@
-"""Gathers the evidence that `pupitre.bench.history` judges: databases, journals, disks, ledgers, processes.
+"""Gathers the evidence that `tests.rigs.history` judges: databases, journals, disks, ledgers, processes.
 
 Only reads. A host's journal is its process's alone, so a copy of it is read.
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 from sqlalchemy import Table, select
 
-from pupitre.bench.history import CommandSeen, EntrySeen, Evidence, HostSeen, PlacedSeen, ShownSeen
 from pupitre.config import DatabaseName, Settings
 from pupitre.domain.command import CommandKind, CommandState
 from pupitre.domain.desktop import DesktopState
@@ -25,6 +24,7 @@ from pupitre.host.simulation.guest_log import SimulatedGuestLog, guest_log_path
 from pupitre.store import schema
 from pupitre.store.rows import AnyRow
 from pupitre.store.sql.engine import open_database
+from tests.rigs.history import CommandSeen, EntrySeen, Evidence, HostSeen, PlacedSeen, ShownSeen
 
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

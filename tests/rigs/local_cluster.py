@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import uuid_utils
 from prometheus_client import CollectorRegistry
 
 from pupitre.cluster.process import run as run_cluster
 from pupitre.config import Settings
-from pupitre.domain.command import BootDesktop, Command, CommandState, DestroyDesktop, Order, RegisterHost
+from pupitre.domain.command import Command, CommandState, RegisterHost
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import DiskFormat, ImageSpec
@@ -36,19 +35,18 @@ from pupitre.pki import issuing
 from pupitre.runtime.clock import now_ms
 from pupitre.store.admin import migrate
 from pupitre.store.commands import ANSWERED, Commands
-from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.dialect import Listening
 from pupitre.store.sql.engine import Database, open_database
 from pupitre.store.status import CHANGED, Status
 from pupitre.up.processes.ports import free_port
 from pupitre.wire.broker import write_config
 from pupitre.wire.connection import BrokerConnection
+from tests.rigs.command_writer import CommandWriter
 
 T = TypeVar("T")
 PROGRAM = Path(sys.executable).with_name("nats-server")
 PATIENCE = 20.0
 IMAGE = "plain"
-USER = "0190aaaa-0000-7000-8000-000000000001"
 
 
 @dataclass(frozen=True)
@@ -209,16 +207,16 @@ class HostRig:
         await self.journal.close()
 
 
-class Room:
-    """See `room`."""
+class LocalCluster(CommandWriter):
+    """See `local_cluster`."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(Commands(open_database(settings, "portal", "commands")), IMAGE)
         self.settings = settings
         self.broker = Broker(settings, ("host-1", "host-2"))
         self.hosts: list[HostRig] = []
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.ops: dict[str, Ops] = {}
-        self.commands = Commands(open_database(settings, "portal", "commands"))
         self.status = Status(open_database(settings, "portal", "status", read_only=True))
         self.answered = Topic(self.commands.database, ANSWERED)
         self.changed = Topic(self.status.database, CHANGED)
@@ -273,18 +271,6 @@ class Room:
             await self.outcome(command, CommandState.SUCCEEDED)
             await self.wait_host(name, HostState.READY)
         return host
-
-    async def ask(self, order: Order, *, user: str = USER, timeout: float = 60.0) -> Command:
-        now = now_ms()
-        command = Command(new_id(), user, order, CommandState.QUEUED, created=now, deadline=now + int(timeout * 1000))
-        return await self.commands.request(NewCommand(command))
-
-    async def boot(self, *, image: str = IMAGE, timeout: float = 60.0) -> Command:
-        return await self.ask(BootDesktop(desktop=new_id(), image=image), timeout=timeout)
-
-    async def destroy(self, desktop: str | None) -> Command:
-        assert desktop is not None
-        return await self.ask(DestroyDesktop(desktop=desktop))
 
     async def running(self) -> Command:
         """A boot that has succeeded."""
@@ -368,10 +354,6 @@ async def _run(run: Callable[[Settings, Ops], Awaitable[None]], settings: Settin
     await run(settings, ops)
 
 
-def new_id() -> str:
-    return str(uuid_utils.uuid7())
-
-
 def prepare(settings: Settings) -> None:
     """Databases, certificates and one image, as `pupitre up` makes them."""
     for name in ("commands", "status", "cluster"):
@@ -387,14 +369,14 @@ def prepare(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def room(
+async def local_cluster(
     home: Path, *, start: tuple[str, ...] = ("cluster", "endpoint"), **changes: object
-) -> AsyncIterator[Room]:
-    """A broker, a cluster and an endpoint; hosts by `Room.add_host`."""
+) -> AsyncIterator[LocalCluster]:
+    """A broker, a cluster and an endpoint; hosts by `LocalCluster.add_host`."""
     settings = small_settings(home, **changes)
     await asyncio.to_thread(prepare, settings)
     async with AsyncExitStack() as exit:
-        made = Room(settings)
+        made = LocalCluster(settings)
         exit.push_async_callback(made.close)
         await made.broker.start()
         for name in start:

@@ -1,8 +1,8 @@
 """What runs in a machine whose power fails: it writes as Pupitre does, and says what it was told is on disk.
 
-``python -m tests.rigs.powered FOLDER`` goes on until the end, in a folder that `prepare` has made. Its lines are
+``python -m tests.rigs.power_loss_writer FOLDER`` goes on until the end, in a folder that `prepare` has made. It prints
 ``commands ID``, ``journal DESKTOP BOOT`` and ``careless NUMBER``; the last is SQLite without synchronous=FULL.
-``python -m tests.rigs.powered FOLDER ROUNDS`` does a few, and then names every file that this took.
+``python -m tests.rigs.power_loss_writer FOLDER ROUNDS`` does a few, and then names every file that this took.
 """
 
 import asyncio

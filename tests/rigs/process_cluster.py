@@ -15,33 +15,30 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import uuid_utils
-
-from pupitre.bench.evidence import gather
-from pupitre.bench.history import Evidence, Violation, violations
 from pupitre.config import Settings
-from pupitre.domain.command import FINAL_STATES, BootDesktop, Command, CommandState, DestroyDesktop, Order, RegisterHost
+from pupitre.domain.command import FINAL_STATES, Command, CommandState, Order, RegisterHost
 from pupitre.errors import CommandError, SetupError, Unavailable
 from pupitre.pki import issuing
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
 from pupitre.store.commands import ANSWERED, Commands
-from pupitre.store.new_commands import NewCommand
 from pupitre.store.sql.engine import open_database
 from pupitre.up.processes.child import Child, ChildSpec, describe_exit
 from pupitre.up.processes.children import program
 from pupitre.up.processes.ports import free_port
 from pupitre.up.processes.stream import LogStream
 from pupitre.wire.broker import write_config
+from tests.rigs.command_writer import USER, CommandWriter
+from tests.rigs.evidence import gather
+from tests.rigs.history import Evidence, Violation, violations
 
 PATIENCE = 60.0
 """Seconds within which everything must be as it should be, once nothing is done to it any more."""
 PUPITRE = (sys.executable, "-m", "pupitre")
-USER = "0190aaaa-0000-7000-8000-000000000001"
 BROKER = "nats"
 
 
-class Part:
+class ClusterProcess:
     """One process, whenever it lives."""
 
     def __init__(self, spec: ChildSpec, folder: Path, stream: LogStream) -> None:
@@ -109,20 +106,21 @@ class Part:
                 os.kill(self._child.pid, number)
 
 
-class Room:
-    """See `room`. ``answered`` and ``told`` are the notes of whoever asks: ids, and final states it was shown.
+class ProcessCluster(CommandWriter):
+    """See `process_cluster`. ``answered`` are the ids that were asked for, ``told`` the final states that were shown.
 
     ``lasting`` as in `Evidence`: no longer so once hosts are shut down.
     """
 
+    TIMEOUT = 30.0
+
     def __init__(self, settings: Settings, hosts: Sequence[str], environment: dict[str, str], image: str) -> None:
+        super().__init__(Commands(open_database(settings, "portal", "commands")), image)
         self.settings = settings
         self.hosts = tuple(hosts)
-        self.image = image
         self.log = settings.home / "log"
         self.environment = environment
-        self.parts: dict[str, Part] = {}
-        self.commands = Commands(open_database(settings, "portal", "commands"))
+        self.processes: dict[str, ClusterProcess] = {}
         self.answered: set[str] = set()
         self.told: dict[str, CommandState] = {}
         self.lasting = settings.hypervisor.startswith("simulated://")
@@ -136,27 +134,27 @@ class Room:
         config = write_config(self.settings, port=port, hosts=self.hosts)
         on_config(config)
         argv = (str(program("nats-server")), "-c", str(config))
-        self._part(ChildSpec(BROKER, argv, ready_line=b"Server is ready"))
+        self._add_process(ChildSpec(BROKER, argv, ready_line=b"Server is ready"))
         for name in ("cluster", "endpoint", *self.hosts):
             self.add(name)
 
-    def add(self, name: str, **settings: str) -> Part:
+    def add(self, name: str, **settings: str) -> ClusterProcess:
         """A process of the role that the name says: ``cluster``, ``cluster-2``, ``endpoint``, or a host."""
         environment = {**self.environment, **{f"PUPITRE_{key.upper()}": value for key, value in settings.items()}}
         role = name.partition("-")[0]
         if name in self.hosts:
             role = "host"
             environment |= {"PUPITRE_HOST_NAME": name, "PUPITRE_CONSOLE_PORT": str(self._console_ports[name])}
-        return self._part(ChildSpec(name, (*PUPITRE, role), environment))
+        return self._add_process(ChildSpec(name, (*PUPITRE, role), environment))
 
-    def _part(self, spec: ChildSpec) -> Part:
-        self.parts[spec.name] = part = Part(spec, self.settings.run_dir, self._stream)
+    def _add_process(self, spec: ChildSpec) -> ClusterProcess:
+        self.processes[spec.name] = part = ClusterProcess(spec, self.settings.run_dir, self._stream)
         return part
 
     async def start(self) -> None:
         """Start everything and register the hosts."""
-        await self.parts[BROKER].start()
-        others = [part for name, part in self.parts.items() if name != BROKER]
+        await self.processes[BROKER].start()
+        others = [part for name, part in self.processes.items() if name != BROKER]
         for part in others:
             await part.start(wait=False)
         for part in others:
@@ -168,31 +166,21 @@ class Room:
         return self._console_ports[host]
 
     async def close(self) -> None:
-        for part in self.parts.values():
+        for part in self.processes.values():
             part.signal(signal.SIGCONT)
-        await asyncio.gather(*(self.parts[name].stop() for name in self.hosts))
-        for part in self.parts.values():
+        await asyncio.gather(*(self.processes[name].stop() for name in self.hosts))
+        for part in self.processes.values():
             await part.kill()
         await self.commands.database.close()
         self._file.close()
 
     # What a person does
 
-    async def ask(self, order: Order, *, user: str = USER, seconds: float = 30.0) -> Command:
-        """A row like the portal's; noted as answered only once it is there."""
-        now = now_ms()
-        command = Command(new_id(), user, order, CommandState.QUEUED, created=now, deadline=now + int(seconds * 1000))
-        asked = await self.commands.request(NewCommand(command))
+    async def ask(self, order: Order, *, user: str = USER, timeout: float | None = None) -> Command:
+        """See `CommandWriter.ask`; noted as answered only once it is there."""
+        asked = await super().ask(order, user=user, timeout=timeout)
         self.answered.add(asked.id)
         return asked
-
-    async def boot(self, *, user: str = USER, seconds: float = 30.0) -> Command:
-        return await self.ask(BootDesktop(desktop=new_id(), image=self.image), user=user, seconds=seconds)
-
-    async def destroy(self, boot: Command, *, seconds: float = 30.0) -> Command:
-        """The desktop of this boot."""
-        assert boot.desktop is not None
-        return await self.ask(DestroyDesktop(desktop=boot.desktop), user=boot.user, seconds=seconds)
 
     async def outcome(self, command: Command) -> Command:
         """See `outcomes`."""
@@ -240,10 +228,10 @@ class Room:
         """
         async with timeout(PATIENCE):
             while True:
-                self.parts[name].signal(signal.SIGSTOP)
+                self.processes[name].signal(signal.SIGSTOP)
                 if not await asyncio.to_thread(_is_locked, self.settings):
                     return
-                self.parts[name].signal(signal.SIGCONT)
+                self.processes[name].signal(signal.SIGCONT)
                 await asyncio.sleep(0.01)
 
     async def succeed(self, order: Order) -> Command:
@@ -260,7 +248,7 @@ class Room:
 
     def ended(self) -> list[str]:
         """Processes that are not there, though nobody ended them."""
-        return [name for name, part in self.parts.items() if not part.lives]
+        return [name for name, part in self.processes.items() if not part.lives]
 
     async def settled(self, seconds: float = PATIENCE) -> list[Violation]:
         """Rules that still do not hold after ``seconds``; looked at again and again until nothing is left."""
@@ -287,10 +275,6 @@ def _is_locked(settings: Settings) -> bool:
     return False
 
 
-def new_id() -> str:
-    return str(uuid_utils.uuid7())
-
-
 def settings_of(home: Path, **changes: object) -> tuple[Settings, dict[str, str]]:
     """Settings with short intervals, and the environment that gives them to processes."""
     values: dict[str, object] = {
@@ -309,7 +293,7 @@ def settings_of(home: Path, **changes: object) -> tuple[Settings, dict[str, str]
     return Settings.model_validate(values), {f"PUPITRE_{key.upper()}": str(value) for key, value in values.items()}
 
 
-def furnish(settings: Settings, hosts: Sequence[str], prepare: Callable[[Settings], None]) -> None:
+def prepare_home(settings: Settings, hosts: Sequence[str], prepare: Callable[[Settings], None]) -> None:
     """Preparation before the first process starts; ``prepare`` makes databases, certificates and an image."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     prepare(settings)
@@ -318,13 +302,13 @@ def furnish(settings: Settings, hosts: Sequence[str], prepare: Callable[[Setting
 
 
 @asynccontextmanager
-async def room(
+async def process_cluster(
     home: Path, hosts: Sequence[str], prepare: Callable[[Settings], None], image: str, **changes: object
-) -> AsyncIterator[Room]:
+) -> AsyncIterator[ProcessCluster]:
     """Started and registered; ended with no process left. ``changes`` are settings."""
     settings, environment = settings_of(home, **changes)
-    await asyncio.to_thread(furnish, settings, hosts, prepare)
-    made = Room(settings, hosts, environment, image)
+    await asyncio.to_thread(prepare_home, settings, hosts, prepare)
+    made = ProcessCluster(settings, hosts, environment, image)
     try:
         await made.open()
         await made.start()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from tests.rigs.deployment import Serial, emulators, overlay, person
+from tests.rigs.rest_client import Serial, emulators, overlay, person
 from tests.rigs.stack import Stack
 
 pytestmark = pytest.mark.xdist_group("stack")

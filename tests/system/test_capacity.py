@@ -12,7 +12,7 @@ import pytest
 
 from pupitre.host.hypervisor.guest_process import NICENESS, OOM_SCORE, ROOM_MIB
 from pupitre.images.store import ImageStore
-from tests.rigs.deployment import Person, Serial, emulators, person
+from tests.rigs.rest_client import Person, Serial, emulators, person
 from tests.rigs.stack import Stack
 
 DISK_MIB = 900

@@ -11,7 +11,7 @@ import pycdlib
 import pytest
 
 from pupitre.images.store import ImageStore
-from tests.rigs.deployment import Person, Serial, overlay, person
+from tests.rigs.rest_client import Person, Serial, overlay, person
 from tests.rigs.stack import Stack
 
 BOOT_SECTOR = (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pupitre.images.store import ImageStore
-from tests.rigs.deployment import Person, Serial, emulators, overlay, person
+from tests.rigs.rest_client import Person, Serial, emulators, overlay, person
 from tests.rigs.stack import Stack
 
 GRACE = 90.0

@@ -12,7 +12,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from pupitre.images.store import ImageStore
-from tests.rigs.deployment import Person, Serial, emulators, overlay, person
+from tests.rigs.rest_client import Person, Serial, emulators, overlay, person
 from tests.rigs.stack import Stack
 
 

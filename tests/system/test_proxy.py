@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, expect
 
 from pupitre.portal.identity.sessions import COOKIE
 from pupitre.up.processes.ports import free_port
-from tests.rigs.deployment import Serial, person
 from tests.rigs.proxies import KINDS, SOURCE, reverse_proxy
+from tests.rigs.rest_client import Serial, person
 from tests.rigs.stack import Stack
 
 pytestmark = pytest.mark.xdist_group("stack")

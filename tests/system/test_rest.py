@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 from pupitre.domain import ticket as tickets
 from pupitre.domain.ticket import Ticket
 from pupitre.pki import issuing
-from tests.rigs.deployment import Person, Serial, emulators, overlay, person
+from tests.rigs.rest_client import Person, Serial, emulators, overlay, person
 from tests.rigs.stack import Stack
 
 pytestmark = pytest.mark.xdist_group("stack")

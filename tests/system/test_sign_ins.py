@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from tests.rigs.deployment import Person, person
+from tests.rigs.rest_client import Person, person
 from tests.rigs.rfb_viewer import Refused, Viewer
 from tests.rigs.stack import Stack
 

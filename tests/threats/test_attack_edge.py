@@ -23,7 +23,7 @@ from tests.rigs.attacker import (
     status,
     web_process,
 )
-from tests.rigs.deployment import person
+from tests.rigs.rest_client import person
 from tests.rigs.stack import Stack
 
 pytestmark = [pytest.mark.attack, pytest.mark.xdist_group("stack")]

@@ -20,8 +20,9 @@ from pupitre.scheduler.restore import SET_ASIDE
 from pupitre.scheduler.state import RestoreConflict, is_suspended
 from pupitre.store.audit import AuditLog
 from pupitre.wire.messages import Done
-from tests.rigs.cluster_rig import USER, Room, eventually, room
+from tests.rigs.command_writer import USER
 from tests.rigs.hostile_host import HostileHost, hostile_host
+from tests.rigs.local_cluster import LocalCluster, eventually, local_cluster
 from tests.unit.host.test_warnings import host_where_warned
 
 pytestmark = [pytest.mark.anyio, pytest.mark.attack]
@@ -43,7 +44,7 @@ def invented(proof: str = "", **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-async def confirmed(here: Room, *words: str) -> dict[str, Any]:
+async def confirmed(here: LocalCluster, *words: str) -> dict[str, Any]:
     """`pupitre cluster confirm` as an administrator runs it."""
     command = [sys.executable, "-m", "pupitre", "cluster", "confirm", "--json", *words]
     environment = os.environ | {"PUPITRE_HOME": str(here.settings.home)}
@@ -53,18 +54,18 @@ async def confirmed(here: Room, *words: str) -> dict[str, Any]:
     return answer
 
 
-async def starts_go_on(here: Room) -> None:
+async def starts_go_on(here: LocalCluster) -> None:
     running = await here.running()
     desktop = await here.status.desktop(running.desktop or "")
     assert desktop is not None
     assert desktop.host == "host-1"
 
 
-async def actions(here: Room) -> set[tuple[str, str]]:
+async def actions(here: LocalCluster) -> set[tuple[str, str]]:
     return {(entry.action, entry.subject) for entry in await AuditLog(here.commands.database).search(limit=200)}
 
 
-async def doubted(here: Room, host: HostileHost, **heard: Any) -> None:
+async def doubted(here: LocalCluster, host: HostileHost, **heard: Any) -> None:
     """The host has invented that it knows more, and shows its guests."""
     report = host.report(heard={"epoch": now_ms() - 5000, "sequence": 10**6} | heard)
     assert isinstance(await host.say(report), Done)
@@ -72,7 +73,7 @@ async def doubted(here: Room, host: HostileHost, **heard: Any) -> None:
 
 
 async def test_an_invented_heard_sets_only_its_host_aside(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         await (await here.add_host(BAD)).crash()
         async with hostile_host(here.settings, BAD) as host:
@@ -92,7 +93,7 @@ async def test_an_invented_heard_sets_only_its_host_aside(tmp_path: Path) -> Non
             await starts_go_on(here)
 
 
-async def host_is_gone(here: Room) -> bool:
+async def host_is_gone(here: LocalCluster) -> bool:
     async def gone() -> bool:
         return await here.status.host(BAD) is None
 
@@ -101,7 +102,7 @@ async def host_is_gone(here: Room) -> bool:
 
 
 async def test_what_the_cluster_never_signed_is_not_adopted(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         good = await here.add_host("host-1")
         theirs = await here.running()
         await (await here.add_host(BAD)).crash()
@@ -143,7 +144,7 @@ async def test_what_the_cluster_never_signed_is_not_adopted(tmp_path: Path) -> N
 
 async def test_a_proof_of_this_epoch_is_no_evidence(tmp_path: Path) -> None:
     """It shows no more than what the database holds."""
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         bad = await here.add_host(BAD)
         running = await here.running()
         proof = bad.journal.records[running.desktop or ""].proof
@@ -161,7 +162,7 @@ async def test_a_proof_of_this_epoch_is_no_evidence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epoch", [2**63 - 1, 1])
 async def test_no_invented_epoch_ends_all_later_doubt(tmp_path: Path, epoch: int) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         await (await here.add_host(BAD)).crash()
         async with hostile_host(here.settings, BAD) as host:
@@ -192,7 +193,7 @@ def test_a_proof_is_for_one_host_and_one_key() -> None:
 
 async def test_two_hosts_that_know_more_stop_every_start(tmp_path: Path) -> None:
     """Two words are evidence that the database is from the past; confirmed for each host, starts go on."""
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         for name in ("host-1", BAD):
             await (await here.add_host(name)).crash()
         async with hostile_host(here.settings, "host-1") as one, hostile_host(here.settings, BAD) as two:

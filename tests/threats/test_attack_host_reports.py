@@ -22,8 +22,8 @@ from pupitre.images.signatures import read_signed
 from pupitre.runtime.clock import now_ms
 from pupitre.store.audit import AuditEntry, AuditLog
 from pupitre.wire.messages import MAX_SIZE, Done, Refused
-from tests.rigs.cluster_rig import Room, eventually, room
 from tests.rigs.hostile_host import HostileHost, hostile_host
+from tests.rigs.local_cluster import LocalCluster, eventually, local_cluster
 from tests.unit.host.test_warnings import host_where_warned
 
 pytestmark = pytest.mark.attack
@@ -69,7 +69,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 class Besieged:
     """Two hosts, one of them in wrong hands, and what is true of the other."""
 
-    def __init__(self, here: Room, hostile: HostileHost) -> None:
+    def __init__(self, here: LocalCluster, hostile: HostileHost) -> None:
         self.here, self.hostile = here, hostile
         self.own = GUEST
 
@@ -118,7 +118,7 @@ def test_no_report_touches_what_is_another_hosts(tmp_path: Path) -> None:
         stack = AsyncExitStack()
 
         async def begin() -> Besieged:
-            here = await stack.enter_async_context(room(tmp_path, host_timeout=300))
+            here = await stack.enter_async_context(local_cluster(tmp_path, host_timeout=300))
             bad = await here.add_host(BAD, memory_mib=16)  # too small for a start, so each goes to the other
             await bad.crash()
             await here.add_host("host-1")
@@ -143,7 +143,7 @@ def test_no_report_touches_what_is_another_hosts(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_one_bad_part_costs_that_part_of_a_report(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         only = await here.add_host("host-1")
         await only.crash()
         async with hostile_host(here.settings, "host-1") as host:
@@ -161,7 +161,7 @@ async def test_one_bad_part_costs_that_part_of_a_report(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_more_guests_than_allowed_are_summed_and_dropped(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         bad = await here.add_host(BAD)
         await bad.crash()
@@ -191,7 +191,7 @@ async def _is(count: Any, wanted: int) -> bool:
 
 @pytest.mark.anyio
 async def test_long_run_names_are_refused_and_not_kept(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await (await here.add_host("host-1")).crash()
         async with hostile_host(here.settings, "host-1") as host:
             for letter in "abc":
@@ -199,7 +199,7 @@ async def test_long_run_names_are_refused_and_not_kept(tmp_path: Path) -> None:
             await host_where_warned(here, "host-1", "reports_refused")
 
 
-async def findings_of(here: Room, host: HostileHost, *findings: dict[str, Any]) -> list[AuditEntry]:
+async def findings_of(here: LocalCluster, host: HostileHost, *findings: dict[str, Any]) -> list[AuditEntry]:
     """What of these lines the audit log has, once a good one after them is there."""
     good = {
         "id": str(uuid_utils.uuid7()),
@@ -221,7 +221,7 @@ async def findings_of(here: Room, host: HostileHost, *findings: dict[str, Any]) 
 
 @pytest.mark.anyio
 async def test_findings_have_bounded_times_and_known_actions(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await (await here.add_host("host-1")).crash()
         async with hostile_host(here.settings, "host-1") as host:
             last = "ffffffff-ffff-ffff-ffff-ffffffffffff"
@@ -241,7 +241,7 @@ async def test_findings_have_bounded_times_and_known_actions(tmp_path: Path) -> 
 
 @pytest.mark.anyio
 async def test_a_finding_said_twice_is_one_line(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await (await here.add_host("host-1")).crash()
         async with hostile_host(here.settings, "host-1") as host:
             twice = {"id": str(uuid_utils.uuid7()), "at": now_ms(), "detail": "twice"}
@@ -251,7 +251,7 @@ async def test_a_finding_said_twice_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_a_farewell_or_beat_for_another_host_is_refused(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         await (await here.add_host(BAD)).crash()
         async with hostile_host(here.settings, BAD, memory_mib=16) as host:

@@ -20,8 +20,8 @@ from pupitre.images.signatures import ensure_signed, publisher, read_signed, tru
 from pupitre.images.store import ImageStore
 from pupitre.runtime.clock import now_ms
 from pupitre.wire.messages import Done
-from tests.rigs.cluster_rig import IMAGE, HostRig, Room, eventually, room
 from tests.rigs.hostile_host import hostile_host
+from tests.rigs.local_cluster import IMAGE, HostRig, LocalCluster, eventually, local_cluster
 from tests.unit.host.test_warnings import host_where_warned
 
 pytestmark = [pytest.mark.anyio, pytest.mark.attack]
@@ -29,7 +29,7 @@ BAD = "host-2"
 LIE = {"name": "Give me your password", "description": "at evil.example", "memory_mib": 1 << 20, "vcpus": 64}
 
 
-def genuine(here: Room) -> SignedManifest:
+def genuine(here: LocalCluster) -> SignedManifest:
     signed = read_signed(here.settings.images_dir, IMAGE)
     assert signed is not None
     return signed
@@ -49,7 +49,7 @@ def claim(manifest: str = "", **changes: Any) -> dict[str, Any]:
     return {"image": image, "spec": spec, "manifest": manifest}
 
 
-async def nobody_else_notices(here: Room) -> None:
+async def nobody_else_notices(here: LocalCluster) -> None:
     """The image is as its publisher said, and it starts."""
     [image] = [one for one in await here.status.images() if one.id == IMAGE]
     assert (image.name, image.description, image.memory_mib) == ("Plain", "", 256)
@@ -59,7 +59,7 @@ async def nobody_else_notices(here: Room) -> None:
     assert desktop.host == "host-1"
 
 
-def lies(here: Room, case: str) -> tuple[list[dict[str, Any]], list[SignedManifest], str]:
+def lies(here: LocalCluster, case: str) -> tuple[list[dict[str, Any]], list[SignedManifest], str]:
     signed = genuine(here)
     text = signed.text.replace('"Plain"', '"Give me your password"').replace("256", "1048576")
     assert text != signed.text
@@ -87,7 +87,7 @@ def lies(here: Room, case: str) -> tuple[list[dict[str, Any]], list[SignedManife
     ],
 )
 async def test_false_words_of_an_image_reach_nobody(tmp_path: Path, case: str) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         await (await here.add_host(BAD)).crash()
         async with hostile_host(here.settings, BAD) as host:
@@ -100,7 +100,7 @@ async def test_false_words_of_an_image_reach_nobody(tmp_path: Path, case: str) -
 
 
 async def test_an_image_that_is_being_made_has_no_words(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         await (await here.add_host(BAD)).crash()
         async with hostile_host(here.settings, BAD) as host:
@@ -122,7 +122,7 @@ async def _is_there(look: Any) -> bool:
 
 async def test_a_real_manifest_gives_the_publishers_words(tmp_path: Path) -> None:
     """Whatever the host says beside it."""
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         await (await here.add_host(BAD)).crash()
         async with hostile_host(here.settings, BAD, memory_mib=16) as host:
@@ -133,7 +133,7 @@ async def test_a_real_manifest_gives_the_publishers_words(tmp_path: Path) -> Non
             await nobody_else_notices(here)
 
 
-async def elsewhere(here: Room, images: Path) -> HostRig:
+async def elsewhere(here: LocalCluster, images: Path) -> HostRig:
     """A host on a machine of its own, whose images are in ``images``."""
     hypervisor = SimulatedHypervisor(Behaviour.PROMPT, here.settings.home / "serials", None, 65536)
     await hypervisor.open()
@@ -148,7 +148,7 @@ async def elsewhere(here: Room, images: Path) -> HostRig:
 
 async def test_a_copied_store_is_as_good_as_the_first(tmp_path: Path) -> None:
     """As rsync brings it to another machine, without the publisher's key."""
-    async with room(tmp_path / "cluster") as here:
+    async with local_cluster(tmp_path / "cluster") as here:
         shutil.copytree(here.settings.images_dir, tmp_path / "other/images")
         host = await elsewhere(here, tmp_path / "other/images")
         running = await here.running()
@@ -157,7 +157,7 @@ async def test_a_copied_store_is_as_good_as_the_first(tmp_path: Path) -> None:
 
 
 async def test_another_publisher_is_taken_once_it_is_known(tmp_path: Path) -> None:
-    async with room(tmp_path / "cluster") as here:
+    async with local_cluster(tmp_path / "cluster") as here:
         store = ImageStore(tmp_path / "other/images")
         with store.build("theirs", "Theirs", "") as build:
             disk = build.folder / "disk"
@@ -178,7 +178,7 @@ async def test_another_publisher_is_taken_once_it_is_known(tmp_path: Path) -> No
 
 
 async def test_images_of_earlier_versions_are_signed_on_sight(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         root = here.settings.images_dir
         shutil.rmtree(root / "signatures")
         await here.add_host("host-1")

@@ -22,8 +22,8 @@ from pupitre.pki import authority, issuing
 from pupitre.wire.broker import write_config
 from pupitre.wire.messages import Done, Refused
 from pupitre.wire.subjects import Subjects, inbox
-from tests.rigs.cluster_rig import room
 from tests.rigs.hostile_host import hostile_host
+from tests.rigs.local_cluster import local_cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.attack]
 BAD = "host-2"
@@ -105,7 +105,7 @@ async def is_refused(settings: Settings, context: ssl.SSLContext, name: str = BA
 async def test_broker_takes_only_a_good_certificate(
     tmp_path: Path, how: Callable[[Settings, Path], ssl.SSLContext], refused: bool
 ) -> None:
-    async with room(tmp_path / "home", start=()) as here:
+    async with local_cluster(tmp_path / "home", start=()) as here:
         theirs = here.settings.model_copy(update={"home": tmp_path / "forged/theirs"})
         issuing.ensure_authority(theirs)
         context = how(here.settings, tmp_path / "forged")
@@ -115,7 +115,7 @@ async def test_broker_takes_only_a_good_certificate(
 
 async def test_revoked_host_is_cut_off_at_once(tmp_path: Path) -> None:
     """Whoever is not in the broker's list any more: nats-server reads it anew at SIGHUP."""
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         async with hostile_host(here.settings, BAD) as host:
             closed = asyncio.Event()
@@ -134,7 +134,7 @@ async def test_revoked_host_is_cut_off_at_once(tmp_path: Path) -> None:
 
 
 async def test_foreign_names_and_guests_are_out_of_reach(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         running = await here.running()
         before = await here.status.desktop(running.desktop or "")
@@ -155,7 +155,7 @@ async def test_foreign_names_and_guests_are_out_of_reach(tmp_path: Path) -> None
 
 
 async def test_a_hosts_certificate_opens_no_console_elsewhere(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         one = await here.add_host("host-1")
         role = issuing.host_role(BAD)
         context = issuing.client_context(issuing.ensure_certificate(here.settings, role), role)

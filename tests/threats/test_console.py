@@ -18,9 +18,9 @@ from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import Desktop, DesktopState
 from pupitre.domain.ticket import Purpose, Ticket, sign
 from pupitre.pki import issuing
-from tests.rigs.cluster_rig import HostRig, Room, room
 from tests.rigs.console_rig import GREETING, Guests, Rig, console_rig
 from tests.rigs.firmware import firmware_guest
+from tests.rigs.local_cluster import HostRig, LocalCluster, local_cluster
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,7 @@ async def screen(host: HostRig, text: str) -> str | None:
             return None  # its desktop has ended meanwhile
 
 
-def tickets(here: Room, host: HostRig, desktop: Desktop, count: int) -> list[str]:
+def tickets(here: LocalCluster, host: HostRig, desktop: Desktop, count: int) -> list[str]:
     signer = issuing.load_ticket_signer(issuing.directory(here.settings, "portal"))
     return [
         sign(
@@ -72,7 +72,7 @@ def tickets(here: Room, host: HostRig, desktop: Desktop, count: int) -> list[str
 
 async def test_ticket_reaches_no_desktop_but_its_own(tmp_path: Path) -> None:
     """Desktops are deleted and made anew while their tickets are tried, one after the other."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         for role in ("portal", "gateway"):
             issuing.ensure_certificate(here.settings, role)
         host = await here.add_host()

@@ -12,7 +12,8 @@ from pupitre.images.store import ImageStore
 from pupitre.wire.messages import AnyMessage, Done, EnsureDesktop, Refused, decode, encode
 from pupitre.wire.subjects import Subjects
 from tests import ROOT
-from tests.rigs.cluster_rig import IMAGE, eventually, new_id, room, wire_link
+from tests.rigs.command_writer import new_id
+from tests.rigs.local_cluster import IMAGE, eventually, local_cluster, wire_link
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +27,7 @@ PATHS = ("../canary", "../../../canary", "/etc/shadow", "canary", "a/../../canar
 
 async def test_host_refuses_all_but_a_closed_list_of_verbs(tmp_path: Path) -> None:
     """Every message there is, as its golden file has it."""
-    async with room(tmp_path, start=()) as here:
+    async with local_cluster(tmp_path, start=()) as here:
         await here.add_host(register=False)
         async with wire_link(here.settings, "cluster") as cluster:
             for path in sorted(GOLDEN.glob("*.json")):
@@ -63,7 +64,7 @@ def hostile_orders(good: dict[str, Any]) -> Iterator[dict[str, Any]]:
 async def test_hostile_orders_start_nothing_and_leave_their_folders(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     canary.write_text(CANARY)
-    async with room(tmp_path / "home", start=()) as here:
+    async with local_cluster(tmp_path / "home", start=()) as here:
         host = await here.add_host(register=False)
         spec = ImageStore(here.settings.images_dir).spec(IMAGE)
         kept = EnsureDesktop(epoch=1, desktop=new_id(), boot=1, spec=spec)

@@ -160,7 +160,7 @@ async def test_flood_of_one_user_leaves_others_alone(tmp_path: Path) -> None:
         alone = await timed(site, other, 1)
         begun = time.monotonic()
         flood = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.rigs.flood", str(site.settings.portal_port), token, str(count)),
+            *(sys.executable, "-m", "tests.rigs.start_flood", str(site.settings.portal_port), token, str(count)),
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,
         )

@@ -24,7 +24,7 @@ from websockets.typing import Subprotocol
 
 from pupitre.images.store import ImageStore
 from pupitre.portal.identity.sessions import COOKIE
-from tests.rigs.deployment import Person, emulators, person
+from tests.rigs.rest_client import Person, emulators, person
 from tests.rigs.rfb_viewer import Refused, Viewer
 from tests.rigs.stack import Stack
 from tests.system.test_sign_ins import connection

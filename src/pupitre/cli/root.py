@@ -35,7 +35,6 @@ COMMANDS: Mapping[str, Entry] = {
     "web": Entry("pupitre.cli.local.process:web", "Run portal and gateway on one port."),
     "endpoint": Entry("pupitre.cli.local.process:endpoint", "Run the endpoint: it joins the web with the cluster."),
     "cluster": Entry("pupitre.cli.local.cluster:app", "Run the cluster server; halt the cluster."),
-    "bench": Entry("pupitre.cli.local.bench:app", "Measure this machine."),
 }
 
 

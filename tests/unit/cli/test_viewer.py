@@ -10,7 +10,7 @@ import pytest
 
 from pupitre.cli.remote.viewer import AUTHORITIES, add_authority, knows, write_connection
 from pupitre.errors import SetupError
-from tests.rigs.deployment import Person, person
+from tests.rigs.rest_client import Person, person
 from tests.rigs.rfb_viewer import Refused, Viewer
 from tests.rigs.stack import Stack
 

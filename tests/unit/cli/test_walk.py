@@ -47,9 +47,7 @@ def test_no_home_ends_a_command_in_a_traceback(homes: dict[str, dict[str, str]])
         (home, leaf.path): Case(_plain(leaf), {**found, "PUPITRE_IMAGE_STORE": f"{found['PUPITRE_HOME']}/images"})
         for home, found in homes.items()
         for leaf in leaves()
-        if leaf.path not in ENDLESS
-        and leaf.path[0] != "bench"
-        and not (home in USABLE and len(leaf.path) == 1 and leaf.path[0] in PROCESSES)
+        if leaf.path not in ENDLESS and not (home in USABLE and len(leaf.path) == 1 and leaf.path[0] in PROCESSES)
     }
     outcomes = dict(zip(cases, walk(list(cases.values()), {}), strict=True))
     for key, ended in outcomes.items():
@@ -72,7 +70,7 @@ def test_no_argument_ends_a_command_in_a_traceback(stack: Stack, token: str, tmp
     cases = [
         Case(arguments, environment, given)
         for leaf in leaves()
-        if leaf.path not in ENDLESS and leaf.path[0] not in {"bench", "up"} and leaf.path[0] not in SERVING
+        if leaf.path not in ENDLESS and leaf.path[0] != "up" and leaf.path[0] not in SERVING
         for arguments, given in _odd(leaf)
     ]
     before = set(Path.cwd().iterdir())

@@ -14,8 +14,8 @@ from pupitre.host.console.used_tickets import UsedTickets
 from pupitre.runtime.clock import now_ms
 from pupitre.timings import CLOCK_SAMPLE, CLOCK_TOLERATED_MS
 from pupitre.wire.messages import Heartbeat
-from tests.rigs.cluster_rig import eventually, room
 from tests.rigs.hostile_host import hostile_host
+from tests.rigs.local_cluster import eventually, local_cluster
 from tests.unit.host.test_warnings import host_where_warned
 
 
@@ -58,7 +58,7 @@ def test_beats_from_one_queue_count_as_one() -> None:
 
 @pytest.mark.anyio
 async def test_a_host_40_s_ahead_is_named_and_forgiven(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await (await here.add_host("host-2")).crash()
         async with hostile_host(here.settings, "host-2") as host:
             ahead = 40_000

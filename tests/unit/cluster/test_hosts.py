@@ -23,7 +23,8 @@ from pupitre.domain.host import Host, HostState
 from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.runtime.clock import now_ms
 from pupitre.wire.wake import woken_by
-from tests.rigs.cluster_rig import HostRig, Room, eventually, new_id, room, until
+from tests.rigs.command_writer import new_id
+from tests.rigs.local_cluster import HostRig, LocalCluster, eventually, local_cluster, until
 
 pytestmark = pytest.mark.anyio
 
@@ -31,14 +32,14 @@ MAC = "02:50:75:70:00:02"
 BACK = {HostState.READY, HostState.DRAINING, HostState.SHUT_DOWN}
 
 
-async def failed(here: Room, command: Command) -> tuple[str, str]:
+async def failed(here: LocalCluster, command: Command) -> tuple[str, str]:
     """Code and reason."""
     ended = await here.outcome(command, CommandState.FAILED)
     assert ended.fault is not None
     return ended.fault.code, ended.fault.reason
 
 
-async def removed(here: Room, name: str) -> None:
+async def removed(here: LocalCluster, name: str) -> None:
     """Wait until the website knows of no such host."""
 
     async def look() -> Host | None:
@@ -47,7 +48,7 @@ async def removed(here: Room, name: str) -> None:
     await until(here.changed, look, lambda host: host is None)
 
 
-async def host_where(here: Room, name: str, **values: object) -> Host:
+async def host_where(here: LocalCluster, name: str, **values: object) -> Host:
     async def look() -> Host | None:
         return await here.status.host(name)
 
@@ -80,7 +81,7 @@ class Machine:
 
 
 @asynccontextmanager
-async def machine(here: Room, host: HostRig) -> AsyncIterator[Machine]:
+async def machine(here: LocalCluster, host: HostRig) -> AsyncIterator[Machine]:
     made = Machine(host)
 
     class Card(asyncio.DatagramProtocol):
@@ -104,13 +105,13 @@ def card_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-async def configured(here: Room, host: str, **changes: object) -> None:
+async def configured(here: LocalCluster, host: str, **changes: object) -> None:
     await here.outcome(await here.ask(ConfigureHost(host=host, **changes)), CommandState.SUCCEEDED)  # type: ignore[arg-type]
 
 
 async def test_orderly_shutdown_warns_then_ends_guests_then_host(tmp_path: Path) -> None:
     """An orderly shutdown warns then shuts guests down then the machine."""
-    async with room(tmp_path, drain_notice=1.5) as here:
+    async with local_cluster(tmp_path, drain_notice=1.5) as here:
         host = await here.add_host("host-1")
         boot = await here.running()
         await configured(here, "host-1", label="Room 7")
@@ -140,7 +141,7 @@ async def test_orderly_shutdown_warns_then_ends_guests_then_host(tmp_path: Path)
 
 
 async def test_at_once_asks_no_guest(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host(behaviour=Behaviour.DEAF)
         boot = await here.running()
         retire = await here.ask(RetireHost(host="host-1", unregister=False, at_once=True))
@@ -152,7 +153,7 @@ async def test_at_once_asks_no_guest(tmp_path: Path) -> None:
 
 async def test_shutdown_at_once_overtakes_orderly_one(tmp_path: Path) -> None:
     """At once overtakes an orderly shutdown of guests that do not hear."""
-    async with room(tmp_path, drain_notice=0, shutdown_grace=600) as here:
+    async with local_cluster(tmp_path, drain_notice=0, shutdown_grace=600) as here:
         host = await here.add_host(behaviour=Behaviour.DEAF)
         boot = await here.running()
         first = await here.ask(RetireHost(host="host-1", unregister=False))
@@ -165,7 +166,7 @@ async def test_shutdown_at_once_overtakes_orderly_one(tmp_path: Path) -> None:
 
 
 async def test_its_user_does_not_wait_for_the_time_a_guest_was_given(tmp_path: Path) -> None:
-    async with room(tmp_path, drain_notice=0, shutdown_grace=600) as here:
+    async with local_cluster(tmp_path, drain_notice=0, shutdown_grace=600) as here:
         host = await here.add_host(behaviour=Behaviour.DEAF)
         boot = await here.running()
         await here.ask(RetireHost(host="host-1", unregister=True))
@@ -175,7 +176,7 @@ async def test_its_user_does_not_wait_for_the_time_a_guest_was_given(tmp_path: P
 
 
 async def test_an_unregistered_host_is_gone_and_can_come_back(tmp_path: Path) -> None:
-    async with room(tmp_path, drain_notice=0.3) as here:
+    async with local_cluster(tmp_path, drain_notice=0.3) as here:
         host = await here.add_host()
         boot = await here.running()
         await here.outcome(await here.ask(RetireHost(host="127.0.0.1", unregister=True)), CommandState.SUCCEEDED)
@@ -194,7 +195,7 @@ async def test_an_unregistered_host_is_gone_and_can_come_back(tmp_path: Path) ->
 
 
 async def test_a_host_is_woken_and_takes_desktops_again(tmp_path: Path) -> None:
-    async with room(tmp_path, wake_address=card_address(), drain_notice=0.3) as here:
+    async with local_cluster(tmp_path, wake_address=card_address(), drain_notice=0.3) as here:
         host = await here.add_host()
         await configured(here, "host-1", mac=MAC)
         await here.outcome(await here.ask(RetireHost(host="host-1", unregister=False)), CommandState.SUCCEEDED)
@@ -212,7 +213,7 @@ async def test_a_host_is_woken_and_takes_desktops_again(tmp_path: Path) -> None:
 
 
 async def test_a_machine_that_somebody_switches_on_is_ready(tmp_path: Path) -> None:
-    async with room(tmp_path, drain_notice=0.3) as here:
+    async with local_cluster(tmp_path, drain_notice=0.3) as here:
         host = await here.add_host()
         await here.outcome(await here.ask(RetireHost(host="host-1", unregister=False)), CommandState.SUCCEEDED)
         await host.ended()
@@ -223,7 +224,7 @@ async def test_a_machine_that_somebody_switches_on_is_ready(tmp_path: Path) -> N
 
 
 async def test_what_does_not_wake_up_is_said_with_its_reason(tmp_path: Path) -> None:
-    async with room(tmp_path, wake_address=card_address(), host_timeout=0.8) as here:
+    async with local_cluster(tmp_path, wake_address=card_address(), host_timeout=0.8) as here:
         host = await here.add_host()
         await host.crash()
         await here.wait_host("host-1", HostState.RECONNECTING)
@@ -241,7 +242,7 @@ async def test_what_does_not_wake_up_is_said_with_its_reason(tmp_path: Path) -> 
 
 
 async def test_a_host_that_is_just_being_started_is_waited_for(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host(register=False)
         await host.crash()
         command = await here.ask(RegisterHost(name=host.name, address="127.0.0.1", port=host.port))
@@ -252,7 +253,7 @@ async def test_a_host_that_is_just_being_started_is_waited_for(tmp_path: Path) -
 
 
 async def test_commands_about_no_host_or_several_name_those_there_are(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         for order, code in (
             (RetireHost(host="nobody", unregister=True), "VM_SERVER_UNREGISTRATION_ERROR"),
             (RetireHost(host="nobody", unregister=False), "VM_SERVER_SHUTDOWN_ERROR"),
@@ -275,7 +276,7 @@ async def test_commands_about_no_host_or_several_name_those_there_are(tmp_path: 
 
 
 async def test_a_host_is_configured_while_desktops_run_on_it(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host("host-1")
         await here.add_host("host-2", register=False)
         boot = await here.running()
@@ -313,7 +314,7 @@ async def test_a_host_is_configured_while_desktops_run_on_it(tmp_path: Path) -> 
 
 async def test_later_command_holds_and_earlier_one_ends(tmp_path: Path) -> None:
     """The later of two commands holds and the earlier one has its outcome."""
-    async with room(tmp_path, drain_notice=600) as here:
+    async with local_cluster(tmp_path, drain_notice=600) as here:
         await here.add_host()
         boot = await here.running()
         retire = await here.ask(RetireHost(host="host-1", unregister=True))
@@ -331,7 +332,7 @@ async def test_later_command_holds_and_earlier_one_ends(tmp_path: Path) -> None:
 
 async def test_silent_draining_host_goes_on_draining(tmp_path: Path) -> None:
     """A draining host that is silent for a while goes on draining."""
-    async with room(tmp_path, drain_notice=4, host_timeout=0.8) as here:
+    async with local_cluster(tmp_path, drain_notice=4, host_timeout=0.8) as here:
         host = await here.add_host()
         boot = await here.running()
         retire = await here.ask(RetireHost(host="host-1", unregister=False))
@@ -354,7 +355,7 @@ async def test_silent_draining_host_goes_on_draining(tmp_path: Path) -> None:
 
 async def test_silent_host_is_unregistered_at_once_only(tmp_path: Path) -> None:
     """A silent host is unregistered at once only and left alone when it returns."""
-    async with room(tmp_path, host_timeout=0.8) as here:
+    async with local_cluster(tmp_path, host_timeout=0.8) as here:
         host = await here.add_host()
         boot = await here.running()
         await host.crash()
@@ -376,7 +377,7 @@ async def test_silent_host_is_unregistered_at_once_only(tmp_path: Path) -> None:
 
 
 async def test_a_cluster_that_is_killed_goes_on_with_what_it_had_begun(tmp_path: Path) -> None:
-    async with room(tmp_path, drain_notice=2) as here:
+    async with local_cluster(tmp_path, drain_notice=2) as here:
         host = await here.add_host()
         boot = await here.running()
         retire = await here.ask(RetireHost(host="host-1", unregister=False))
@@ -389,7 +390,7 @@ async def test_a_cluster_that_is_killed_goes_on_with_what_it_had_begun(tmp_path:
 
 
 async def test_a_host_that_is_given_up_comes_back_by_itself(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=0.6, host_give_up=0.5) as here:
+    async with local_cluster(tmp_path, host_timeout=0.6, host_give_up=0.5) as here:
         host = await here.add_host()
         boot = await here.running()
         await host.crash()
@@ -401,7 +402,7 @@ async def test_a_host_that_is_given_up_comes_back_by_itself(tmp_path: Path) -> N
 
 
 async def test_a_halt_ends_what_is_under_way_and_the_cluster(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host(behaviour=Behaviour.NEVER_BOOTS)
         running = await here.boot()
         await here.wait_desktop(running, DesktopState.BOOTING)
@@ -424,7 +425,7 @@ async def test_a_halt_ends_what_is_under_way_and_the_cluster(tmp_path: Path) -> 
 
 
 async def test_a_halt_with_the_hosts_shuts_them_down_first(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=1.2) as here:
+    async with local_cluster(tmp_path, host_timeout=1.2) as here:
         first, second = [await here.add_host(name, Behaviour.DEAF) for name in ("host-1", "host-2")]
         boots = [await here.running() for _ in range(2)]
         await second.crash()

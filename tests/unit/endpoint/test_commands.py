@@ -7,13 +7,13 @@ import pytest
 from pupitre.domain.command import CommandState, RegisterHost
 from pupitre.domain.desktop import DesktopState
 from pupitre.host.simulation.hypervisor import Behaviour
-from tests.rigs.cluster_rig import eventually, room
+from tests.rigs.local_cluster import eventually, local_cluster
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_a_desktop_is_booted_and_destroyed(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
         assert boot.desktop in await host.hypervisor.guests()
@@ -28,7 +28,7 @@ async def test_a_desktop_is_booted_and_destroyed(tmp_path: Path) -> None:
 
 
 async def test_a_host_that_does_not_answer_is_not_registered(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         command = await here.ask(RegisterHost(name="host-2", address="127.0.0.1", port=9))
         failed = await here.outcome(command, CommandState.FAILED)
         assert failed.fault is not None
@@ -38,7 +38,7 @@ async def test_a_host_that_does_not_answer_is_not_registered(tmp_path: Path) -> 
 
 
 async def test_a_host_with_another_console_port_is_not_registered(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host(register=False)
         failed = await here.outcome(
             await here.ask(RegisterHost(name="host-1", address="127.0.0.1", port=9)), CommandState.FAILED
@@ -48,7 +48,7 @@ async def test_a_host_with_another_console_port_is_not_registered(tmp_path: Path
 
 
 async def test_an_image_that_no_host_has_is_a_boot_failure(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host()
         failed = await here.outcome(await here.boot(image="unheard-of"), CommandState.FAILED)
         assert failed.fault is not None
@@ -58,7 +58,7 @@ async def test_an_image_that_no_host_has_is_a_boot_failure(tmp_path: Path) -> No
 
 async def test_guest_that_dies_at_start_is_boot_failure(tmp_path: Path) -> None:
     """A guest that dies at start is a boot failure and leaves nothing."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host(behaviour=Behaviour.DIES_AT_START)
         boot = await here.boot()
         failed = await here.outcome(boot, CommandState.FAILED)
@@ -72,7 +72,7 @@ async def test_guest_that_dies_at_start_is_boot_failure(tmp_path: Path) -> None:
 
 async def test_guest_that_never_boots_is_timed_out_and_undone(tmp_path: Path) -> None:
     """A guest that never boots is timed out and undone and the next one starts."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host(behaviour=Behaviour.NEVER_BOOTS)
         boot = await here.boot(timeout=0.5)
         timed_out = await here.outcome(boot, CommandState.TIMED_OUT)
@@ -89,7 +89,7 @@ async def test_guest_that_never_boots_is_timed_out_and_undone(tmp_path: Path) ->
 
 
 async def test_starts_that_hang_do_not_hold_up_a_stop(tmp_path: Path) -> None:
-    async with room(tmp_path, start_limit=1) as here:
+    async with local_cluster(tmp_path, start_limit=1) as here:
         host = await here.add_host()
         running = await here.running()
         host.hypervisor.behaviour = Behaviour.NEVER_BOOTS
@@ -103,7 +103,7 @@ async def test_starts_that_hang_do_not_hold_up_a_stop(tmp_path: Path) -> None:
 
 async def test_desktop_destroyed_while_starting_is_gone(tmp_path: Path) -> None:
     """A desktop destroyed while it starts is cancelled and gone."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
         await here.wait_desktop(boot, DesktopState.BOOTING)
@@ -113,7 +113,7 @@ async def test_desktop_destroyed_while_starting_is_gone(tmp_path: Path) -> None:
 
 
 async def test_a_slow_start_goes_on_when_it_may(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
         await here.wait_desktop(boot, DesktopState.BOOTING)
@@ -123,7 +123,7 @@ async def test_a_slow_start_goes_on_when_it_may(tmp_path: Path) -> None:
 
 async def test_boot_without_room_is_refused_with_reasons(tmp_path: Path) -> None:
     """What does not fit is refused with the reason of each host."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host("host-1", memory_mib=300)
         await here.add_host("host-2", memory_mib=300)
         boots = [await here.boot() for _ in range(5)]
@@ -135,7 +135,7 @@ async def test_boot_without_room_is_refused_with_reasons(tmp_path: Path) -> None
 
 
 async def test_twenty_at_once_all_start(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host(memory_mib=65536)
         boots = [await here.boot() for _ in range(16)]
         for boot in boots:
@@ -144,7 +144,7 @@ async def test_twenty_at_once_all_start(tmp_path: Path) -> None:
 
 
 async def test_destroying_a_desktop_that_never_was_fails(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         failed = await here.outcome(await here.destroy("0190aaaa-0000-7000-8000-00000000dead"), CommandState.FAILED)
         assert failed.fault is not None
         assert failed.fault.code == "DOMAIN_DESTRUCTION_ERROR"

@@ -42,13 +42,13 @@ from pupitre.wire.messages import (
 )
 from pupitre.wire.subjects import Subjects
 from tests.rigs import databases
-from tests.rigs.cluster_rig import Room, eventually, room, wire_link
+from tests.rigs.local_cluster import LocalCluster, eventually, local_cluster, wire_link
 
 pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def mirror(here: Room) -> AsyncIterator[tuple[Status, BrokerConnection, Subjects]]:
+async def mirror(here: LocalCluster) -> AsyncIterator[tuple[Status, BrokerConnection, Subjects]]:
     """The status database for writing, and the endpoint's place at the broker."""
     database = open_database(here.settings, "endpoint", "status")
     status = Status(database)
@@ -67,7 +67,7 @@ def pages(link: BrokerConnection, subjects: Subjects) -> Ask:
 
 
 async def test_a_cluster_that_stays_away_is_a_connection_error(tmp_path: Path) -> None:
-    async with room(tmp_path, connection_grace=0.3) as here:
+    async with local_cluster(tmp_path, connection_grace=0.3) as here:
         await here.add_host()
         await here.stop("cluster")
         boot = await here.boot()
@@ -85,7 +85,7 @@ async def test_a_cluster_that_stays_away_is_a_connection_error(tmp_path: Path) -
 
 
 async def test_a_cluster_that_is_back_within_the_grace_costs_nothing(tmp_path: Path) -> None:
-    async with room(tmp_path, connection_grace=30) as here:
+    async with local_cluster(tmp_path, connection_grace=30) as here:
         await here.add_host()
         await here.stop("cluster")
         boot = await here.boot()
@@ -96,7 +96,7 @@ async def test_a_cluster_that_is_back_within_the_grace_costs_nothing(tmp_path: P
 
 async def test_what_the_cluster_journalled_unheard_is_undone(tmp_path: Path) -> None:
     """The Submit arrives, its answer does not: CONNECTION_ERROR, and the desktop is taken back."""
-    async with room(tmp_path, connection_grace=0.2) as here:
+    async with local_cluster(tmp_path, connection_grace=0.2) as here:
         host = await here.add_host()
         await here.stop("cluster")
         async with wire_link(here.settings, "cluster") as mute:
@@ -138,7 +138,7 @@ async def test_what_the_cluster_journalled_unheard_is_undone(tmp_path: Path) -> 
 
 async def test_two_timed_out_commands_are_both_abandoned(tmp_path: Path) -> None:
     """A command that times out while the cluster is told of another is told too."""
-    async with room(tmp_path, start=("endpoint",)) as here:
+    async with local_cluster(tmp_path, start=("endpoint",)) as here:
         told: list[str] = []
         second_ended = asyncio.Event()
 
@@ -161,7 +161,7 @@ async def test_two_timed_out_commands_are_both_abandoned(tmp_path: Path) -> None
 
 
 async def test_a_start_outlives_the_cluster_process(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
         await here.wait_desktop(boot, DesktopState.BOOTING)
@@ -174,7 +174,7 @@ async def test_a_start_outlives_the_cluster_process(tmp_path: Path) -> None:
 
 async def test_journalled_order_is_given_after_restart(tmp_path: Path) -> None:
     """An order that was journalled but not given is given after a restart."""
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         host = await here.add_host()
         await host.crash()  # so that the order cannot be given
         boot = await here.boot()
@@ -186,7 +186,7 @@ async def test_journalled_order_is_given_after_restart(tmp_path: Path) -> None:
 
 
 async def test_the_endpoint_takes_up_what_it_left(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host()
         await here.stop("endpoint")
         boot = await here.boot()
@@ -195,7 +195,7 @@ async def test_the_endpoint_takes_up_what_it_left(tmp_path: Path) -> None:
 
 
 async def test_a_broker_that_was_killed_loses_nothing(tmp_path: Path) -> None:
-    async with room(tmp_path, connection_grace=30, host_timeout=30) as here:
+    async with local_cluster(tmp_path, connection_grace=30, host_timeout=30) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         before = await here.boot()
         await here.wait_desktop(before, DesktopState.BOOTING)
@@ -212,7 +212,7 @@ async def test_a_broker_that_was_killed_loses_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_silent_hosts_desktops_are_lost_and_found_again(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host, other = await here.add_host("host-1"), await here.add_host("host-2")
         boots = [await here.running() for _ in range(2)]
         theirs = {str(boot.desktop): boot for boot in boots}
@@ -233,7 +233,7 @@ async def test_a_silent_hosts_desktops_are_lost_and_found_again(tmp_path: Path) 
 
 
 async def test_the_endpoint_says_why_it_cannot_connect(tmp_path: Path) -> None:
-    async with room(tmp_path, start=()) as here:
+    async with local_cluster(tmp_path, start=()) as here:
         endpoint = WebServerEndpoint("main", CollectorRegistry())
         endpoint.connect_to_databases(
             open_database(here.settings, "endpoint", "commands"), open_database(here.settings, "endpoint", "status")
@@ -254,7 +254,7 @@ async def test_the_endpoint_says_why_it_cannot_connect(tmp_path: Path) -> None:
 
 async def test_a_lost_change_is_repaired_by_the_mark(tmp_path: Path) -> None:
     """A cluster's changes reach the endpoint only while it listens; marks tell it what it missed."""
-    async with room(tmp_path, status_update_interval=0.2) as here:
+    async with local_cluster(tmp_path, status_update_interval=0.2) as here:
         host = await here.add_host()
         boot = await here.running()
         async with mirror(here) as (status, link, subjects):
@@ -280,7 +280,7 @@ async def test_a_lost_change_is_repaired_by_the_mark(tmp_path: Path) -> None:
 
 
 async def test_rows_foretold_by_an_outcome_never_undo_a_newer_change(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host()
         boot = await here.running()
         seen = await here.status.desktop(str(boot.desktop))
@@ -304,7 +304,7 @@ async def test_rows_foretold_by_an_outcome_never_undo_a_newer_change(tmp_path: P
 
 @pytest.mark.parametrize("name", ["commands", "status", "cluster"])
 async def test_a_database_that_fails_for_a_while_ends_no_process(tmp_path: Path, name: DatabaseName) -> None:
-    async with room(tmp_path, connection_grace=30, host_timeout=0.6) as here:
+    async with local_cluster(tmp_path, connection_grace=30, host_timeout=0.6) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
         await here.wait_desktop(boot, DesktopState.BOOTING)
@@ -325,7 +325,7 @@ async def test_a_database_that_fails_for_a_while_ends_no_process(tmp_path: Path,
 
 
 async def test_a_command_sent_again_and_again_is_one_command(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
         await here.stop("endpoint")
@@ -350,7 +350,7 @@ async def test_a_start_whose_commit_was_not_confirmed_goes_on(tmp_path: Path, mo
             raise Unavailable("The answer was lost.")
         return wrote
 
-    async with room(tmp_path, connection_grace=30) as here:
+    async with local_cluster(tmp_path, connection_grace=30) as here:
         await here.add_host()
         monkeypatch.setattr(cluster_state, "save", lose_the_answer)
         await here.running()
@@ -381,7 +381,7 @@ async def test_a_command_that_was_given_up_unconfirmed_is_undone(
 
     monkeypatch.setattr(Commands, "advance", lose_the_answer)
     async with (
-        room(tmp_path, start=("endpoint",), connection_grace=0.1) as here,
+        local_cluster(tmp_path, start=("endpoint",), connection_grace=0.1) as here,
         wire_link(here.settings, "cluster") as link,
     ):
         await link.serve(Subjects(here.settings.cluster).commands, cluster)
@@ -392,7 +392,7 @@ async def test_a_command_that_was_given_up_unconfirmed_is_undone(
 
 async def test_a_host_speaks_for_itself_alone(tmp_path: Path) -> None:
     """The broker holds it to its own subjects; what it says there of another host is set aside."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         victim = await here.add_host("host-1")
         boot = await here.running()
         await here.add_host("host-2", register=False)

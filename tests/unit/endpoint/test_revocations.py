@@ -10,12 +10,12 @@ from pupitre.domain.ticket import Purpose, Ticket, TicketRefused, sign
 from pupitre.pki import issuing
 from pupitre.runtime.clock import now_ms
 from pupitre.store.revocations import Revocation, Revocations
-from tests.rigs.cluster_rig import HostRig, Room, eventually, room
+from tests.rigs.local_cluster import HostRig, LocalCluster, eventually, local_cluster
 
 pytestmark = pytest.mark.anyio
 
 
-def knows(here: Room, host: HostRig, bearer: str) -> bool:
+def knows(here: LocalCluster, host: HostRig, bearer: str) -> bool:
     """Whether the host takes no ticket of this sign-in any more."""
     ticket = Ticket(
         id=uuid.uuid4().hex, purpose=Purpose.CONSOLE, user="u", desktop="d", boot=1, host=host.name, address="", port=1,
@@ -38,7 +38,7 @@ async def all_told(revocations: Revocations) -> bool:
 
 
 async def test_every_host_hears_of_it_and_then_it_is_forgotten(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         hosts = [await here.add_host("host-1"), await here.add_host("host-2")]
         revocations = Revocations(here.commands.database)
         many = [revocation(number) for number in range(20)]
@@ -52,7 +52,7 @@ async def test_every_host_hears_of_it_and_then_it_is_forgotten(tmp_path: Path) -
 
 async def test_absent_host_hears_of_revocation_on_return(tmp_path: Path) -> None:
     """A host that was away hears of it when it is back and the others at once."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         there, away = await here.add_host("host-1"), await here.add_host("host-2")
         revocations = Revocations(here.commands.database)
         await away.crash()
@@ -70,7 +70,7 @@ async def test_absent_host_hears_of_revocation_on_return(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("part", ["broker", "cluster", "endpoint"])
 async def test_nothing_of_it_is_lost_while_a_part_of_the_way_is_away(tmp_path: Path, part: str) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         revocations = Revocations(here.commands.database)
         await (here.broker.kill() if part == "broker" else here.stop(part))
@@ -84,7 +84,7 @@ async def test_nothing_of_it_is_lost_while_a_part_of_the_way_is_away(tmp_path: P
 
 
 async def test_what_is_past_is_forgotten_with_the_next_that_is_told(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host()
         revocations = Revocations(here.commands.database)
         await revocations.add([Revocation("f" * 64, now_ms() - 1), revocation(1)])

@@ -11,14 +11,15 @@ from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.images.store import ImageStore
 from pupitre.wire.messages import AnyMessage, Describe, Done, EnsureDesktop, EnsureGone, Refused, Report
 from pupitre.wire.subjects import Subjects
-from tests.rigs.cluster_rig import IMAGE, eventually, new_id, room, wire_link
+from tests.rigs.command_writer import new_id
+from tests.rigs.local_cluster import IMAGE, eventually, local_cluster, wire_link
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_crashed_guest_is_failed_desktop_with_reason(tmp_path: Path) -> None:
     """A crashed guest is a failed desktop with its reason until it is put away."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
         host.hypervisor.crash(str(boot.desktop), "The guest ran out of luck.")
@@ -33,7 +34,7 @@ async def test_crashed_guest_is_failed_desktop_with_reason(tmp_path: Path) -> No
 
 
 async def test_a_guest_shut_down_from_inside_is_gone(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
         await host.hypervisor.shut_down(str(boot.desktop))
@@ -43,7 +44,7 @@ async def test_a_guest_shut_down_from_inside_is_gone(tmp_path: Path) -> None:
 
 
 async def test_an_orphan_guest_and_an_orphan_overlay_are_removed(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         mine = await here.running()
         await host.crash()
@@ -66,7 +67,7 @@ async def test_an_orphan_guest_and_an_orphan_overlay_are_removed(tmp_path: Path)
 
 async def test_guest_ended_without_agent_is_failed_desktop(tmp_path: Path) -> None:
     """A guest that ended while the agent was away is a failed desktop."""
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         host = await here.add_host()
         boot = await here.running()
         await host.crash()
@@ -77,7 +78,7 @@ async def test_guest_ended_without_agent_is_failed_desktop(tmp_path: Path) -> No
 
 
 async def test_a_start_that_was_under_way_is_taken_up_again(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
         await here.wait_desktop(boot, DesktopState.BOOTING)
@@ -89,7 +90,7 @@ async def test_a_start_that_was_under_way_is_taken_up_again(tmp_path: Path) -> N
 
 
 async def test_a_damaged_journal_costs_no_running_desktop(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         host = await here.add_host()
         boot = await here.running()
         await host.crash()
@@ -105,7 +106,7 @@ async def test_a_damaged_journal_costs_no_running_desktop(tmp_path: Path) -> Non
 
 async def test_damaged_record_costs_no_running_desktop(tmp_path: Path) -> None:
     """A damaged record costs no running desktop and the others nothing at all."""
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         host = await here.add_host()
         boots = [await here.running() for _ in range(3)]
         await host.crash()
@@ -127,7 +128,7 @@ async def test_damaged_record_costs_no_running_desktop(tmp_path: Path) -> None:
 
 async def test_repeated_orders_and_old_epochs_do_nothing(tmp_path: Path) -> None:
     """Orders repeated do nothing twice and old epochs nothing at all."""
-    async with room(tmp_path, start=()) as here:
+    async with local_cluster(tmp_path, start=()) as here:
         host = await here.add_host(register=False)
         spec, desktop = ImageStore(here.settings.images_dir).spec(IMAGE), new_id()
         orders = Subjects("main").orders("host-1")
@@ -160,7 +161,7 @@ async def test_repeated_orders_and_old_epochs_do_nothing(tmp_path: Path) -> None
 
 
 async def test_numbers_tell_a_later_report_from_an_earlier_one(tmp_path: Path) -> None:
-    async with room(tmp_path, start=()) as here:
+    async with local_cluster(tmp_path, start=()) as here:
         await here.add_host(register=False)
         async with wire_link(here.settings, "cluster") as cluster:
             orders = Subjects("main").orders("host-1")
@@ -171,7 +172,7 @@ async def test_numbers_tell_a_later_report_from_an_earlier_one(tmp_path: Path) -
 
 
 async def test_a_host_that_stops_with_its_guests_says_so(tmp_path: Path) -> None:
-    async with room(tmp_path, guests_on_stop="destroy") as here:
+    async with local_cluster(tmp_path, guests_on_stop="destroy") as here:
         host = await here.add_host()
         boot = await here.running()
         await host.crash()

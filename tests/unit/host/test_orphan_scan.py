@@ -13,7 +13,8 @@ from pupitre.host.journal import Record
 from pupitre.host.orphan_scan import OrphanScan, compare
 from pupitre.images.store import ImageStore
 from pupitre.store.audit import CLUSTER, AuditEntry, AuditLog
-from tests.rigs.cluster_rig import IMAGE, HostRig, Room, eventually, new_id, room
+from tests.rigs.command_writer import new_id
+from tests.rigs.local_cluster import IMAGE, HostRig, LocalCluster, eventually, local_cluster
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +56,7 @@ def test_only_a_desktop_that_runs_is_missing() -> None:
     assert not missing(RECORD, before=replace(RECORD, state=DesktopState.BOOTING))  # it began meanwhile
 
 
-async def said(here: Room, action: str, subject: str) -> list[AuditEntry]:
+async def said(here: LocalCluster, action: str, subject: str) -> list[AuditEntry]:
     """What the audit log says that the cluster did with ``subject``, once it says anything."""
     log = AuditLog(here.commands.database)
 
@@ -79,7 +80,7 @@ def sweeping(host: HostRig) -> OrphanScan:
 
 
 async def test_strays_are_settled_while_everything_runs_and_said_once(tmp_path: Path) -> None:
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         mine = await here.running()
         sweep = sweeping(host)
@@ -109,7 +110,7 @@ async def test_strays_are_settled_while_everything_runs_and_said_once(tmp_path: 
 
 async def test_vanished_guest_fails_desktop_at_second_scan(tmp_path: Path) -> None:
     """A desktop whose guest vanished without a word has failed at the second look."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
         sweep = sweeping(host)
@@ -125,7 +126,7 @@ async def test_vanished_guest_fails_desktop_at_second_scan(tmp_path: Path) -> No
 
 async def test_lost_host_is_audited_though_endpoint_was_away(tmp_path: Path) -> None:
     """A lost host and its desktops are in the audit log even if the endpoint was away."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         host = await here.add_host()
         boot = await here.running()
         await here.stop("endpoint")

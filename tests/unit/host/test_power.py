@@ -25,7 +25,8 @@ from pupitre.wire.messages import (
     Report,
 )
 from pupitre.wire.subjects import Subjects
-from tests.rigs.cluster_rig import IMAGE, HostRig, Room, eventually, new_id, room, wire_link
+from tests.rigs.command_writer import new_id
+from tests.rigs.local_cluster import IMAGE, HostRig, LocalCluster, eventually, local_cluster, wire_link
 
 pytestmark = pytest.mark.anyio
 ORDERS = Subjects("main").orders("host-1")
@@ -34,7 +35,7 @@ ORDERS = Subjects("main").orders("host-1")
 class Cluster:
     """Speaks as the cluster, and hears everything."""
 
-    def __init__(self, here: Room, host: HostRig, link: BrokerConnection) -> None:
+    def __init__(self, here: LocalCluster, host: HostRig, link: BrokerConnection) -> None:
         self.host, self.heard = host, list[AnyMessage]()
         self._link = link
         self._spec = ImageStore(here.settings.images_dir).spec(IMAGE)
@@ -64,7 +65,7 @@ class Cluster:
 
 @asynccontextmanager
 async def host_and_cluster(home: Path, behaviour: Behaviour, **changes: object) -> AsyncIterator[Cluster]:
-    async with room(home, start=(), **changes) as here:
+    async with local_cluster(home, start=(), **changes) as here:
         host = await here.add_host(behaviour=behaviour, register=False)
         async with wire_link(here.settings, "cluster") as link:
             cluster = Cluster(here, host, link)

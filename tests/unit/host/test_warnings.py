@@ -13,12 +13,12 @@ from pupitre.domain.command import CommandState
 from pupitre.domain.host import Host
 from pupitre.domain.warning import HostWarning, WarningCode, set_aside_by, warn
 from pupitre.wire.messages import Refused
-from tests.rigs.cluster_rig import Room, room, until
 from tests.rigs.hostile_host import hostile_host
+from tests.rigs.local_cluster import LocalCluster, local_cluster, until
 from tests.rigs.portal_site import open_site
 
 
-async def host_where_warned(here: Room, name: str, *codes: str) -> Host:
+async def host_where_warned(here: LocalCluster, name: str, *codes: str) -> Host:
     """The host's row once it shows exactly these warnings."""
     found = await until(
         here.changed,
@@ -32,7 +32,7 @@ async def host_where_warned(here: Room, name: str, *codes: str) -> Host:
 @pytest.mark.attack
 @pytest.mark.anyio
 async def test_refused_reports_set_their_host_aside_alone(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         await here.add_host("host-1")
         bad = await here.add_host("host-2")
         await bad.crash()
@@ -52,7 +52,7 @@ async def test_refused_reports_set_their_host_aside_alone(tmp_path: Path) -> Non
             assert "host-2" not in metrics(here)
 
 
-def metrics(here: Room) -> str:
+def metrics(here: LocalCluster) -> str:
     from prometheus_client import generate_latest
 
     return generate_latest(here.ops["cluster"].registry).decode()
@@ -60,7 +60,7 @@ def metrics(here: Room) -> str:
 
 @pytest.mark.anyio
 async def test_boot_refused_names_why_the_host_is_set_aside(tmp_path: Path) -> None:
-    async with room(tmp_path, host_timeout=30) as here:
+    async with local_cluster(tmp_path, host_timeout=30) as here:
         only = await here.add_host("host-1")
         await only.crash()
         async with hostile_host(here.settings, "host-1") as hostile:

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests import ROOT
-from tests.rigs.deployment import person
+from tests.rigs.rest_client import person
 from tests.rigs.stack import Stack
 
 pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.browser, pytest.mark.guest]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pupitre.bench.history import CommandSeen, EntrySeen, Evidence, HostSeen, PlacedSeen, ShownSeen, Sort, violations
 from pupitre.domain.command import CommandKind, CommandState
 from pupitre.domain.desktop import DesktopState
+from tests.rigs.history import CommandSeen, EntrySeen, Evidence, HostSeen, PlacedSeen, ShownSeen, Sort, violations
 
 D, C = DesktopState, CommandState
 BOOT, DESTROY = CommandKind.BOOT_DESKTOP, CommandKind.DESTROY_DESKTOP

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests import ROOT
-from tests.rigs.cluster_rig import room
+from tests.rigs.local_cluster import local_cluster
 
 CARELESS = """
 import subprocess
@@ -41,7 +41,7 @@ def test_run_that_leaves_a_process_fails_and_ends_it(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_broker_ends_though_a_part_ended_in_failure(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the failure"):
-        async with room(tmp_path, start=()) as here:
+        async with local_cluster(tmp_path, start=()) as here:
             here.start("cluster", fail)
             pid = here.broker.pid
             await asyncio.sleep(0)  # it begins, and fails

@@ -16,8 +16,8 @@ from pupitre.store.sql.deadline import Deadline, Overdue
 from pupitre.store.sql.engine import Database
 from pupitre.timings import DATABASE_CANCEL
 from tests.rigs import databases
-from tests.rigs.cluster_rig import eventually
 from tests.rigs.database_servers import Provisioned
+from tests.rigs.local_cluster import eventually
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,8 @@ from pupitre.store.schema import gates
 from pupitre.store.sql.engine import Database
 from pupitre.store.sql.health import telling
 from tests.rigs import databases
-from tests.rigs.cluster_rig import eventually
 from tests.rigs.database_servers import Provisioned
+from tests.rigs.local_cluster import eventually
 
 pytestmark = pytest.mark.anyio
 

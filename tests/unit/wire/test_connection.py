@@ -29,7 +29,7 @@ from pupitre.wire.messages import (
     decode,
 )
 from pupitre.wire.subjects import Subjects, inbox
-from tests.rigs.cluster_rig import Broker, eventually, small_settings, wire_link
+from tests.rigs.local_cluster import Broker, eventually, small_settings, wire_link
 
 pytestmark = pytest.mark.anyio
 SUBJECTS = Subjects("main")

@@ -28,7 +28,7 @@ from pupitre.pki import issuing
 from pupitre.wire.messages import Abandon, StatusPosition, StatusQuery, Submit, decode, encode
 from pupitre.wire.subjects import Subjects, inbox
 from tests import ROOT
-from tests.rigs.cluster_rig import Room, eventually, room
+from tests.rigs.local_cluster import LocalCluster, eventually, local_cluster
 from tests.unit.wire.test_messages import GOLDEN, GROWN, SAMPLES
 
 SUBJECTS = Subjects("main")
@@ -133,7 +133,7 @@ def _tamed(role: str, data: bytes, epoch: int) -> bytes:
 class Fuzzed:
     """A room under fire."""
 
-    here: Room
+    here: LocalCluster
     peers: Peers
     epoch: int
 
@@ -169,7 +169,7 @@ def test_no_message_stops_a_process(tmp_path: Path) -> None:
         stack = AsyncExitStack()
 
         async def begin() -> Fuzzed:
-            here = await stack.enter_async_context(room(tmp_path, host_timeout=30))
+            here = await stack.enter_async_context(local_cluster(tmp_path, host_timeout=30))
             await here.add_host()
             await here.running()
             peers = Peers(here.settings)

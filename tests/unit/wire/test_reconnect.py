@@ -17,14 +17,14 @@ from pupitre.timings import BROKER_RECONNECT
 from pupitre.wire.connection import BrokerConnection, _pause
 from pupitre.wire.messages import AnyMessage, StatusPosition, StatusQuery
 from pupitre.wire.subjects import Subjects
-from tests.rigs.cluster_rig import Broker, Room, eventually, room, small_settings, until, wire_link
 from tests.rigs.database_servers import Provisioned
+from tests.rigs.local_cluster import Broker, LocalCluster, eventually, local_cluster, small_settings, until, wire_link
 
 pytestmark = pytest.mark.anyio
 SUBJECTS = Subjects("main")
 
 
-async def link_where(here: Room, connected: bool) -> ClusterLink:
+async def link_where(here: LocalCluster, connected: bool) -> ClusterLink:
     async def look() -> ClusterLink | None:
         links = await here.status.links()
         return links[0] if links else None
@@ -36,7 +36,7 @@ async def link_where(here: Room, connected: bool) -> ClusterLink:
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])
 async def test_a_broker_that_is_away_is_said_and_commands_wait_for_it(tmp_path: Path, how: str) -> None:
-    async with room(tmp_path, connection_grace=60, host_timeout=60) as here:
+    async with local_cluster(tmp_path, connection_grace=60, host_timeout=60) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         before = await here.boot()
         await here.wait_desktop(before, DesktopState.BOOTING)
@@ -76,7 +76,7 @@ async def test_a_broker_that_is_away_is_said_and_commands_wait_for_it(tmp_path: 
 
 async def test_absent_cluster_is_said_and_command_ends_after_grace(tmp_path: Path) -> None:
     """A cluster that is away is said and a command past its grace is answered."""
-    async with room(tmp_path, connection_grace=0.5) as here:
+    async with local_cluster(tmp_path, connection_grace=0.5) as here:
         await here.add_host()
         await here.stop("cluster")
         lost = await link_where(here, False)
@@ -92,7 +92,7 @@ async def test_absent_cluster_is_said_and_command_ends_after_grace(tmp_path: Pat
 
 async def test_confirmation_grows_old_when_endpoint_stops(tmp_path: Path) -> None:
     """Pages mark rows by this time: within an interval and a half of it nothing is wrong."""
-    async with room(tmp_path) as here:
+    async with local_cluster(tmp_path) as here:
         await here.add_host()
 
         async def heard() -> int:
@@ -164,7 +164,7 @@ def test_reconnect_backoff_grows_and_is_not_in_step() -> None:
 
 async def test_absent_database_server_ends_no_process(tmp_path: Path, each_server: Provisioned) -> None:
     """A database server that is away ends no process and loses nothing."""
-    async with room(tmp_path, connection_grace=60, host_timeout=60) as here:
+    async with local_cluster(tmp_path, connection_grace=60, host_timeout=60) as here:
         host = await here.add_host(behaviour=Behaviour.SLOW)
         boot = await here.boot()
         await here.wait_desktop(boot, DesktopState.BOOTING)

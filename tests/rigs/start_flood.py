@@ -1,7 +1,7 @@
 """One user who starts desktops as fast as a hundred connections can, from a process of its own.
 
-``python -m tests.rigs.flood PORT TOKEN COUNT`` prints how often each status came, and how often it said when to come
-again.
+``python -m tests.rigs.start_flood PORT TOKEN COUNT`` prints how often each status came, and how often
+it said when to come again.
 """
 
 import asyncio
