@@ -1,4 +1,4 @@
-"""Draws the state tables of `pupitre.domain` into ARCHITECTURE.md: ``python scripts/diagrams.py``."""
+"""Draws the state tables of `pupitre.domain` into docs/design/states.md: ``python scripts/diagrams.py``."""
 
 import re
 from pathlib import Path
@@ -26,5 +26,5 @@ def _fenced(machine: Machine[Any, Any]) -> str:
 
 
 if __name__ == "__main__":
-    architecture = Path(__file__).parents[1] / "ARCHITECTURE.md"
-    architecture.write_text(redraw(architecture.read_text()))
+    states = Path(__file__).parents[1] / "docs/design/states.md"
+    states.write_text(redraw(states.read_text()))

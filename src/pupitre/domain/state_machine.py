@@ -37,7 +37,7 @@ class Machine(Generic[S, E]):
         return not self.table[state]
 
     def mermaid(self) -> str:
-        """The table as a Mermaid state diagram, for ARCHITECTURE.md."""
+        """The table as a Mermaid state diagram, for docs/design/states.md."""
         lines = ["stateDiagram-v2", f"    [*] --> {self.initial}"]
         for state, row in self.table.items():
             lines += [f"    {state} --> {after}: {event}" for event, after in row.items()]

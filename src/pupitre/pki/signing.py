@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pupitre.errors import SetupError
 
 ORDER_KEY = "order.key"
-"""The cluster's, beside its certificate. Every cluster server needs the same one: see ARCHITECTURE.md."""
+"""The cluster's, beside its certificate. Every cluster server needs the same one: see docs/design/messages.md."""
 
 
 def ensure_key(path: Path) -> Ed25519PrivateKey:

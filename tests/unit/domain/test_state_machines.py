@@ -1,4 +1,4 @@
-"""The state tables: reachable, complete, final where they end, and drawn in ARCHITECTURE.md as they are."""
+"""The state tables: reachable, complete, final where they end, and drawn in docs/design/states.md as they are."""
 
 import ast
 import re
@@ -73,7 +73,7 @@ def test_what_counts_and_what_opens() -> None:
 
 
 def test_the_architecture_page_shows_the_tables_as_they_are() -> None:
-    page = (ROOT / "ARCHITECTURE.md").read_text()
+    page = (ROOT / "docs/design/states.md").read_text()
     for name in MACHINES:
         assert page.count(f"<!-- state:{name} -->") == 1
     assert redraw(page) == page, "Run: python scripts/diagrams.py"

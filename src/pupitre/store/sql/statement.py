@@ -1,7 +1,7 @@
 """SQLAlchemy's statements in the words of one database, and its answers as rows.
 
 SQLAlchemy writes the SQL; the driver itself sends it, because between the two SQLAlchemy's
-asyncio layer costs several times what driver and server do (ARCHITECTURE.md has the figures).
+asyncio layer costs several times what driver and server do (docs/design/databases.md has the figures).
 A statement that is kept (at module level, with `bindparam` for what changes) is written
 once; one that is made for one call is written for it.
 """
