@@ -9,6 +9,7 @@ from pupitre.domain.command import (
     CommandState,
 )
 from pupitre.domain.command_kinds import COMMAND_KINDS
+from pupitre.domain.console_link import CloseCode
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
 from pupitre.domain.people.throttle import Counted, Counter
@@ -31,6 +32,37 @@ STATE_WORDS = {
     DesktopState.FAILED: "Failed",
     DesktopState.LOST: "Out of reach",
 }
+_OPENS_BY_ITSELF = "It opens here by itself as soon as it runs."
+CONSOLE_WORDS = {
+    DesktopState.REQUESTED: ("Waiting for a place…", _OPENS_BY_ITSELF),
+    DesktopState.PREPARING: ("Preparing its disk…", _OPENS_BY_ITSELF),
+    DesktopState.BOOTING: ("Starting up…", _OPENS_BY_ITSELF),
+    DesktopState.LOST: (
+        "The desktop’s host is out of reach.",
+        "It comes back by itself when its host does, and opens here again."
+        " You need not wait: under “My desktops” you can stop it and start another.",
+    ),
+    DesktopState.STOPPING: (
+        "The desktop is stopping.",
+        "When it is gone, you can start another under “My desktops”.",
+    ),
+    DesktopState.GONE: ("This desktop is gone.", "You can start another under “My desktops”."),
+    DesktopState.FAILED: (
+        "The desktop has failed.",
+        "Start another under “My desktops”. If that fails too, show this message to your teacher.",
+    ),
+}
+"""Of each state without a screen: the state, and what the user can do meanwhile, or instead."""
+_OVER = frozenset({DesktopState.STOPPING, DesktopState.GONE, DesktopState.FAILED})
+CLOSE_WORDS = {
+    CloseCode.ENDED: "The desktop has ended this connection.",
+    CloseCode.LINK_LOST: "The way to the desktop’s host broke.",
+    CloseCode.VIEWER_GONE: "Too much was waiting for this browser.",
+    CloseCode.RESTARTING: "The server is starting again.",
+    1001: "The server is going away for a moment.",
+    1006: "The connection broke.",
+}
+"""Close codes of the gateway, and those of RFC 6455 that browsers give by themselves."""
 HOST_WORDS = {
     HostState.JOINING: "Joining",
     HostState.READY: "Ready",
@@ -81,6 +113,17 @@ REMEDIES = {
     "DOMAIN_DESTRUCTION_ERROR": "Press Stop again. If it happens again, tell your administrator.",
     "HALTED": "The cluster was halted by an administrator. Ask when it is back.",
 }
+
+
+def console_words() -> dict[str, dict[str, object]]:
+    """Words for the script of the console page: of each state of the desktop, and of each close code."""
+    return {
+        "states": {
+            str(state): {"words": words, "next": instead, "over": state in _OVER}
+            for state, (words, instead) in CONSOLE_WORDS.items()
+        },
+        "closes": {str(int(code)): words for code, words in CLOSE_WORDS.items()},
+    }
 
 
 def action_words(action: str) -> str:

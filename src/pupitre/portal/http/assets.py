@@ -21,7 +21,6 @@ _FILES = {
     "htmx": ("htmx.org", "dist/htmx.min.js"),
     "sse": ("htmx-ext-sse", "dist/sse.min.js"),
     "idiomorph": ("idiomorph", "dist/idiomorph-ext.min.js"),
-    "bootstrap": ("bootstrap", "dist/css/bootstrap.min.css"),
 }
 _NOVNC = "@novnc/novnc"
 
@@ -33,7 +32,6 @@ class Assets:
     htmx: str
     sse: str
     idiomorph: str
-    bootstrap: str
     novnc: str
 
 

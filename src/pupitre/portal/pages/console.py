@@ -7,6 +7,7 @@ from pupitre.portal.context import portal_of
 from pupitre.portal.desktops import desktop_of
 from pupitre.portal.http.templates import render
 from pupitre.portal.identity.sessions import SignedIn
+from pupitre.portal.labels import console_words
 
 router = APIRouter()
 
@@ -21,6 +22,7 @@ async def console(request: Request, caller: SignedIn, desktop: str) -> Response:
         "seen": seen,
         "name": names.get(seen.desktop.image, seen.desktop.image),
         "host_title": host.title if host else "Its host",
+        "words": console_words(),
     }
     return render(request, "console.html", context)
 

@@ -31,7 +31,7 @@ function compare() {
     now.set(card.dataset.desktop, card.dataset.state);
     if (states.get(card.dataset.desktop) === card.dataset.state) continue;
     const name = card.querySelector("h3").textContent;
-    const words = card.querySelector(".state").firstChild.nextSibling.textContent.trim();
+    const words = card.querySelector(".state .words").textContent;
     if (states.has(card.dataset.desktop) || states.size || card.dataset.state !== "running") {
       spoken.textContent = `${name}: ${words}`;
     }
@@ -41,23 +41,16 @@ function compare() {
 }
 
 board.addEventListener("click", (event) => {
-  const link = event.target.closest("[data-stop]");
-  if (!link) return;
+  const button = event.target.closest("[data-stop]");
+  if (!button) return;
   event.preventDefault();
   const form = dialog.querySelector("form");
-  const path = `/desktops/${link.dataset.stop}/stop`;
+  const path = `/desktops/${button.dataset.stop}/stop`;
   form.action = path;
   form.setAttribute("hx-post", path);
   htmx.process(form);
-  dialog.querySelector("[data-name]").textContent = link.dataset.name;
+  dialog.querySelector("[data-name]").textContent = button.dataset.name;
   dialog.showModal();
-});
-board.addEventListener("keydown", (event) => {
-  // A link that acts as a button answers to the space bar too.
-  if (event.key === " " && event.target.matches("[data-stop]")) {
-    event.preventDefault();
-    event.target.click();
-  }
 });
 dialog.querySelector("[data-cancel]").addEventListener("click", () => dialog.close());
 dialog.querySelector("form").addEventListener("submit", () => dialog.close());

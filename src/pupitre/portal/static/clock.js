@@ -5,7 +5,7 @@
 
 const SAY_AT = [Infinity, 60, 30, 10]; // seconds left
 
-/** The same words as `duration` in views.py. */
+/** The same words as `duration` in labels.py. */
 function words(milliseconds) {
   const seconds = Math.max(0, Math.floor(milliseconds / 1000));
   if (seconds < 120) return `${seconds} s`;
@@ -14,7 +14,7 @@ function words(milliseconds) {
   return `${Math.floor(seconds / 86400)} days`;
 }
 
-/** The same as `countdown` in views.py. */
+/** The same as `countdown` in labels.py. */
 const minutes = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
 
 function put(element, text) {

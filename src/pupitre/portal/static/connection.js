@@ -4,40 +4,14 @@ const FIRST_WAIT = 500; // ms, doubled at every failure
 const LONGEST_WAIT = 15_000;
 const SETTLED = 10_000; // ms of a good connection after which waits begin at FIRST_WAIT again
 
-/** What the gateway's close codes mean (`CloseCode` in domain/console_link.py). */
-const REASONS = new Map([
-  [4000, "The desktop has ended this connection."],
-  [4001, "The way to the desktop’s host broke."],
-  [4002, "Too much was waiting for this browser."],
-  [1001, "The server is going away for a moment."],
-  [1012, "The server is starting again."],
-  [1006, "The connection broke."],
-]);
-
-const STATE_WORDS = {
-  requested: "Waiting for a place…",
-  preparing: "Preparing its disk…",
-  booting: "Starting up…",
-  lost: "The desktop’s host is out of reach.",
-  stopping: "The desktop is stopping.",
-  gone: "This desktop is gone.",
-  failed: "The desktop has failed.",
-};
-/** What the user can do meanwhile, or instead. */
-const NEXT = {
-  requested: "It opens here by itself as soon as it runs.",
-  preparing: "It opens here by itself as soon as it runs.",
-  booting: "It opens here by itself as soon as it runs.",
-  lost: "It comes back by itself when its host does, and opens here again. You need not wait: under “My desktops” you can stop it and start another.",
-  stopping: "When it is gone, you can start another under “My desktops”.",
-  gone: "You can start another under “My desktops”.",
-  failed: "Start another under “My desktops”. If that fails too, show this message to your teacher.",
-};
-const OVER = new Set(["stopping", "gone", "failed"]);
-
 export class Connection {
-  /** `page.show(state, words, hint, next)` and `page.opened(rfb)` are told what happens. */
-  constructor(desktop, target, RFB, page) {
+  /**
+   * `page.show(state, words, hint, next)` and `page.opened(rfb)` are told what happens. `words` are those of
+   * `console_words` in labels.py: of each state (`words`, `next`, `over`), and of each close code.
+   */
+  constructor(desktop, target, RFB, page, words) {
+    this.states = words.states;
+    this.closes = words.closes;
     this.desktop = desktop;
     this.target = target;
     this.RFB = RFB;
@@ -73,8 +47,9 @@ export class Connection {
       return;
     }
     clearTimeout(this.timer);
-    if (OVER.has(state)) this.rfb?.disconnect();
-    this.say(OVER.has(state) ? "ended" : "waiting", STATE_WORDS[state] ?? state, reason ?? "", NEXT[state]);
+    const { words, next, over } = this.states[state] ?? { words: state };
+    if (over) this.rfb?.disconnect();
+    this.say(over ? "ended" : "waiting", words, reason ?? "", next);
   }
 
   /** The desktop runs again: the connection has outlived it, or a new one is made. */
@@ -117,7 +92,7 @@ export class Connection {
     if (answer.ok) return answer.json();
     const problem = await answer.json().catch(() => ({ detail: answer.statusText }));
     if (answer.status === 401) location.assign(`/signin?next=${encodeURIComponent(location.pathname)}`);
-    else if (answer.status === 404) this.say("ended", STATE_WORDS.gone, "", NEXT.gone);
+    else if (answer.status === 404) this.desktopIs("gone");
     else if (answer.status === 409) await this.ask(problem.detail);
     else this.again(problem.detail);
     return null;
@@ -127,7 +102,7 @@ export class Connection {
   async ask(detail) {
     const answer = await fetch(`/api/v1/desktops/${this.desktop}`).catch(() => null);
     const desktop = answer?.ok ? await answer.json() : null;
-    if (answer?.status === 404) this.say("ended", STATE_WORDS.gone, "", NEXT.gone);
+    if (answer?.status === 404) this.desktopIs("gone");
     else if (desktop && desktop.state !== "running") this.desktopIs(desktop.state, desktop.reason);
     else this.again(detail);
   }
@@ -152,7 +127,7 @@ export class Connection {
       // The socket's own close event may come a moment after noVNC's.
       setTimeout(() => {
         if (this.state === "connecting" || this.state === "connected" || this.state === "reconnecting") {
-          this.again(REASONS.get(code) ?? `The connection was closed (${code}).`);
+          this.again(this.closes[code] ?? `The connection was closed (${code}).`);
         } else if (this.state === "waiting") {
           this.attempt();
         }

@@ -35,7 +35,7 @@ function applyScaling(rfb) {
   rfb.dragViewport = !fit && matchMedia("(pointer: coarse)").matches;
 }
 
-const connection = new Connection(desktop, screen, RFB, {
+const shown = {
   show,
   opened(rfb) {
     applyScaling(rfb);
@@ -46,7 +46,8 @@ const connection = new Connection(desktop, screen, RFB, {
     });
     if (!document.querySelector("dialog[open]") && find("clipboard-panel").hidden) rfb.focus();
   },
-});
+};
+const connection = new Connection(desktop, screen, RFB, shown, JSON.parse(page.dataset.words));
 globalThis.pupitreConsole = connection;
 
 const LEAVING = "This desktop is shut down for maintenance in {}. Save your work.";
