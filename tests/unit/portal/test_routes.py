@@ -269,7 +269,7 @@ def every_path(site: Site) -> list[str]:
     files = [route.path for route in app.routes if isinstance(route, Route | Mount) and "/static" in route.path]
     assert len(files) > 5
     portal = [row.url or row.path for row in TABLE]
-    own = ["/static/pupitre.css", "/static/none.css", "/static", "/", "/none", "/api/none", "/gateway/none", "/gateway"]
+    own = ["/static/base.css", "/static/none.css", "/static", "/", "/none", "/api/none", "/gateway/none", "/gateway"]
     paths = [PARAMETER.sub("host-1", path) for path in (*portal, *files, *gateway_paths(), *own)]
     return list(dict.fromkeys(paths))
 
@@ -315,9 +315,9 @@ async def test_every_answer_has_the_same_security_headers(site: Site) -> None:
                 seen.add(answer.status_code)
                 policies.add(answer.headers["content-security-policy"])
                 assert_guarded(answer)
-        tag = (await browser.get("/static/pupitre.css")).headers["etag"]
+        tag = (await browser.get("/static/base.css")).headers["etag"]
         for headers in ({"If-None-Match": tag}, {"Range": "bytes=0-9"}, {"Range": "bytes=999999999-"}):
-            answer = await browser.get("/static/pupitre.css", headers=headers)
+            answer = await browser.get("/static/base.css", headers=headers)
             seen.add(answer.status_code)
             assert_guarded(answer)
         large = await browser.post("/api/v1/sessions", content=bytes(1 << 17))
