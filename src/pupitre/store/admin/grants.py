@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from pupitre.config import DatabaseName, DatabaseRole
+from pupitre.store.admin.kinds import KINDS
 from pupitre.store.schema import DATABASES
 
 READ = frozenset({"SELECT"})
@@ -30,27 +31,21 @@ def privileges(role: DatabaseRole, name: DatabaseName, table: str) -> frozenset[
     return allowed & EXCEPT.get(table, WRITE)
 
 
-_HELD = (
-    "SELECT grantee, table_name, privilege_type FROM information_schema.table_privileges"
-    " WHERE table_schema = current_schema()"
-)
-_HELD_MARIA = "SELECT user, table_name, table_priv FROM mysql.tables_priv WHERE db = DATABASE() AND host = '%'"
-
-
 async def ensure_grants(connection: AsyncConnection, name: DatabaseName, users: Mapping[DatabaseRole, str]) -> bool:
     """Give each role's user exactly its privileges on every table; True when anything was not so. As the owner."""
-    maria = connection.dialect.name != "postgresql"
+    grants = KINDS[connection.engine.url.get_backend_name()].grants
+    if grants is None:
+        return False
     held: dict[tuple[str, str], set[str]] = {}
-    for user, table, words in await connection.execute(text(_HELD_MARIA if maria else _HELD)):
+    for user, table, words in await connection.execute(text(grants.held)):
         held.setdefault((user, table), set()).update(words.upper().split(","))
     changed = False
     for role, user in users.items():
-        whom = f"'{user}'@'%'" if maria else f'"{user}"'
         for table in DATABASES[name].tables:
             wanted, has = privileges(role, name, table), held.get((user, table), set())
-            what = f"`{table}`" if maria else f'"{table}"'
             for verb, to, which in (("GRANT", "TO", wanted - has), ("REVOKE", "FROM", has - wanted)):
                 if which:
-                    await connection.execute(text(f"{verb} {', '.join(sorted(which))} ON {what} {to} {whom}"))
+                    what = f"{verb} {', '.join(sorted(which))} ON {grants.table(table)} {to} {grants.user(user)}"
+                    await connection.execute(text(what))
                     changed = True
     return changed

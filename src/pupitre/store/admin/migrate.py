@@ -6,7 +6,6 @@ commit, so that of two at once one does it and the other finds it done.
 
 import asyncio
 import fcntl
-import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -19,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event, insert, make_url, select
+from sqlalchemy import Connection, insert, make_url, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -27,21 +26,13 @@ from sqlalchemy.pool import NullPool
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import SetupError, Unavailable
 from pupitre.store.admin.grants import ACCESS, ensure_grants
-from pupitre.store.admin.server import said_by
+from pupitre.store.admin.kinds import KINDS
+from pupitre.store.admin.kinds.base import said_by
 from pupitre.store.schema import DATABASES
 from pupitre.store.sql.deadline import Deadline
-from pupitre.store.sql.engine import KINDS
 from pupitre.timings import ADMIN_CONNECT
 
 T = TypeVar("T")
-
-_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mariadb+asyncmy"}
-# The first words of an upgrade.
-_LOCK = {
-    "sqlite": "BEGIN IMMEDIATE",
-    "postgresql": "SELECT pg_advisory_xact_lock(7074170)",
-    "mariadb": "SELECT GET_LOCK(CONCAT('pupitre.', DATABASE()), 3600)",
-}
 
 
 def upgrade_all(settings: Settings) -> list[str]:
@@ -93,7 +84,7 @@ def inspect(url: str, look: Callable[[Connection], T]) -> T:
 
 async def _upgrade(name: DatabaseName, url: str, users: Mapping[DatabaseRole, str]) -> bool:
     async with _connected(url) as connection:
-        await connection.exec_driver_sql(_LOCK[connection.engine.url.get_backend_name()])
+        await connection.exec_driver_sql(KINDS[connection.engine.url.get_backend_name()].lock)
         changed = await connection.run_sync(_migrate, name)
         await _seed(connection, name)
         if users:
@@ -106,34 +97,23 @@ async def _upgrade(name: DatabaseName, url: str, users: Mapping[DatabaseRole, st
 async def _connected(url: str) -> AsyncIterator[AsyncConnection]:
     """Alembic speaks by SQLAlchemy's own connections. Raises `SetupError` and `Unavailable`."""
     where = make_url(url)
-    kind = where.get_backend_name()
-    if kind not in _DRIVERS:
-        raise SetupError(f"{kind} is not a database that Pupitre knows.", f"Use one of {', '.join(KINDS)}.")
-    # Its notes on the names of primary keys help nobody.
-    logging.getLogger("asyncmy").setLevel(logging.ERROR)
-    engine = create_async_engine(where.set(drivername=_DRIVERS[kind]), poolclass=NullPool)
-    if kind == "sqlite":
-        event.listen(engine.sync_engine, "connect", _begin_ourselves)
+    name = where.get_backend_name()
+    if name not in KINDS:
+        raise SetupError(f"{name} is not a database that Pupitre knows.", f"Use one of {', '.join(KINDS)}.")
+    kind = KINDS[name]
+    engine = create_async_engine(where.set(drivername=kind.driver), poolclass=NullPool)
+    kind.prepare(engine.sync_engine)
     try:
         with _alone(_file(url)):
             with Deadline(ADMIN_CONNECT):
                 connection = await engine.connect()
             async with aclosing(connection):
-                if kind == "postgresql":
-                    await _refuse_pooler(connection)
+                await kind.check(connection)
                 yield connection
     except (DBAPIError, OSError) as error:
         raise Unavailable(f"The database {where.database} is not upgraded: {said_by(error)}") from error
     finally:
         await engine.dispose()
-
-
-async def _refuse_pooler(connection: AsyncConnection) -> None:
-    from pupitre.store.sql.pooler import refuse_pooler
-
-    engine = connection.engine
-    _, arguments = engine.dialect.create_connect_args(engine.url)
-    await refuse_pooler((await connection.get_raw_connection()).driver_connection, arguments, {})
 
 
 @contextmanager
@@ -148,15 +128,6 @@ def _alone(path: Path | None) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def _begin_ourselves(connection: Any, _record: object) -> None:
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout = 60000")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.close()
 
 
 def _migrate(connection: Connection, name: DatabaseName) -> bool:

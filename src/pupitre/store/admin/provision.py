@@ -19,7 +19,8 @@ from sqlalchemy import URL, make_url
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import SetupError
 from pupitre.store.admin.grants import ACCESS
-from pupitre.store.admin.server import Server, open_server
+from pupitre.store.admin.kinds.base import Server
+from pupitre.store.admin.server import open_server
 from pupitre.store.schema import DATABASES
 
 PREFIX = re.compile(r"[a-z][a-z0-9_]{0,20}")
