@@ -2,8 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +17,8 @@ from pupitre.domain.command import (
 )
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
-from pupitre.errors import Unavailable
-from pupitre.store.sql.dialect import Connection
-from pupitre.store.sql.engine import Database
 from tests.rigs.evidence import gather
+from tests.rigs.faulty_database import Faults
 from tests.rigs.history import violations
 from tests.rigs.local_cluster import LocalCluster, eventually, local_cluster
 
@@ -33,24 +29,12 @@ SHARE, FEWEST, MOST = 0.4, 6, 15
 """Of the answers how many are lost: as a share, and in all."""
 
 
-class LostCommits:
+class LostCommits(Faults):
     """Of the answers to commits of one database, but for those that the test itself makes."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: DatabaseName, spare: Database) -> None:
-        self.count = 0
-        self._chooser = random.Random(name)
-        write = Database.write
-
-        @asynccontextmanager
-        async def losing(database: Database, *topics: str) -> AsyncIterator[Connection]:
-            async with write(database, *topics) as connection:
-                yield connection
-            ours = database is not spare and Path(database.name).stem == name
-            if ours and self.count < MOST and self._chooser.random() < SHARE:
-                self.count += 1
-                raise Unavailable("The answer is lost.")
-
-        monkeypatch.setattr(Database, "write", losing)
+    def __init__(self, name: DatabaseName) -> None:
+        chooser = random.Random(name)
+        super().__init__(lambda written: self.lost < MOST and chooser.random() < SHARE)
 
 
 async def ended(here: LocalCluster, command: Command) -> Command:
@@ -84,26 +68,28 @@ async def used(here: LocalCluster) -> None:
 
 
 @pytest.mark.parametrize("name", ["cluster", "commands", "status"])
-async def test_all_is_as_if_every_answer_had_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: DatabaseName
-) -> None:
+async def test_all_is_as_if_every_answer_had_come(tmp_path: Path, name: DatabaseName) -> None:
     async with local_cluster(tmp_path, connection_grace=30, start=()) as here:
-        losses = LostCommits(monkeypatch, name, spare=here.commands.database)
-        await here.start_cluster()
-        await here.start_endpoint()
-        await here.wait_link(True)
-        await used(here)
-        wrong: list[str] = []
+        with LostCommits(name).injected(name) as faults:
+            await check_all(here)
+        assert faults.lost >= FEWEST
 
-        async def settled() -> bool:
-            seen = await gather(here.settings, ["host-1"])
-            # The guests of this cluster keep no log.
-            hosts = {name: replace(host, ran=None) for name, host in seen.hosts.items()}
-            wrong[:] = map(str, violations(replace(seen, hosts=hosts)))
-            return not wrong
 
-        try:
-            await eventually(settled)
-        except TimeoutError:
-            pytest.fail("\n".join(wrong))
-        assert losses.count >= FEWEST
+async def check_all(here: LocalCluster) -> None:
+    await here.start_cluster()
+    await here.start_endpoint()
+    await here.wait_link(True)
+    await used(here)
+    wrong: list[str] = []
+
+    async def settled() -> bool:
+        seen = await gather(here.settings, ["host-1"])
+        # The guests of this cluster keep no log.
+        hosts = {name: replace(host, ran=None) for name, host in seen.hosts.items()}
+        wrong[:] = map(str, violations(replace(seen, hosts=hosts)))
+        return not wrong
+
+    try:
+        await eventually(settled)
+    except TimeoutError:
+        pytest.fail("\n".join(wrong))

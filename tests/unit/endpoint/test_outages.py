@@ -5,26 +5,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from sqlalchemy import Executable, Insert, Table, Update
 from structlog.testing import capture_logs
 
 from pupitre.config import DatabaseName
-from pupitre.domain.command import CommandEvent, CommandState
+from pupitre.domain.command import CommandState
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.host import HostState
 from pupitre.domain.status import Position, Rows
 from pupitre.endpoint.endpoint import WebServerEndpoint
 from pupitre.endpoint.status_mirror import Ask, StatusMirror
-from pupitre.errors import EndpointError, MessageError, NoAnswer, Unavailable
+from pupitre.errors import EndpointError, MessageError, NoAnswer
 from pupitre.host.simulation.hypervisor import Behaviour
 from pupitre.pki import issuing
-from pupitre.scheduler.changes import Changes
-from pupitre.store import cluster_state
-from pupitre.store.commands import Commands
-from pupitre.store.sql.dialect import DriverConnection
+from pupitre.store.schema import cluster_desktops
 from pupitre.store.sql.engine import open_database
 from pupitre.store.status import Status
 from pupitre.wire.connection import BrokerConnection
@@ -42,6 +39,7 @@ from pupitre.wire.messages import (
 )
 from pupitre.wire.subjects import Subjects
 from tests.rigs import databases
+from tests.rigs.faulty_database import Faults
 from tests.rigs.local_cluster import LocalCluster, eventually, local_cluster, wire_link
 
 pytestmark = pytest.mark.anyio
@@ -338,56 +336,52 @@ async def test_a_command_sent_again_and_again_is_one_command(tmp_path: Path) -> 
         assert len(await host.hypervisor.guests()) == 2
 
 
-async def test_a_start_whose_commit_was_not_confirmed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_whose_commit_was_not_confirmed_goes_on(tmp_path: Path) -> None:
     """The cluster's database has it, and the cluster does not know: the command comes again and is taken up."""
-    save, failed = cluster_state.save, asyncio.Event()
-
-    async def lose_the_answer(connection: DriverConnection, changes: Changes, version: int) -> bool:
-        wrote = await save(connection, changes, version)
-        if changes.desktops and not failed.is_set():
-            failed.set()
-            await connection.commit(())
-            raise Unavailable("The answer was lost.")
-        return wrote
-
-    async with local_cluster(tmp_path, connection_grace=30) as here:
-        await here.add_host()
-        monkeypatch.setattr(cluster_state, "save", lose_the_answer)
-        await here.running()
-        assert failed.is_set()
+    faults = Faults(lambda written: not faults.lost and any(writes(cluster_desktops, one) for one, _ in written))
+    async with local_cluster(tmp_path, start=(), connection_grace=30) as here:
+        with faults.injected("cluster"):
+            await here.start_cluster()
+            await here.start_endpoint()
+            await here.wait_link(True)
+            await here.add_host()
+            await here.running()
+        assert faults.lost == 1
 
 
-async def test_a_command_that_was_given_up_unconfirmed_is_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def writes(table: Table, statement: Executable) -> bool:
+    """Whether it is a change of that table."""
+    return isinstance(statement, Insert | Update) and statement.table is table
+
+
+async def test_a_command_that_was_given_up_unconfirmed_is_undone(tmp_path: Path) -> None:
     """Its CONNECTION_ERROR is written and the answer lost; then the cluster is back, and takes the command."""
-    advance, given_up = Commands.advance, asyncio.Event()
     told: list[AnyMessage] = []
+    faults = Faults(lambda written: not faults.lost and any(fails(values) for _, values in written))
 
-    async def lose_the_answer(commands: Commands, command: str, event: CommandEvent, **more: Any) -> bool:
-        moved = await advance(commands, command, event, **more)
-        if event is CommandEvent.FAIL and not given_up.is_set():
-            given_up.set()
-            raise Unavailable("The answer was lost.")
-        return moved
+    def fails(values: object) -> bool:
+        changes = values if isinstance(values, list) else []
+        return any(change.get("new_state") is CommandState.FAILED for change in changes)
 
     async def cluster(message: AnyMessage) -> AnyMessage:
         if isinstance(message, StatusQuery):
             return StatusPosition(epoch=1, sequence=0)
-        if isinstance(message, Submit) and not given_up.is_set():
+        if isinstance(message, Submit) and not faults.lost:
             raise NoAnswer("no answer")
         told.append(message)
         return Done()
 
-    monkeypatch.setattr(Commands, "advance", lose_the_answer)
     async with (
-        local_cluster(tmp_path, start=("endpoint",), connection_grace=0.1) as here,
+        local_cluster(tmp_path, start=(), connection_grace=0.1) as here,
         wire_link(here.settings, "cluster") as link,
     ):
         await link.serve(Subjects(here.settings.cluster).commands, cluster)
-        boot = await here.boot()
-        await here.outcome(boot, CommandState.FAILED)
-        await eventually(lambda: boot.id in {one.id for one in told if isinstance(one, Abandon)})
+        with faults.injected("commands"):
+            await here.start_endpoint()
+            boot = await here.boot()
+            await here.outcome(boot, CommandState.FAILED)
+            await eventually(lambda: boot.id in {one.id for one in told if isinstance(one, Abandon)})
+        assert faults.lost == 1
 
 
 async def test_a_host_speaks_for_itself_alone(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pupitre.domain.host import Host, HostState
 from pupitre.domain.image import CopyState
 from pupitre.domain.status import ClusterLink, HostImage, Position, Rows
 from pupitre.errors import Unavailable
-from pupitre.portal.live import status_mirror
 from pupitre.portal.live.status_mirror import MirrorChanges, StatusMirror
 from pupitre.store.schema import status_counter
 from pupitre.store.status import SeenKeys, Status
@@ -96,13 +95,10 @@ async def test_each_owner_sees_their_desktops(
         assert await mirror.find_desktops("abcde") == held
 
 
-async def test_gone_desktops_are_found_however_long_they_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(status_mirror, "MOST_GONE", 2)
+async def test_gone_desktops_are_found_however_long_they_are_gone(tmp_path: Path) -> None:
     gone = [replace(DESKTOP, id=f"d{number}", state=DesktopState.GONE) for number in range(5)]
     async with databases.status(tmp_path) as status:
-        mirror = StatusMirror(status)
+        mirror = StatusMirror(status, most_gone=2)
         await mirror.refresh()
         await status.apply("main", Rows(desktops=tuple(gone)))
         await mirror.refresh()

@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uuid_utils
+from sqlalchemy import Executable, Select
 
 from pupitre.domain.command import (
     COMMAND_LIFE,
@@ -22,12 +22,11 @@ from pupitre.domain.command import (
 )
 from pupitre.domain.command_limits import DesktopQuota
 from pupitre.errors import LimitReached, TooEarly
-from pupitre.store import transitions
 from pupitre.store.commands import Commands
 from pupitre.store.new_commands import NewCommand
-from pupitre.store.sql.dialect import Connection
 from tests import ROOT
 from tests.rigs import databases
+from tests.rigs.faulty_database import Faults
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("each_database")]
 
@@ -153,28 +152,28 @@ async def test_the_first_late_outcome_is_kept_and_only_after_giving_up(tmp_path:
         assert [command.id for command in await commands.to_abandon()] == [given_up[1].id]
 
 
-async def test_late_outcome_asks_for_no_second_abandon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_late_outcome_asks_for_no_second_abandon(tmp_path: Path) -> None:
     """The cluster answers, and its outcome comes at the same time."""
     told: list[asyncio.Task[None]] = []
-    async with databases.commands(tmp_path) as commands:
-        command = await commands.request(NewCommand(boot()))
-        await commands.advance(command.id, CommandEvent.TIME_OUT, now=2, abandon=True)
-        read = transitions._read_commands
+    late = False
 
-        async def meanwhile(connection: Connection, ids: set[str]) -> Any:
-            found = await read(connection, ids)
+    async def meanwhile(statement: Executable) -> None:
+        if late and not told and isinstance(statement, Select):
             # It has to wait for this transaction, which has begun.
             told.append(asyncio.create_task(commands.abandoned(command.id)))
             await asyncio.wait(told, timeout=0.3)
-            return found
 
-        monkeypatch.setattr(transitions, "_read_commands", meanwhile)
-        await commands.advance(command.id, CommandEvent.SUCCEED, now=3)
-        await told[0]
-        assert not await commands.to_abandon()
-        found = await commands.get(command.id)
-        assert found
-        assert found.late is CommandState.SUCCEEDED
+    with Faults(after_statement=meanwhile).injected("commands"):
+        async with databases.commands(tmp_path) as commands:
+            command = await commands.request(NewCommand(boot()))
+            await commands.advance(command.id, CommandEvent.TIME_OUT, now=2, abandon=True)
+            late = True
+            await commands.advance(command.id, CommandEvent.SUCCEED, now=3)
+            await told[0]
+            assert not await commands.to_abandon()
+            found = await commands.get(command.id)
+            assert found
+            assert found.late is CommandState.SUCCEEDED
 
 
 async def test_one_of_many_outcomes_at_once_wins(tmp_path: Path) -> None:
@@ -244,6 +243,7 @@ WRITER = """
 import asyncio, sys
 from pathlib import Path
 from tests.rigs import databases
+from tests.rigs.faulty_database import Faults
 from tests.unit.store.test_commands import boot
 
 async def main():

@@ -38,6 +38,7 @@ class MirrorChanges:
 class _Rows:
     """Rows by key. ``owned`` are the ids of each owner's desktops that are not gone."""
 
+    most_gone: int
     hosts: dict[str, Host] = field(default_factory=dict)
     copies: dict[tuple[str, str], HostImage] = field(default_factory=dict)
     desktops: dict[str, Desktop] = field(default_factory=dict)
@@ -84,7 +85,7 @@ class _Rows:
     def keep_gone(self, desktop: Desktop) -> None:
         self.gone[desktop.id] = desktop
         self.gone.move_to_end(desktop.id)
-        if len(self.gone) > MOST_GONE:
+        if len(self.gone) > self.most_gone:
             self.gone.popitem(last=False)
 
 
@@ -94,9 +95,10 @@ class StatusMirror:
     ``on_changes`` is called with what each refresh brought, before anyone who waits for the refresh goes on.
     """
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Status, *, most_gone: int = MOST_GONE) -> None:
         self._status = status
-        self._rows = _Rows()
+        self._most_gone = most_gone
+        self._rows = _Rows(most_gone)
         self._version: int | None = None
         self._refreshes: Batch[None, int] = Batch(self._refresh)
         self._lookups: Batch[str, Desktop | None] = Batch(self._look_up)
@@ -119,7 +121,7 @@ class StatusMirror:
         version, links = await self._status.heartbeat()
         if self._version is None or version < self._version:
             everything = await self._status.everything()
-            self._rows = _Rows()
+            self._rows = _Rows(self._most_gone)
             self._rows.take(everything)
             self._version = everything.version
             taken = MirrorChanges(reloaded=True)

@@ -5,12 +5,13 @@ error, whether it was made or not: who asked tries again with the same ids.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from sqlalchemy import Executable, Table, Update, column, make_url, select, table, update
+from sqlalchemy import URL, Executable, Table, Update, column, make_url, select, table, update
 
 from pupitre.config import DatabaseName, DatabaseRole, Settings
 from pupitre.errors import Conflict, Invalid, SetupError, Unavailable
@@ -23,7 +24,42 @@ from pupitre.timings import DATABASE_LEAVE
 
 _news = table("news", column("value"))
 _LOOK, _CHANGE = select(_news.c.value), update(_news).values(value=_news.c.value)
-KINDS = ("sqlite", "postgresql", "mariadb")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of a backend; see `Database`."""
+
+    notify_dir: Path
+    read_only: bool
+    poll: float
+    patience: float
+
+
+# Each process imports the one driver that it uses.
+
+
+def _sqlite(url: URL, options: Options) -> Dialect:
+    from pupitre.store.sql.backends.sqlite import Sqlite
+
+    return Sqlite(url, notify_dir=options.notify_dir, patience=options.patience, read_only=options.read_only)
+
+
+def _postgresql(url: URL, options: Options) -> Dialect:
+    from pupitre.store.sql.backends.postgresql import Postgres
+
+    return Postgres(url, patience=options.patience, read_only=options.read_only)
+
+
+def _mariadb(url: URL, options: Options) -> Dialect:
+    from pupitre.store.sql.backends.mariadb import MariaDB
+
+    return MariaDB(url, poll=options.poll, patience=options.patience, read_only=options.read_only)
+
+
+Backend = Callable[[URL, Options], Dialect]
+BACKENDS: dict[str, Backend] = {"sqlite": _sqlite, "postgresql": _postgresql, "mariadb": _mariadb}
+"""What opens each kind of database."""
 
 
 class Database:
@@ -40,31 +76,15 @@ class Database:
         self.url = make_url(url)
         self.read_only = read_only
         self.health = Health()
-        self._dialect = self._open(notify_dir, poll, patience)
+        if self.kind not in BACKENDS:
+            raise SetupError(f"{self.kind} is not a database that Pupitre knows.", f"Use one of {', '.join(BACKENDS)}.")
+        self._dialect = BACKENDS[self.kind](self.url, Options(notify_dir, read_only, poll, patience))
         self._under_way = 0
         self._ended = asyncio.Event()
 
-    def _open(self, notify_dir: Path, poll: float, patience: float) -> Dialect:
-        # Each process imports the one driver that it uses.
-        match self.kind:
-            case "sqlite":
-                from pupitre.store.sql.backends.sqlite import Sqlite
-
-                return Sqlite(self.url, notify_dir=notify_dir, patience=patience, read_only=self.read_only)
-            case "postgresql":
-                from pupitre.store.sql.backends.postgresql import Postgres
-
-                return Postgres(self.url, patience=patience, read_only=self.read_only)
-            case "mariadb":
-                from pupitre.store.sql.backends.mariadb import MariaDB
-
-                return MariaDB(self.url, poll=poll, patience=patience, read_only=self.read_only)
-            case other:
-                raise SetupError(f"{other} is not a database that Pupitre knows.", f"Use one of {', '.join(KINDS)}.")
-
     @property
     def kind(self) -> str:
-        """One of `KINDS`."""
+        """Key of `BACKENDS`."""
         return self.url.get_backend_name()
 
     @asynccontextmanager
