@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -53,6 +55,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         case = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
         if "each_server" in needs or any(kind in case for kind in database_servers.KINDS[1:]):
             item.add_marker(pytest.mark.server)
+        if isinstance(item, pytest.Function) and starts_programs(item.module):
+            item.add_marker(pytest.mark.program)
+
+
+STARTING = frozenset(
+    f"tests.rigs.{name}"
+    for name in (
+        "local_cluster",
+        "process_cluster",
+        "command_walk",
+        "image_command",
+        "hypervisor_backends",
+        "qemu_guest",
+    )
+)
+"""Test equipment that starts other programs: brokers, qemu-img, the command line."""
+
+
+def starts_programs(module: ModuleType) -> bool:
+    """Whether a module of tests uses `subprocess`, or equipment that does."""
+    used = vars(module).values()
+    return any(one is subprocess or getattr(one, "__module__", None) in STARTING for one in used)
 
 
 @pytest.hookimpl(trylast=True)

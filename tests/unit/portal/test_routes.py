@@ -173,6 +173,7 @@ async def ask(client: httpx2.AsyncClient, row: Row, path: str) -> int:
         return answer.status_code
 
 
+@pytest.mark.slow
 async def test_every_route_answers_everyone_as_the_table_says(site: Site) -> None:
     desktop = await site.running("student")
     async with site.as_user("student") as student:
