@@ -5,11 +5,12 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 VENV := .venv/bin
 
-.PHONY: help run test test-fast test-other check bench setup lock
+.PHONY: help run test test-fast test-other coverage check bench setup lock
 
 help:
 	@echo "make run     everything on this machine, at http://127.0.0.1:8080"
 	@echo "make test    every test; nothing is mocked"
+	@echo "make coverage   every test, and the lines that none of them ran"
 	@echo "make test-fast   tests in this process alone, on SQLite: a minute, while you work"
 	@echo "make test-other   what depends on the interpreter, with another Python that is there"
 	@echo "make check   format, lint, strict types, import contracts"
@@ -37,13 +38,17 @@ test:
 
 test-fast:
 	@scripts/setup test
-	$(VENV)/pytest --no-cov -q -n 3 -m "not guest and not browser and not server and not program and not slow" tests/unit $(ARGS)
+	$(VENV)/pytest -q -m "not guest and not browser and not server and not program and not slow" tests/unit $(ARGS)
+
+coverage:
+	@scripts/setup test
+	$(VENV)/pytest --cov --cov-report=term:skip-covered $(ARGS)
 
 # What needs neither guests nor a browser nor a database server: those are programs of their own, whatever Python
 # starts them. With all of them it would not fit into twenty minutes beside `make test`.
 test-other:
 	@scripts/setup test-other
-	[ ! -d .venv-other ] || .venv-other/bin/pytest --no-cov -m "not guest and not browser and not slow and not server" $(ARGS)
+	[ ! -d .venv-other ] || .venv-other/bin/pytest -m "not guest and not browser and not slow and not server" $(ARGS)
 
 bench:
 	@scripts/setup bench

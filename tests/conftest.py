@@ -1,9 +1,10 @@
 """Fixtures of many tests."""
 
+import asyncio
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ from playwright.sync_api import Browser, sync_playwright
 from pupitre import config
 from pupitre.images.recipes import recipe
 from pupitre.images.store import ImageStore
-from tests.rigs import database_servers, leftovers
+from tests.rigs import database_servers, leaks, leftovers
 from tests.rigs.database_servers import Provisioned, Servers
 from tests.rigs.stack import Stack
 
@@ -98,6 +99,26 @@ def short_ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if link.readlink().is_relative_to(base):
                 link.unlink()
+
+
+@pytest.fixture(autouse=True)
+def no_leak(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that leaves a task, thread, process, socket or file behind has failed."""
+    if request.node.get_closest_marker("anyio"):
+        request.getfixturevalue("no_task_left")  # and the event loop, which has sockets of its own
+    before = leaks.look()
+    yield
+    if left := leaks.left_after(before):
+        pytest.fail("The test left behind: " + "; ".join(left), pytrace=False)
+
+
+@pytest.fixture
+async def no_task_left(anyio_backend: str) -> AsyncIterator[None]:
+    """The same for tasks of the test's event loop."""
+    before = asyncio.all_tasks()
+    yield
+    if left := await leaks.tasks_left(before):
+        pytest.fail("The test left behind: " + "; ".join(left), pytrace=False)
 
 
 @pytest.fixture
