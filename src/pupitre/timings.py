@@ -71,6 +71,8 @@ GATHER_CHANGES = 0.03
 """For changes of desktops on their way to the endpoint; outcomes do not wait, and bring their rows."""
 GATHER_EVENTS = 0.01
 """After more than one change at once, for the next ones to portals' streams."""
+EVENTS_BUSY, GATHER_STREAM = 0.5, 0.015
+"""After many changes at once: how long each stream gathers its own changes, and for how long at a time."""
 GATHER_STEPS = 0.02
 """For a host's step on the way, which is told alone after that; what it leads to may come sooner and tells all."""
 
@@ -90,6 +92,10 @@ CHILD_HEALTHY = 60.0
 """Life of a child process after which earlier failures are forgotten."""
 CHILD_HURRIED = 1.0
 """For a child process to stop once somebody is in a hurry."""
+CHILD_LAST_OUTPUT = 0.5
+"""For what an ended child has written: a grandchild may hold the pipe open for ever."""
+HOST_RETRY = 1.0
+"""Between two tries of a host to write, to clear up or to say that it shuts down."""
 FULL_DISK_RETRY = Pauses(2.0, 60.0)
 """Between two tries to let a guest go on that waits for space on its host's disk."""
 
@@ -106,6 +112,12 @@ DATABASE_LISTENER_CHECK = 30.0
 """Silence after which a listener asks whether the server is still there."""
 DATABASE_CANCEL = 1.0
 """From closing an overdue connection to the first cancellation, and between two of these."""
+DATABASE_LISTENER_END = 1.0
+"""Between two cancellations of a listener."""
+SQLITE_WAL_RETRY = 0.01
+"""Between two tries to have a file write ahead; SQLite does not wait there by itself."""
+JOURNAL_LOCK = 2.0
+"""For another process to let go of a host's journal."""
 POOL_WAIT = 10.0
 """For a connection of a pool."""
 POOL_DISCARD = 1.0
@@ -260,3 +272,18 @@ BROKER_CERTIFICATE_LOOK = 30.0
 """Between two looks at the broker's certificate where nothing else was noted."""
 CLI_SESSION = 600.0
 """Life of the sign-in that one command makes for itself."""
+
+# Programs and files
+
+LIMIT_GUEST_LIMIT = 10
+"""For prlimit to set the memory of a guest."""
+DISK_CHECK_LIMIT = 20
+"""For qemu-img to look at one disk."""
+IMAGE_CHECK_CPU, IMAGE_CHECK_LIMIT = 10, 60
+"""Of a process that reads a stranger's image: of the processor, and by the clock."""
+BUILD_SILENT = 3600
+"""Without a word, after which a builder on another machine is taken for dead."""
+BLOB_ARRIVING = 3600
+"""For which a blob that no manifest names may be one that is being copied, manifest last."""
+BUILD_LEFTOVER = 86400
+"""Age at which the folder of a build was left behind: no build takes as long."""

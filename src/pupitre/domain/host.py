@@ -1,7 +1,7 @@
 """A host: one VM server with its agent.
 
 The events of its life are what the cluster notices and does: REPORT (it is heard and may take desktops), DRAIN (it
-is heard and shall take none), MISS (it is silent), GIVE_UP (silent too long), SHUT_DOWN (it said farewell), WAKE.
+is heard and shall take none), MISS (it is silent), GIVE_UP (silent too long), SHUT_DOWN (it said so), WAKE.
 """
 
 import re

@@ -40,7 +40,7 @@ from pupitre.runtime.clock import now_ms
 from pupitre.runtime.notifier import Listener
 from pupitre.runtime.timeouts import timeout
 from pupitre.runtime.workers import Workers
-from pupitre.timings import ACPI_RETRY
+from pupitre.timings import ACPI_RETRY, HOST_RETRY
 from pupitre.wire.connection import BrokerConnection
 from pupitre.wire.messages import (
     AnyMessage,
@@ -322,7 +322,7 @@ class HostAgent:
                     break
                 except Unavailable as error:
                     log.warning("guest_end_not_written_yet", reason=str(error))
-                    await asyncio.sleep(1)
+                    await asyncio.sleep(HOST_RETRY)
 
     def _paused(self) -> list[str]:
         """Desktops whose guests wait for their disk."""
@@ -363,7 +363,7 @@ class HostAgent:
             await self._put(record.seen(DesktopState.FAILED, seen.reason))
 
     async def _watch_images(self) -> None:
-        """Someone built, imported or removed an image, or a build moved on; or files came that rang no bell.
+        """Report images that someone built, imported or removed, builds that moved on, and files that notified nobody.
 
         No event tells of what another machine writes to a network share: for that the store is looked at.
         """

@@ -13,6 +13,7 @@ from pathlib import Path
 from pupitre.errors import HypervisorError, ImageFault
 from pupitre.host.hypervisor.domain_xml import Machine
 from pupitre.host.hypervisor.port import Guest
+from pupitre.timings import DISK_CHECK_LIMIT
 
 LEAST_FREE_MIB = 16
 """Less than this where overlays are, and QEMU cannot even write its first cluster."""
@@ -51,7 +52,7 @@ def is_qcow2(disk: Path) -> bool:
     """Whether ``qemu-img`` can open it as qcow2, with what is below it. Takes no lock."""
     command = ["qemu-img", "info", "--force-share", "--output=json", "-f", "qcow2", str(disk)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=DISK_CHECK_LIMIT, check=False)
         return done.returncode == 0 and json.loads(done.stdout)["format"] == "qcow2"
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError):
         return False

@@ -24,6 +24,7 @@ import structlog
 from pupitre.domain.desktop import DesktopState
 from pupitre.domain.image import ImageSpec
 from pupitre.errors import SetupError, Unavailable
+from pupitre.timings import JOURNAL_LOCK
 
 log = structlog.get_logger(__name__)
 
@@ -239,7 +240,7 @@ class Journal:
     # How it is read
 
     def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=2)
+        return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=JOURNAL_LOCK)
 
     def _read(self) -> None:
         # One process alone: two agents of one host would undo each other's work.

@@ -2,7 +2,7 @@
 
 The journal says which desktops this host has; the hypervisor and the overlays' folder say what
 there is. A record is made before its guest and its overlay and is dropped after them, so
-what had none before a look and has none after it is a stray and no desktop on its way.
+one without a record before and after a look is an orphan and no desktop on its way.
 
 A guest without a record gets one, and so the cluster hears of it, which alone knows whether it
 is wanted. An overlay without either is removed, and reported. A desktop whose guest has

@@ -168,7 +168,7 @@ class Reporter:
             if held and held.state is DesktopState.GONE:
                 await self._journal.drop(desktop)
 
-    async def farewell(self) -> bool:
+    async def announce_shutdown(self) -> bool:
         """Tell the cluster that nothing is left here and this machine shuts down; False when it is to be told again."""
         if not await self.send():
             return False

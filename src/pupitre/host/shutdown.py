@@ -1,7 +1,7 @@
 """Shutdown of a host: nothing of any desktop is left, the cluster knows it, then the process ends.
 
 Either because its process stops and takes the guests along, or because the cluster wants the machine
-shut down. Should the process die before its farewell, the cluster, which waits for that, asks again.
+shut down. Should the process die before its notice, the cluster, which waits for that, asks again.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pupitre.host.reports import Reporter
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.timeouts import timeout
 from pupitre.runtime.workers import wait_or_timeout
-from pupitre.timings import HOST_SHUTDOWN_LIMIT
+from pupitre.timings import HOST_RETRY, HOST_SHUTDOWN_LIMIT
 from pupitre.wire.messages import Done, PowerOff
 
 log = structlog.get_logger(__name__)
@@ -60,7 +60,7 @@ class HostShutdown:
         return Done()
 
     async def run(self) -> None:
-        """Once told: clear up, say farewell. Raises `PoweredOff`."""
+        """Clear up once told so, and say that this host shuts down. Raises `PoweredOff`."""
         await self._told.wait()
         while True:
             try:
@@ -68,12 +68,12 @@ class HostShutdown:
                 break
             except PupitreError as error:
                 log.warning("desktops_not_removed_yet", reason=str(error))
-                await asyncio.sleep(1)
+                await asyncio.sleep(HOST_RETRY)
         try:
             async with timeout(HOST_SHUTDOWN_LIMIT):
-                while not await self._reporter.farewell():
+                while not await self._reporter.announce_shutdown():
                     self.moved.clear()
-                    await wait_or_timeout(self.moved, 1.0)
+                    await wait_or_timeout(self.moved, HOST_RETRY)
         except TimeoutError:
             log.warning("host_shutdown_without_cluster")
         raise PoweredOff

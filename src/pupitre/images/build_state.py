@@ -8,8 +8,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-SILENT_FOR = 3600
-"""Seconds without a word after which a builder on another machine is taken for dead."""
+from pupitre.timings import BUILD_SILENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class BuildState:
         if self.failed is not None:
             return self.failed
         if self.machine and self.machine != os.uname().nodename:
-            if quiet > SILENT_FOR:
+            if quiet > BUILD_SILENT:
                 return f"The build on {self.machine} has said nothing for {quiet / 3600:.0f} h. {self.again}"
             return None
         if born(self.pid) != self.born:

@@ -45,10 +45,9 @@ from pupitre.images.progress import Progress, part, silent
 from pupitre.images.signatures import ensure_signed
 from pupitre.runtime.clock import now_ms
 from pupitre.runtime.notifier import Notifier
+from pupitre.timings import BLOB_ARRIVING
 
 CHUNK = 1 << 20
-ARRIVING_FOR = 3600
-"""Seconds for which a blob that no manifest names may be one that is being copied here, manifest last."""
 DROPPED = 0
 """The time of change of a blob that an image was the last to name: nobody waits for it."""
 
@@ -298,7 +297,7 @@ class ImageStore:
             for blob in self._blobs.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     seen = blob.lstat()
-                    is_fresh = seen.st_mtime != DROPPED and time.time() - seen.st_ctime < ARRIVING_FOR
+                    is_fresh = seen.st_mtime != DROPPED and time.time() - seen.st_ctime < BLOB_ARRIVING
                     if blob.name not in named and not is_fresh:
                         blob.unlink()
 
@@ -317,7 +316,7 @@ class ImageStore:
 
 
 def images_notifier(root: Path) -> Notifier:
-    """Rung at every change of the store at ``root``, for the hosts of all who share it."""
+    """Notifier of every change of the store at ``root``, for all hosts that share it."""
     return Notifier(root / "notify", "images")
 
 

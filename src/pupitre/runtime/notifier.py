@@ -1,8 +1,7 @@
-"""A bell: "look again", rung between processes of one machine. It carries no data.
+"""Notifier: a wake-up between processes of one machine. It carries no data.
 
-Each listener binds a datagram socket in the topic's folder; ringing sends one
-empty datagram to every socket there. A ring may be lost only if nobody listened,
-and a listener that starts looks first; so nothing needs to poll.
+Each listener binds a datagram socket in the topic's folder; to notify is to send one byte to every socket there.
+A notification is lost only if nobody listens, and a listener that starts looks first; so nothing needs to poll.
 """
 
 import asyncio
@@ -38,9 +37,9 @@ class Notifier:
                     with contextlib.suppress(OSError):
                         (self.folder / name).unlink()  # its process died
                 except BlockingIOError:
-                    pass  # its queue is full of rings: it will look again anyway
+                    pass  # its queue is full: it will look again anyway
                 except OSError as error:
-                    log.warning("listener_not_woken", bell=f"{self.folder}/{name}", error=str(error))
+                    log.warning("listener_not_woken", socket=f"{self.folder}/{name}", error=str(error))
 
     def listen(self) -> "Listener":
         return Listener(self.folder)

@@ -80,7 +80,7 @@ class Workers:
                     return
                 await wait_or_timeout(wakeup, delay)
         finally:
-            # Between the last look at the bell and here nothing is awaited, so no ring is lost.
+            # Between the last look at the wake-up and here nothing is awaited, so none is lost.
             del self._tasks[key], self._wakeups[key]
 
 

@@ -58,7 +58,7 @@ def settle(changes: Changes, name: str, *, now: int, limits: Limits, is_leaving:
     if registered.wanted == UNREGISTERED and registered.drained_by == AT_ONCE:
         return leave_unheard(changes, registered, now=now)
     if is_leaving:
-        record_shutdown(changes, name, now=now, reason="It went down without a farewell.")
+        record_shutdown(changes, name, now=now, reason="It went down without a notice.")
         return _leave(changes, changes.hosts[name])
     return _recheck_before_deadline(changes, registered, now, HOST_RECHECK)
 

@@ -161,7 +161,7 @@ def test_one_that_went_down_without_a_farewell_is_shut_down() -> None:
     assert here.step(is_leaving=False).again is not None
     assert here.outcome(retire) is None
     here.step(is_leaving=True)
-    assert (here.host.state, here.host.reason) == (HostState.SHUT_DOWN, "It went down without a farewell.")
+    assert (here.host.state, here.host.reason) == (HostState.SHUT_DOWN, "It went down without a notice.")
     assert here.outcome(retire) is CommandState.SUCCEEDED
 
 

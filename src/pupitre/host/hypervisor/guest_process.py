@@ -12,6 +12,8 @@ import resource
 import subprocess
 from pathlib import Path
 
+from pupitre.timings import LIMIT_GUEST_LIMIT
+
 NICENESS = 5
 """About a third of the CPU time of a process that is not nice, where both want all."""
 OOM_SCORE = 300
@@ -70,6 +72,8 @@ def _limit_memory(pid: int, ceiling: int) -> None:
             if owner.st_uid and os.geteuid() == 0:
                 become = ["setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "--"]
                 command = [*become, "prlimit", f"--pid={pid}", f"--data={ceiling}:{ceiling}"]
-                subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=10)
+                subprocess.run(
+                    command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=LIMIT_GUEST_LIMIT
+                )
     except (OSError, ValueError):
         pass  # it has ended

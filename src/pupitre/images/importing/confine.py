@@ -19,9 +19,8 @@ from pupitre.domain.text import shown
 from pupitre.errors import HostileImage, ImageFault
 from pupitre.images.importing.header import SECTOR, AnyFormat
 from pupitre.images.programs import find, require
+from pupitre.timings import IMAGE_CHECK_CPU, IMAGE_CHECK_LIMIT
 
-CPU_SECONDS = 10
-WALL_SECONDS = 60
 MEMORY_BYTES = 512 << 20
 STDIN = "/dev/stdin"
 ENVIRONMENT = {"LC_ALL": "C", "MALLOC_ARENA_MAX": "1", "PATH": os.defpath}
@@ -56,17 +55,17 @@ def driver(disk_format: AnyFormat) -> str:
 
 def _qemu_img(file: Path, arguments: list[str]) -> str:
     require("prlimit", "setpriv", "qemu-img")
-    command = [*confined(CPU_SECONDS, 0), str(find("qemu-img")), *arguments]
+    command = [*confined(IMAGE_CHECK_CPU, 0), str(find("qemu-img")), *arguments]
     try:
         with file.open("rb") as stdin:
             done = subprocess.run(
                 command, stdin=stdin, capture_output=True, text=True, errors="replace",
-                timeout=WALL_SECONDS, cwd="/", env=ENVIRONMENT, check=False,
+                timeout=IMAGE_CHECK_LIMIT, cwd="/", env=ENVIRONMENT, check=False,
             )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise HostileImage(f"qemu-img could not read the image within {WALL_SECONDS} s.") from error
+        raise HostileImage(f"qemu-img could not read the image within {IMAGE_CHECK_LIMIT} s.") from error
     if done.returncode:
-        raise refusal(done.returncode, done.stderr or done.stdout, CPU_SECONDS)
+        raise refusal(done.returncode, done.stderr or done.stdout, IMAGE_CHECK_CPU)
     return done.stdout
 
 

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from pupitre.errors import SetupError
 from pupitre.images.files import empty
+from pupitre.timings import BUILD_LEFTOVER
 
 ELSEWHERE = (Path("/var/tmp"), Path("/tmp"))  # a folder of our own is made in it
 PREFIX = "pupitre-build-"
-LEFT_AFTER = 86400
-"""Seconds; no build takes as long."""
 ACL_VERSION = 2
 OWNER, USER, GROUP, MASK, OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
 NOBODY = 0xFFFFFFFF
@@ -67,7 +66,7 @@ def _sweep(base: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             status = left.lstat()
             is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-            if is_own and time.time() - status.st_mtime > LEFT_AFTER:
+            if is_own and time.time() - status.st_mtime > BUILD_LEFTOVER:
                 empty(left)
 
 

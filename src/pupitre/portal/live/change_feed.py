@@ -24,10 +24,10 @@ from pupitre.runtime.workers import retry_until_available
 from pupitre.store.commands import ANSWERED, Commands
 from pupitre.store.sql.dialect import Listening
 from pupitre.store.status import CHANGED
-from pupitre.timings import GATHER_EVENTS
+from pupitre.timings import EVENTS_BUSY, GATHER_EVENTS, GATHER_STREAM
 
-MANY, BUSY, STREAM_GATHER = 5, 0.5, 0.015
-"""After so many changes at once, for how long each stream gathers its own changes, and for how long (s)."""
+MANY = 5
+"""Changes at once after which streams gather theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +217,10 @@ class ChangeFeed:
             if told > 1:
                 await asyncio.sleep(GATHER_EVENTS)
             if told >= MANY:
-                self._busy_until = time.monotonic() + BUSY
+                self._busy_until = time.monotonic() + EVENTS_BUSY
 
     def _stream_pause(self) -> float:
-        return STREAM_GATHER if time.monotonic() < self._busy_until else 0.0
+        return GATHER_STREAM if time.monotonic() < self._busy_until else 0.0
 
     async def _confirm(self) -> None:
         """Tell that rows which have not changed still hold: pages mark what nobody has confirmed for too long.

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import structlog
 
 from pupitre.runtime.backoff import Backoff
-from pupitre.timings import LISTENER_RECONNECT
+from pupitre.timings import DATABASE_LISTENER_END, LISTENER_RECONNECT
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ class RemoteListener(ABC):
     def __init__(self, name: str) -> None:
         self._name = name
         self._tried = asyncio.Event()
-        self._rung = asyncio.Event()
+        self._notified = asyncio.Event()
         self._away = False
         self._task: asyncio.Task[None] | None = None
 
@@ -46,20 +46,20 @@ class RemoteListener(ABC):
         # Said again: before Python 3.12 a driver that waits by `asyncio.wait_for` can lose a cancellation.
         while self._task and not self._task.done():
             self._task.cancel()
-            await asyncio.wait([self._task], timeout=1)
+            await asyncio.wait([self._task], timeout=DATABASE_LISTENER_END)
 
     async def wait(self) -> None:
-        await self._rung.wait()
+        await self._notified.wait()
         if self._task and self._task.done():
             self._task.result()  # what nobody foresaw is not waited out in silence
-        self._rung.clear()
+        self._notified.clear()
 
     def _ended(self, _task: object) -> None:
         self._tried.set()
         self._notify()
 
     def _notify(self) -> None:
-        self._rung.set()
+        self._notified.set()
 
     def _begun(self) -> None:
         """Note that no change is missed from now on; what came before may have been."""

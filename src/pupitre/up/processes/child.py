@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pupitre.errors import SetupError
 from pupitre.runtime.timeouts import timeout
+from pupitre.timings import CHILD_LAST_OUTPUT
 from pupitre.up.processes.notify import Notifications
 from pupitre.up.processes.stream import Lines, LogStream
 
@@ -94,9 +95,8 @@ class Child:
         reading = asyncio.create_task(self._forward(self._process.stdout, lines, stream, on_ready))
         try:
             code = await self._process.wait()
-            # A grandchild may hold the pipe open for ever: what is already there is enough.
             with contextlib.suppress(TimeoutError):
-                async with timeout(0.5):
+                async with timeout(CHILD_LAST_OUTPUT):
                     await reading
             return code
         finally:

@@ -27,7 +27,7 @@ from pupitre.store.sql.dialect import DriverConnection, Listening
 from pupitre.store.sql.pool import Pool
 from pupitre.store.sql.statement import Result, Statements, Values, returning
 from pupitre.store.sql.upsert import insert_or_update
-from pupitre.timings import DATABASE_CLOSE, SQLITE_WAIT
+from pupitre.timings import DATABASE_CLOSE, SQLITE_WAIT, SQLITE_WAL_RETRY
 
 _OF_NO_USE = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB})
 """Primary result codes of a file that is another one by now, or that cannot be used."""
@@ -158,7 +158,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if _code(error) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(0.01)
+            time.sleep(SQLITE_WAL_RETRY)
         else:
             return
 
