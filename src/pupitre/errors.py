@@ -11,7 +11,9 @@
     │   ├── Conflict            the thing's state does not allow it
     │   ├── LimitReached        the user has all they may have
     │   ├── TooEarly            sooner than the interval; ``retry_after`` seconds
-    │   └── HostileImage        an image file that must not reach a parser
+    │   ├── HostileImage        an image file that must not reach a parser
+    │   ├── TicketRefused       a ticket that opens nothing (`pupitre.domain.ticket`)
+    │   └── ApiError            a refusal of the portal, for the command line (`pupitre.cli.remote.client`)
     ├── CommandError            the outcome of a command that could not be carried out
     │   ├── ConnectionFault     CONNECTION_ERROR: the cluster was not reached
     │   ├── TimedOut            no outcome within the command's time-out
@@ -30,6 +32,7 @@
     ├── HypervisorError         what libvirt or QEMU said, in one sentence
     │   ├── NoSuchDomain
     │   └── ImageFault          a disk or image that cannot be used
+    ├── HostRefused             a host's answer to the gateway (`pupitre.gateway.service`)
     ├── MessageError            bytes that are no message of ours
     ├── ForbiddenTransition     a state table has no such step: a programming error
     └── SetupError              the machine lacks something; ``remedy`` says what to do
