@@ -120,8 +120,8 @@ LOGGING = """
 import logging, sys, structlog
 from pathlib import Path
 from pupitre.config import Settings
-from pupitre.runtime.log import setup
-setup(Settings(home=Path(sys.argv[1]), log_format=sys.argv[2]), "web")
+from pupitre.runtime.log import set_up_logging
+set_up_logging(Settings(home=Path(sys.argv[1]), log_format=sys.argv[2]), "web")
 name = "eve" + chr(10) + "FORGED line" + chr(13) + chr(27) + "[2J"
 structlog.get_logger().info(name, name=name, error=ValueError(name))
 logging.getLogger("other").warning("Said by %s", name)

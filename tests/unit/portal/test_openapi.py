@@ -24,6 +24,9 @@ from tests.rigs.portal_site import open_site
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 
 
+pytestmark = pytest.mark.shared_site
+
+
 @pytest.fixture(scope="module")
 def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """A site in a thread of its own: its address and an administrator's token."""
