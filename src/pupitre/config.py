@@ -115,7 +115,7 @@ class Settings(BaseSettings):
         " Default: this machine.",
     )
     tls_cert: Path | None = Field(None, description="PEM certificate of the web process, with tls_key.")
-    tls_key: Path | None = None
+    tls_key: Path | None = Field(None, description="PEM key of tls_cert.")
     web_packages: Path | None = Field(
         None, description="Folder of npm packages that browsers are served. Default: node_modules of the source tree."
     )
@@ -171,8 +171,8 @@ class Settings(BaseSettings):
         10, gt=0, description="Seconds within which a lost status change is repaired."
     )
     student_desktops: int = Field(1, ge=0, description="Desktops a student may have at once.")
-    teacher_desktops: int = Field(5, ge=0)
-    admin_desktops: int = Field(20, ge=0)
+    teacher_desktops: int = Field(5, ge=0, description="Desktops a teacher may have at once.")
+    admin_desktops: int = Field(20, ge=0, description="Desktops an administrator may have at once.")
 
     # Links
     nats_url: str = Field("tls://127.0.0.1:4222", description="NATS servers, comma separated.")
@@ -195,7 +195,9 @@ class Settings(BaseSettings):
     )
 
     # Host
-    host_name: str = Field("host-1", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    host_name: str = Field(
+        "host-1", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$", description="Name of the host that this process serves."
+    )
     host_address: str = Field("127.0.0.1", description="Address where the gateway reaches this host's consoles.")
     console_port: int = Field(0, ge=0, le=65535, description="Port of the console server; 0 takes a free one.")
     viewer_port: int | None = Field(
@@ -261,8 +263,10 @@ class Settings(BaseSettings):
         description="Port on the loopback for /healthz, /readyz, /metrics of a process, with the token in ops.token;"
         " 0: none. `up` gives it to the cluster, the next ones to endpoint, web and hosts.",
     )
-    log_format: Literal["text", "json"] = "text"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = Field("text", description="Form of log lines on standard error.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Log lines of this level and above are written."
+    )
 
     @classmethod
     def settings_customise_sources(
